@@ -1,0 +1,1 @@
+# The install tree: header, libraries, CMake package, pkg-config file.

@@ -1,0 +1,30 @@
+# What all targets of the project share: an interface target with warnings and sanitizers, and two short functions.
+
+add_library(lycoris_options INTERFACE)
+target_compile_features(lycoris_options INTERFACE cxx_std_17)
+if(PROJECT_IS_TOP_LEVEL AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+  target_compile_options(lycoris_options INTERFACE
+    $<$<COMPILE_LANGUAGE:C,CXX>:-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion>)
+endif()
+if(LYCORIS_SANITIZE)
+  target_compile_options(lycoris_options INTERFACE
+    $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${LYCORIS_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all>)
+  target_link_options(lycoris_options INTERFACE -fsanitize=${LYCORIS_SANITIZE})
+endif()
+
+# Programs and libraries go below build/<preset>/, not into the folders of their sources.
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
+set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
+
+# lycoris_add_test(name SOURCES... [LIBRARIES ...] [LABELS ...]): a GoogleTest program on the library's inside.
+function(lycoris_add_test name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LIBRARIES;LABELS" ${ARGN})
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE lycoris_core lycoris_options GTest::gmock GTest::gtest_main ${arg_LIBRARIES})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name})
+  if(arg_LABELS)
+    set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}")
+  endif()
+endfunction()
