@@ -12,7 +12,7 @@ fail() {
 git ls-files -z '*.c' '*.h' '*.cpp' '*.hpp' '*.cu' '*.cuh' ':!include/lycoris.h' ':!tests/bindings/layout_probe.c' |
   xargs --null clang-format --dry-run -Werror
 
-git grep -lIzE '^#!.*\b(ba)?sh$' | xargs --null shellcheck --external-sources scripts/stages.sh
+git grep -lIzE '^#!.*\b(ba)?sh$' | xargs --null shellcheck scripts/stages.sh
 
 # Folders of one machine.
 if git grep -nIE '(^|[^[:alnum:].$}{])/(work|root|home|mnt|Users)/'; then
