@@ -45,6 +45,10 @@ class Library(unittest.TestCase):
         for tag in ("RPATH", "RUNPATH", "TEXTREL"):
             self.assertEqual(dynamic(tag), [])
 
+    def test_binds_its_own_calls_to_itself(self):
+        # Else a host's function of the same name would take them over, even under RTLD_LOCAL.
+        self.assertNotRegex(output("readelf", "--relocs", "--wide", LIBRARY), r"\blyc_\w+")
+
     def test_runs_no_initialiser_of_its_own(self):
         # The compiler's stub, and what the C++ runtime inside brings: its sources end in .cc, ours in .cpp.
         section = re.search(r"\.init_array\s+INIT_ARRAY\s+([0-9a-f]+) [0-9a-f]+ ([0-9a-f]+)",
