@@ -4,11 +4,12 @@
 Usage: header_test.py HEADER
 """
 
+import pathlib
 import re
 import sys
 import unittest
 
-TEXT = re.sub(r"/\*.*?\*/", " ", open(sys.argv[1], encoding="utf-8").read(), flags=re.DOTALL)
+TEXT = re.sub(r"/\*.*?\*/", " ", pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"), flags=re.DOTALL)
 MACROS = dict(re.findall(r"^#define (LYC_\w+)[ \t]+(.+?)[ \t]*$", TEXT, re.MULTILINE))
 CODE = re.sub(r"^\s*#.*$", "", TEXT, flags=re.MULTILINE)
 ENUMS = dict(re.findall(r"typedef enum (\w+) \{(.*?)\}", CODE, re.DOTALL))

@@ -4,6 +4,7 @@
 Usage: library_test.py LIBRARY HEADER
 """
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def dynamic(tag):
 class Library(unittest.TestCase):
     def test_shows_exactly_the_functions_of_the_header(self):
         declared = set(re.findall(r"\b(lyc_\w+)\(", output("gcc", "-E", "-P", HEADER)))
-        version = re.search(r"LYC_ABI_MAJOR (\d+)\n#define LYC_ABI_MINOR (\d+)", open(HEADER, encoding="utf-8").read())
+        version = re.search(r"LYC_ABI_MAJOR (\d+)\n#define LYC_ABI_MINOR (\d+)", pathlib.Path(HEADER).read_text(encoding="utf-8"))
         node = "LYCORIS_{}.{}".format(*version.groups())
         shown = [line.split()[1:] for line in output("nm", "-D", "--defined-only", LIBRARY).splitlines()]
         expected = [["A", node]] + [["T", f"{name}@@{node}"] for name in declared]
