@@ -24,8 +24,8 @@ def dynamic(tag):
 class Library(unittest.TestCase):
     def test_shows_exactly_the_functions_of_the_header(self):
         declared = set(re.findall(r"\b(lyc_\w+)\(", output("gcc", "-E", "-P", HEADER)))
-        version = re.search(r"LYC_ABI_MAJOR (\d+)\n#define LYC_ABI_MINOR (\d+)", pathlib.Path(HEADER).read_text(encoding="utf-8"))
-        node = "LYCORIS_{}.{}".format(*version.groups())
+        text = pathlib.Path(HEADER).read_text(encoding="utf-8")
+        node = "LYCORIS_" + ".".join(re.findall(r"#define LYC_ABI_(?:MAJOR|MINOR) (\d+)", text))
         shown = [line.split()[1:] for line in output("nm", "-D", "--defined-only", LIBRARY).splitlines()]
         expected = [["A", node]] + [["T", f"{name}@@{node}"] for name in declared]
         self.assertGreater(len(declared), 50)
