@@ -26,11 +26,7 @@ std::array<Axis, kAxes> axes_of(const ops::Operand &o) {
 
 std::uintptr_t address(const ops::Operand &o) { return reinterpret_cast<std::uintptr_t>(o.data); }
 
-std::uintptr_t end_address(const ops::Operand &o) {
-  std::int64_t last = 0;
-  for (const Axis &axis : axes_of(o)) last += (axis.extent - 1) * axis.stride;
-  return address(o) + static_cast<std::uintptr_t>(last + 1) * dtype_size(o.dtype);
-}
+std::uintptr_t end_address(const ops::Operand &o) { return address(o) + operand_bytes(o); }
 
 /// For two views with the same strides: does their distance, taken apart axis by axis, leave one of them behind the other?
 bool apart_on_an_axis(const ops::Operand &a, const ops::Operand &b) {
@@ -107,6 +103,25 @@ bool may_overlap(const ops::Operand &a, const ops::Operand &b) {
   const bool comparable = a.dtype == b.dtype && (address(a) - address(b)) % dtype_size(a.dtype) == 0;
   if (!comparable) return true;
   return address(a) <= address(b) ? !apart_on_an_axis(a, b) : !apart_on_an_axis(b, a);
+}
+
+bool writable_once(const ops::Operand &operand) {
+  auto axes = axes_of(operand);
+  std::sort(axes.begin(), axes.end(), [](const Axis &a, const Axis &b) { return a.stride < b.stride; });
+  std::int64_t reach = 0;  // of the axes so far
+  for (const Axis &axis : axes) {
+    if (axis.extent <= 1) continue;
+    if (axis.stride <= reach) return false;
+    reach += (axis.extent - 1) * axis.stride;
+  }
+  return true;
+}
+
+std::uint64_t operand_bytes(const ops::Operand &operand) {
+  if (operand.numel() == 0) return 0;
+  std::int64_t last = 0;
+  for (const Axis &axis : axes_of(operand)) last += (axis.extent - 1) * axis.stride;
+  return static_cast<std::uint64_t>(last + 1) * dtype_size(operand.dtype);
 }
 
 std::string extents_text(const ops::Operand &operand) {

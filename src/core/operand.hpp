@@ -24,6 +24,12 @@ bool same_memory(const ops::Operand &a, const ops::Operand &b);
 /// Whether two views can touch the same bytes. Exact for slices of one dense tensor, on the safe side otherwise.
 bool may_overlap(const ops::Operand &a, const ops::Operand &b);
 
+/// Whether every element has an address of its own, so that the view can be written.
+bool writable_once(const ops::Operand &operand);
+
+/// Bytes from data to the end of the last element.
+std::uint64_t operand_bytes(const ops::Operand &operand);
+
 /// "[640, 320, 3, 3]", in canonical order.
 std::string extents_text(const ops::Operand &operand);
 
