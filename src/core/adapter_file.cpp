@@ -55,15 +55,12 @@ AdapterLayer read_layer(const AdapterFile &adapter, const std::vector<io::LayerR
   return layer;
 }
 
-[[noreturn]] void refuse_empty(const AdapterFile &adapter) {
-  const io::Leftover &first = adapter.leftovers.front();
-  throw Error(first.status, concat(adapter.path, " has no layer that can be used; ",
-                                   first.layer.empty() ? adapter.file.tensors()[first.tensors.front()].name
-                                                       : first.layer,
-                                   ": ", first.reason));
-}
-
 }  // namespace
+
+std::string leftover_text(const AdapterFile &adapter) {
+  const io::Leftover &first = adapter.leftovers.front();
+  return (first.layer.empty() ? adapter.file.tensors()[first.tensors.front()].name : first.layer) + ": " + first.reason;
+}
 
 std::vector<io::TensorEntry> entries_of(const io::TensorFile &file) {
   std::vector<io::TensorEntry> entries;
@@ -94,7 +91,8 @@ AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule) {
   } catch (const Error &error) {
     throw Error(error.status(), concat(path, ": ", error.what()), error.native_code());
   }
-  if (adapter.layers.empty() && !adapter.leftovers.empty()) refuse_empty(adapter);
+  if (adapter.layers.empty() && !adapter.leftovers.empty())
+    fail(adapter.leftovers.front().status, path, " has no layer that can be used; ", leftover_text(adapter));
   if (adapter.layers.empty()) fail(LYC_ERROR_FORMAT, path, " has no tensors");
   return adapter;
 }

@@ -33,6 +33,9 @@ AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule);
 Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, lyc_context &context,
                       std::vector<DeviceBuffer> &buffers);
 
+/// "<layer or key>: <reason>" of the first key that belongs to no layer.
+std::string leftover_text(const AdapterFile &adapter);
+
 /// What a file's tensors look like to dialects and to the name resolver. Borrows from `file`.
 std::vector<io::TensorEntry> entries_of(const io::TensorFile &file);
 

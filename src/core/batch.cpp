@@ -12,14 +12,6 @@ namespace {
 
 constexpr std::int32_t kMaxMultiplierIndex = 1 << 20;
 
-ops::Operand operand_on(const lyc_context &context, const lyc_tensor &tensor, const std::string &what) {
-  const ops::Operand operand = weight_operand(tensor, what);
-  require(tensor.device_type == context.options.device_type &&
-              (tensor.device_type == LYC_DEVICE_CPU || tensor.device_index == context.options.device_index),
-          what, " is not on the context's device");
-  return operand;
-}
-
 BatchItem checked_item(const lyc_context &context, const lyc_batch_item &item) {
   require(item.module != nullptr && item.module->alive(), "module is not a live handle");
   require(item.module->context.get() == &context, "the module belongs to another context");
@@ -90,6 +82,14 @@ void check_disjoint(const std::vector<ops::WeightTarget> &targets) {
 
 }  // namespace
 
+ops::Operand operand_on(const lyc_context &context, const lyc_tensor &tensor, const std::string &what) {
+  const ops::Operand operand = weight_operand(tensor, what);
+  require(tensor.device_type == context.options.device_type &&
+              (tensor.device_type == LYC_DEVICE_CPU || tensor.device_index == context.options.device_index),
+          what, " is not on the context's device");
+  return operand;
+}
+
 std::vector<BatchItem> checked_items(const lyc_context &context, const lyc_batch_item *items, std::size_t count) {
   std::vector<BatchItem> result;
   result.reserve(count);
@@ -104,10 +104,9 @@ std::vector<BatchItem> checked_items(const lyc_context &context, const lyc_batch
   return result;
 }
 
-Ref<lyc_batch> create_batch(lyc_context &context, const std::vector<BatchItem> &items) {
+Ref<lyc_batch> create_batch(lyc_context &context, const std::vector<BatchItem> &items, std::int32_t multiplier_count) {
   WeightArrays arrays;
   std::vector<Ref<lyc_module>> modules;
-  std::int32_t multiplier_count = 1;
   const BatchItem *previous = nullptr;
   for (std::size_t index : target_order(items)) {
     const BatchItem &item = items[index];

@@ -43,7 +43,12 @@ struct BatchItem {
 /// From the public items: every descriptor checked.
 std::vector<BatchItem> checked_items(const lyc_context &context, const lyc_batch_item *items, std::size_t count);
 
-/// Items on the same weight become one target; weights that overlap otherwise are refused.
-Ref<lyc_batch> create_batch(lyc_context &context, const std::vector<BatchItem> &items);
+/// Items on the same weight become one target; weights that overlap otherwise are refused. A run takes at least
+/// `multiplier_count` multipliers.
+Ref<lyc_batch> create_batch(lyc_context &context, const std::vector<BatchItem> &items,
+                            std::int32_t multiplier_count = 1);
+
+/// The tensor as an operand, if it is on the context's device.
+ops::Operand operand_on(const lyc_context &context, const lyc_tensor &tensor, const std::string &what);
 
 }  // namespace lyc
