@@ -24,9 +24,9 @@ using Metadata = std::map<std::string, std::string, std::less<>>;
 struct AdapterKeys {
   const std::vector<TensorEntry> &tensors;
   const Metadata &metadata;
-  /// All values of tensor `index`, as float, row-major; only called for F32, F16 and BF16. May be absent: then nothing
-  /// that needs values is found out.
-  std::function<std::vector<float>(std::size_t index)> read_floats;
+  /// Rows first_row .. first_row + row_count - 1 (of the first axis) of tensor `index` as float, row-major. Only asked
+  /// of F32, F16 and BF16 tensors. May be empty: then what needs values is noted as not checked.
+  std::function<std::vector<float>(std::size_t index, std::int64_t first_row, std::int64_t row_count)> read_rows;
 };
 
 /// One tensor of a module. The name is LyCORIS' own ("lora_up.weight"), whatever the file's spelling; it is static
@@ -40,7 +40,7 @@ struct Factor {
 struct LayerRecord {
   std::string layer;  // as the file spells it: all before the suffix
   lyc_algo algo = LYC_ALGO_NONE;
-  std::vector<Factor> factors;  // in the family's order; then "alpha" and "dora_scale" where the file has them
+  std::vector<Factor> factors;  // in the file's order; "alpha" and "dora_scale" are among them
   bool weight = false;          // changes the layer's weight
   bool bias = false;            // changes the layer's bias
   /// The factors hold this many low-rank parts side by side, while alpha speaks of one: scale = alpha / (rank / parts).

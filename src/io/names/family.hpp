@@ -17,15 +17,16 @@ struct BaseLayer {
   std::string_view path;
   std::int64_t out = 0;
   std::int64_t in = 0;  // 0 where there is none (norms, a lone bias)
+  bool bare = false;    // a parameter of its own, not the ".weight" of a layer
 };
 
 /// One more name of a layer. Aliases of several layers with the same path and parts > 1 are one fused layer; two of
-/// them for one layer are its rows in another order.
+/// them for one layer are its rows in another order. An alias equal to the layer's own path takes its place.
 struct Alias {
   std::string path;
   std::int32_t part = 0, parts = 1;  // which share of the alias' rows, counted from row 0 on
   std::int64_t base_row = 0, rows = 0;
-  bool transposed = false;
+  bool transposed = false;  // the base keeps it as [in, out]
 };
 
 struct Family {
@@ -38,8 +39,15 @@ extern const Family kSdUnet;    // SD 1.x, 2.x, SDXL denoiser
 extern const Family kFlux;      // Flux.1, Chroma
 extern const Family kOpenClip;  // OpenCLIP text encoders
 
-/// All families, in no particular order.
-const std::vector<const Family *> &families();
+struct FamilyList {
+  const Family *const *first;
+  std::size_t count;
+  const Family *const *begin() const { return first; }
+  const Family *const *end() const { return first + count; }
+};
+
+/// All families; none takes precedence.
+FamilyList families();
 
 /// How the rows of a native layer and those of its diffusers names belong together.
 enum class Rows : std::uint8_t {
@@ -47,7 +55,6 @@ enum class Rows : std::uint8_t {
   kThird,          // native rows are three equal parts
   kInputWide,      // native rows are three parts as wide as the input, and the rest
   kSwappedHalves,  // same layer, halves exchanged
-  kTransposed,     // same layer, native weight is stored [in, out]
 };
 
 /// '#' stands for a number, the same ones in the same order on both sides.
