@@ -1,5 +1,7 @@
 #include "core/adapter_file.hpp"
 
+#include <algorithm>
+
 #include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
@@ -14,12 +16,14 @@ std::vector<char> read_tensor(const io::TensorFile &file, std::size_t index) {
   return bytes;
 }
 
-std::vector<float> read_floats(const io::TensorFile &file, std::size_t index) {
-  const std::vector<char> bytes = read_tensor(file, index);
-  const lyc_dtype dtype = file.tensors()[index].dtype;
-  std::vector<float> values(bytes.size() / dtype_size(dtype));
+std::vector<float> read_rows(const io::TensorFile &file, std::size_t index, std::int64_t first, std::int64_t count) {
+  const io::TensorInfo &info = file.tensors()[index];
+  const std::uint64_t row_bytes = info.size / static_cast<std::uint64_t>(std::max<std::int64_t>(1, info.shape.at(0)));
+  std::vector<char> bytes(static_cast<std::uint64_t>(count) * row_bytes);
+  file.read(index, bytes.data(), static_cast<std::uint64_t>(first) * row_bytes, bytes.size());
+  std::vector<float> values(bytes.size() / dtype_size(info.dtype));
   for (std::size_t i = 0; i < values.size(); ++i)
-    values[i] = static_cast<float>(read_element(bytes.data(), dtype, static_cast<std::int64_t>(i)));
+    values[i] = static_cast<float>(read_element(bytes.data(), info.dtype, static_cast<std::int64_t>(i)));
   return values;
 }
 
@@ -75,7 +79,9 @@ AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule) {
   const std::vector<io::TensorEntry> entries = entries_of(adapter.file);
   try {
     io::AdapterRecords records = io::read_adapter(
-        {entries, adapter.file.metadata(), [&](std::size_t index) { return read_floats(adapter.file, index); }});
+        {entries, adapter.file.metadata(), [&](std::size_t index, std::int64_t first, std::int64_t count) {
+           return read_rows(adapter.file, index, first, count);
+         }});
     adapter.dialect = records.dialect;
     adapter.leftovers = std::move(records.leftovers);
     adapter.notes = std::move(records.notes);

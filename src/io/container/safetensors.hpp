@@ -7,17 +7,15 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/dtype.hpp"
+#include "io/metadata.hpp"
 #include "lycoris.h"
 
 namespace lyc::io {
-
-using Metadata = std::map<std::string, std::string>;
 
 struct TensorInfo {
   std::string name;

@@ -8,17 +8,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "io/metadata.hpp"
 #include "io/tensor_entry.hpp"
 #include "lycoris.h"
 
 namespace lyc::io {
-
-using Metadata = std::map<std::string, std::string, std::less<>>;
 
 /// What a dialect may look at. Borrowed for the time of the call.
 struct AdapterKeys {
