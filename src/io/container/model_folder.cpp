@@ -84,7 +84,7 @@ void require_all_shards(const Candidate &candidate, const std::string &folder) {
   const std::size_t total = std::stoul(candidate.shard_total);
   if (candidate.shards.size() != total)
     fail(LYC_ERROR_FORMAT, "'", folder, "' has ", candidate.shards.size(), " of the ", total, " shards of ",
-         quoted(candidate.shards.front()), ", and no index");
+         quote_name(candidate.shards.front()), ", and no index");
 }
 
 }  // namespace
@@ -114,10 +114,10 @@ WeightSet choose_weights(const std::vector<std::string> &names, const std::strin
   const Candidate &candidate = *chosen.front();
   if (chosen.size() > 1 || (candidate.index.empty() && !candidate.whole.empty() && !candidate.shards.empty())) {
     const auto shown = [](const Candidate &c) {
-      return quoted(!c.index.empty() ? c.index : !c.whole.empty() ? c.whole : c.shards.front());
+      return quote_name(!c.index.empty() ? c.index : !c.whole.empty() ? c.whole : c.shards.front());
     };
     fail(LYC_ERROR_INVALID_ARGUMENT, "'", folder, "' holds several models, among them ", shown(candidate), " and ",
-         chosen.size() > 1 ? shown(*chosen[1]) : quoted(candidate.shards.front()), "; name the file that is meant");
+         chosen.size() > 1 ? shown(*chosen[1]) : quote_name(candidate.shards.front()), "; name the file that is meant");
   }
   if (!candidate.index.empty()) return {candidate.index, {}};
   if (!candidate.whole.empty()) return {"", {candidate.whole}};

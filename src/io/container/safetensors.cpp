@@ -54,7 +54,7 @@ class HeaderReader {
       case State::kRoot:
         return begin_member(text);
       case State::kMetadata:
-        if (header_.metadata.count(text)) fail_format("metadata key ", quoted(text), " occurs twice");
+        if (header_.metadata.count(text)) fail_format("metadata key ", quote_name(text), " occurs twice");
         value_ = &header_.metadata[text];
         return true;
       default:
@@ -132,7 +132,7 @@ class HeaderReader {
 
   template <typename... Parts>
   [[noreturn]] void fail_tensor(const Parts &...parts) const {
-    fail_format("tensor ", quoted(header_.tensors.back().name), " ", parts...);
+    fail_format("tensor ", quote_name(header_.tensors.back().name), " ", parts...);
   }
 
   bool enter(State state) {
@@ -176,7 +176,7 @@ class HeaderReader {
     if (field == "dtype") return once(has_dtype_, State::kDtype, field);
     if (field == "shape") return once(has_shape_, State::kShape, field);
     if (field == "data_offsets") return once(has_offsets_, State::kOffsets, field);
-    fail_tensor("has an unknown field ", quoted(field));
+    fail_tensor("has an unknown field ", quote_name(field));
   }
 
   bool once(bool &seen, State state, const std::string &field) {
@@ -218,7 +218,7 @@ void check_unique(const Header &header, const std::string &path) {
   names.reserve(header.tensors.size());
   for (const TensorInfo &tensor : header.tensors)
     if (!names.insert(tensor.name).second)
-      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quoted(tensor.name), " occurs twice");
+      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quote_name(tensor.name), " occurs twice");
 }
 
 /// Sort by position, check that the tensors tile the data, and make offsets count from the beginning of the file.
@@ -230,11 +230,11 @@ void place_tensors(Header &header, std::uint64_t data_begin, std::uint64_t file_
   std::uint64_t end = 0;
   for (TensorInfo &tensor : header.tensors) {
     if (tensor.offset != end)
-      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quoted(tensor.name), " begins at byte ", tensor.offset,
+      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quote_name(tensor.name), " begins at byte ", tensor.offset,
            " of the data, ", tensor.offset < end ? "inside another tensor" : "after a hole", ": ", end,
            " was expected");
     if (tensor.size > data_size - end)
-      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quoted(tensor.name), " ends at byte ",
+      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quote_name(tensor.name), " ends at byte ",
            tensor.offset + tensor.size, " of the data, which has only ", data_size, "; the file may be cut off");
     end += tensor.size;
     tensor.offset += data_begin;
@@ -261,7 +261,7 @@ std::string json_string(const std::string &text, const char *what) {
   try {
     return Json(text).dump();
   } catch (const Json::exception &) {
-    fail(LYC_ERROR_INVALID_ARGUMENT, what, " ", quoted(text), " is not valid UTF-8");
+    fail(LYC_ERROR_INVALID_ARGUMENT, what, " ", quote_name(text), " is not valid UTF-8");
   }
 }
 
@@ -292,12 +292,12 @@ std::string length_bytes(std::uint64_t length) {
 
 TensorInfo make_tensor_info(std::string name, lyc_dtype dtype, std::vector<std::int64_t> shape) {
   const DtypeInfo *info = find_dtype(dtype);
-  require(info != nullptr, "tensor ", quoted(name), " has no known dtype");
-  require(shape.size() <= LYC_MAX_DIMS, "tensor ", quoted(name), " has ", shape.size(), " dimensions, at most ",
+  require(info != nullptr, "tensor ", quote_name(name), " has no known dtype");
+  require(shape.size() <= LYC_MAX_DIMS, "tensor ", quote_name(name), " has ", shape.size(), " dimensions, at most ",
           LYC_MAX_DIMS, " are supported");
-  for (const std::int64_t n : shape) require(n >= 0, "tensor ", quoted(name), " has a dimension of ", n);
+  for (const std::int64_t n : shape) require(n >= 0, "tensor ", quote_name(name), " has a dimension of ", n);
   TensorInfo tensor{std::move(name), dtype, std::string(info->safetensors), std::move(shape)};
-  require(tensor_size(tensor.shape, info->size, &tensor.size), "tensor ", quoted(tensor.name),
+  require(tensor_size(tensor.shape, info->size, &tensor.size), "tensor ", quote_name(tensor.name),
           " has a shape that is too large");
   return tensor;
 }
@@ -336,11 +336,11 @@ std::string render_header(const Metadata &metadata, std::vector<TensorInfo> &ten
   std::uint64_t end = 0;
   for (TensorInfo &tensor : tensors) {
     require(tensor.name != kMetadataKey, "a tensor cannot be called ", kMetadataKey);
-    require(names.insert(tensor.name).second, "tensor ", quoted(tensor.name), " is given twice");
+    require(names.insert(tensor.name).second, "tensor ", quote_name(tensor.name), " is given twice");
     json += (json.size() > 1 ? "," : "") + render_tensor(tensor, end);
     tensor.offset = end;
     require(!__builtin_add_overflow(end, tensor.size, &end) && end <= std::numeric_limits<std::int64_t>::max() / 2,
-            "the tensors up to ", quoted(tensor.name), " are too large for a file");
+            "the tensors up to ", quote_name(tensor.name), " are too large for a file");
   }
   json += "}";
   json.append((kAlignment - (kLengthSize + json.size()) % kAlignment) % kAlignment, ' ');
@@ -351,11 +351,11 @@ std::string render_header(const Metadata &metadata, std::vector<TensorInfo> &ten
 }
 
 void require_range(const TensorInfo &tensor, std::uint64_t begin, std::uint64_t size) {
-  require(begin <= tensor.size && size <= tensor.size - begin, "tensor ", quoted(tensor.name), " has ", tensor.size,
+  require(begin <= tensor.size && size <= tensor.size - begin, "tensor ", quote_name(tensor.name), " has ", tensor.size,
           " bytes, which do not include ", size, " from byte ", begin, " on");
 }
 
-std::string quoted(std::string_view name) {
+std::string quote_name(std::string_view name) {
   std::string text = "'";
   for (const char c : name.substr(0, kQuotedLength))
     text += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;

@@ -52,6 +52,6 @@ std::string render_header(const Metadata &metadata, std::vector<TensorInfo> &ten
 void require_range(const TensorInfo &tensor, std::uint64_t begin, std::uint64_t size);
 
 /// A name from a file as it may appear in a message: in quotes, one line, not too long.
-std::string quoted(std::string_view name);
+std::string quote_name(std::string_view name);
 
 }  // namespace lyc::io

@@ -38,7 +38,7 @@ void SafetensorsWriter::copy_from(std::size_t tensor, const TensorFile &source, 
 void SafetensorsWriter::finish(os::Replace replace) {
   for (std::size_t i = 0; i < tensors_.size(); ++i)
     if (written_[i] != tensors_[i].size)
-      fail(LYC_ERROR_INTERNAL, "tensor ", quoted(tensors_[i].name), " has ", tensors_[i].size, " bytes, but ",
+      fail(LYC_ERROR_INTERNAL, "tensor ", quote_name(tensors_[i].name), " has ", tensors_[i].size, " bytes, but ",
            written_[i].load(), " were written");
   file_.commit(replace);
 }

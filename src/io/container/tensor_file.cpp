@@ -40,10 +40,10 @@ std::map<std::string, std::string> read_weight_map(const std::string &path) {
   if (found == json.end() || !found->is_object()) fail(LYC_ERROR_FORMAT, "'", path, "' has no weight_map");
   std::map<std::string, std::string> map;
   for (const auto &[tensor, shard] : found->items()) {
-    if (!shard.is_string()) fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quoted(tensor), " has no shard");
+    if (!shard.is_string()) fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quote_name(tensor), " has no shard");
     const std::string &name = shard.get_ref<const std::string &>();
     if (!is_plain_file_name(name))
-      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quoted(tensor), " is in the shard ", quoted(name),
+      fail(LYC_ERROR_FORMAT, "'", path, "': tensor ", quote_name(tensor), " is in the shard ", quote_name(name),
            ", which is not the name of a file in the same folder");
     map.emplace(tensor, name);
   }
@@ -170,7 +170,7 @@ void TensorFile::add_index(const std::string &index, const std::string &prefix) 
   for (const auto &[tensor, shard] : weight_map) {
     const auto entry = found.find(tensor);
     if (entry == found.end() || entry->second != shard)
-      fail(LYC_ERROR_FORMAT, "'", index_path, "': tensor ", quoted(tensor), " should be in ", quoted(shard),
+      fail(LYC_ERROR_FORMAT, "'", index_path, "': tensor ", quote_name(tensor), " should be in ", quote_name(shard),
            ", but is not");
   }
 }
@@ -213,8 +213,8 @@ void TensorFile::finish() {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const auto [entry, is_new] = numbers_.emplace(tensors_[i].name, i);
     if (!is_new)
-      fail(LYC_ERROR_FORMAT, "'", root_, "': tensor ", quoted(tensors_[i].name), " is in two files, ",
-           quoted(shard_of(entry->second).path), " and ", quoted(shard_of(i).path));
+      fail(LYC_ERROR_FORMAT, "'", root_, "': tensor ", quote_name(tensors_[i].name), " is in two files, ",
+           quote_name(shard_of(entry->second).path), " and ", quote_name(shard_of(i).path));
   }
 }
 
