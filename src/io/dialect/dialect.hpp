@@ -18,7 +18,7 @@
 
 namespace lyc::io {
 
-using Metadata = std::map<std::string, std::string, std::less<>>;
+using Metadata = std::map<std::string, std::string>;
 
 /// What a dialect may look at. Borrowed for the time of the call.
 struct AdapterKeys {
