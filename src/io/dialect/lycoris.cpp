@@ -57,11 +57,13 @@ class Reader {
   }
 
   /// A layer is taken as a whole or not at all: half of its meaning would be another adapter.
-  static void check_supported(const Group &group) {
-    for (const Group::Member &member : group.members)
-      if (!member.suffix->unsupported.empty())
-        fail(LYC_ERROR_UNSUPPORTED, "unsupported family: ", member.suffix->unsupported, " ('", member.suffix->name,
-             "')");
+  void check_supported(const Group &group) const {
+    for (const auto &[suffix, tensor] : group.members) {
+      if (suffix->unsupported.empty()) continue;
+      std::string_view family = suffix->unsupported;
+      if (suffix->name == "oft_blocks") family = keys_.tensors[tensor].ndim == 4 ? "BOFT" : "OFT";
+      fail(LYC_ERROR_UNSUPPORTED, "unsupported family: ", family, " ('", suffix->name, "')");
+    }
   }
 
   void check_tensors(const Group &group) const {

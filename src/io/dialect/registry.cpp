@@ -14,7 +14,7 @@ bool any_key(const AdapterKeys &keys, Predicate &&predicate) {
   return false;
 }
 
-bool has_metadata(const AdapterKeys &keys, std::string_view key) { return keys.metadata.count(key) != 0; }
+bool has_metadata(const AdapterKeys &keys, const char *key) { return keys.metadata.count(key) != 0; }
 
 // Known by sight. Whoever writes one of these dialects moves its line to the new file's header.
 

@@ -67,7 +67,7 @@ constexpr Suffix kSuffixes[] = {
     unsupported("GLoRA", ".b1.weight"),
     unsupported("GLoRA", ".b2.weight"),
     unsupported("GLoRA", ".bm.weight"),
-    unsupported("OFT or BOFT", ".oft_blocks"),  // told apart by the number of axes
+    unsupported("OFT or BOFT", ".oft_blocks"),  // 3 or 4 axes
     unsupported("OFT", ".oft_R.weight"),
     unsupported("OFT", ".oft_R.scaled_oft"),
     unsupported("BOFT", ".boft_R"),

@@ -27,6 +27,11 @@ struct Alias {
   std::int32_t part = 0, parts = 1;  // which share of the alias' rows, counted from row 0 on
   std::int64_t base_row = 0, rows = 0;
   bool transposed = false;  // the base keeps it as [in, out]
+
+  bool operator==(const Alias &other) const {
+    return path == other.path && part == other.part && parts == other.parts && base_row == other.base_row &&
+           rows == other.rows && transposed == other.transposed;
+  }
 };
 
 struct Family {

@@ -61,7 +61,7 @@ Layers collect_layers(const std::vector<TensorEntry> &base) {
   return layers;
 }
 
-const std::string_view kNotFound = "no such layer in the base";
+constexpr std::string_view kNotFound = "no such layer in the base";
 
 }  // namespace
 
@@ -81,13 +81,14 @@ NameResolver::NameResolver(const std::vector<TensorEntry> &base) : base_(base) {
     const std::string_view prefix = full_path.substr(0, full_path.size() - split.path.size());
     const std::uint32_t origin = origins.try_emplace(prefix, static_cast<std::uint32_t>(origins.size())).first->second;
     bool renamed = false;
-    for (Alias &alias : found) {
-      renamed = renamed || alias.path == layer.path;
+    for (auto alias = found.begin(); alias != found.end(); ++alias) {
+      if (std::find(found.begin(), alias, *alias) != alias) continue;  // families may agree
+      renamed = renamed || alias->path == layer.path;
       RowTarget target = whole;
-      target.base_row = alias.base_row;
-      target.rows = alias.rows;
-      target.transposed = alias.transposed;
-      add(aliases_, {std::move(alias.path), split.components, origin, alias.part, alias.parts, target});
+      target.base_row = alias->base_row;
+      target.rows = alias->rows;
+      target.transposed = alias->transposed;
+      add(aliases_, {alias->path, split.components, origin, alias->part, alias->parts, target});
     }
     if (renamed) continue;
     const std::uint32_t own_origin = next_own_origin++;
