@@ -53,6 +53,9 @@
 %define LYC_OPTIONS(T, NAME)
 %rename(NAME) T;
 %enddef
+%define LYC_EXEC(T, NAME)
+%rename(NAME) T;
+%enddef
 #endif
 
 LYC_ENUM(lyc_status, Status)
@@ -88,10 +91,12 @@ LYC_INFO(lyc_report_info, ReportInfo)
 
 /* Growing, filled by the caller. */
 LYC_OPTIONS(lyc_context_options, ContextOptions)
-LYC_OPTIONS(lyc_exec, Exec)
 LYC_OPTIONS(lyc_module_options, ModuleOptions)
 LYC_OPTIONS(lyc_network_options, NetworkOptions)
 LYC_OPTIONS(lyc_match_options, MatchOptions)
 LYC_OPTIONS(lyc_merge_options, MergeOptions)
+
+/* Growing, how a call runs. */
+LYC_EXEC(lyc_exec, Exec)
 
 %include "lycoris.h"
