@@ -58,7 +58,7 @@ lyc_status lyc_file_get_tensor(const lyc_file *file, size_t index, const char **
 lyc_status lyc_file_find_tensor(const lyc_file *file, const char *name, size_t *out_index) {
   return boundary([&] {
     const auto index = checked(file, "file").file.find(&needed(name, "name"));
-    if (!index) fail(LYC_ERROR_NOT_FOUND, "the file has no tensor ", io::quoted(name));
+    if (!index) fail(LYC_ERROR_NOT_FOUND, "the file has no tensor ", io::quote_name(name));
     needed(out_index, "out_index") = *index;
   });
 }
@@ -66,7 +66,7 @@ lyc_status lyc_file_find_tensor(const lyc_file *file, const char *name, size_t *
 lyc_status lyc_file_read_tensor(const lyc_file *file, size_t index, void *data, size_t size) {
   return boundary([&] {
     const io::TensorInfo &info = tensor_at(checked(file, "file"), index);
-    require(size >= info.size, io::quoted(info.name), " has ", info.size, " bytes, there is room for ", size);
+    require(size >= info.size, io::quote_name(info.name), " has ", info.size, " bytes, there is room for ", size);
     require(data != nullptr || info.size == 0, "data is NULL");
     file->file.read(index, data, 0, info.size);
   });
@@ -112,7 +112,7 @@ lyc_status lyc_writer_add(lyc_writer *writer, const char *name, const lyc_tensor
     require(is_contiguous(*tensor), text, " is not contiguous");
     require(std::none_of(object.tensors.begin(), object.tensors.end(),
                          [&](const io::TensorInfo &known) { return known.name == text; }),
-            io::quoted(text), " is there already");
+            io::quote_name(text), " is there already");
     object.tensors.push_back(io::make_tensor_info(text, tensor->dtype, shape_of(*tensor)));
     object.data.push_back(tensor->data);
   });
