@@ -34,7 +34,7 @@ struct TargetChoice {
   std::vector<AdapterChoice> adapters;
 };
 
-/// A batch that owns all it points to. Factors are of mixed types; one multiplier for each adapter.
+/// A batch that owns all it points to. One multiplier for each adapter.
 class WeightCase {
  public:
   explicit WeightCase(std::uint64_t seed) : random_(seed) {}
@@ -65,12 +65,14 @@ class WeightCase {
   std::vector<ops::Term> &terms() { return terms_; }
   Arena &arena() { return arena_; }
   std::vector<float> multipliers;
+  lyc_dtype factor_dtype = LYC_DTYPE_NONE;  // of factors added from now on, contiguous then; NONE = mixed, in any order
 
  private:
-  lyc_dtype any_dtype() { return random_.one_of({LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16}); }
-  Order any_order() { return random_.one_of({Order::kOIHW, Order::kHWIO, Order::kOHWI, Order::kGaps, Order::kIOHW}); }
   ops::Operand factor(const Shape &shape, double scale = 0.5) {
-    return arena_.random(shape, any_dtype(), random_, scale, any_order());
+    if (factor_dtype != LYC_DTYPE_NONE) return arena_.random(shape, factor_dtype, random_, scale);
+    const lyc_dtype dtype = random_.one_of({LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16});
+    const Order order = random_.one_of({Order::kOIHW, Order::kHWIO, Order::kOHWI, Order::kGaps, Order::kIOHW});
+    return arena_.random(shape, dtype, random_, scale, order);
   }
 
   ops::Product product(const Shape &shape, Half half, std::int64_t rank) {
