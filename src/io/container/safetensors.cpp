@@ -322,6 +322,9 @@ std::uint64_t header_length(std::string_view begin, std::uint64_t file_size, con
 }
 
 Header parse_header(std::string_view json, std::uint64_t file_size, const std::string &path) {
+  // The parser takes a NUL for the end of its input, and would not look at what comes after it.
+  if (json.find('\0') != std::string_view::npos)
+    fail(LYC_ERROR_FORMAT, "'", path, "': the header is not valid JSON: it has a NUL byte");
   Header header;
   HeaderReader reader(path, header);
   Json::sax_parse(json.begin(), json.end(), &reader);

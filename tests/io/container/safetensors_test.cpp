@@ -192,6 +192,7 @@ TEST(SafetensorsRefuses, JsonThatIsBrokenOrDeep) {
   expect_refused(image("{\"t\":", ""), {"not valid JSON"});
   expect_refused(image("{} {}", ""), {"not valid JSON"});
   expect_refused(image("{\"\xff\":{}}", ""), {"not valid JSON"});
+  expect_refused(image(std::string("{}\0 {", 5), ""), {"not valid JSON", "NUL"});
   expect_refused(image("[]", ""), {"does not begin with {"});
   expect_refused(image(" {}", ""), {"does not begin with {"});
   expect_refused(image("{\"t\":" + std::string(1'000'000, '['), ""), {"'t'", "array"});

@@ -63,6 +63,20 @@ TEST(TensorFile, ReadsWhatIsNotAligned) {
   EXPECT_EQ(value, 1.0f);
 }
 
+TEST(TensorFile, ReadsBeyondFourGigabytes) {
+  const TemporaryFolder folder;
+  constexpr std::uint64_t kCount = (std::uint64_t{1} << 31) + 5;
+  const std::string header =
+      test::image(concat(R"({"t":{"dtype":"F16","shape":[)", kCount, R"(],"data_offsets":[0,)", 2 * kCount, "]}}"), "");
+  const std::string path = folder.put("m.safetensors", header);
+  ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(header.size() + 2 * kCount)), 0);  // a hole on the disk
+  const TensorFile file = TensorFile::open(path);
+  EXPECT_EQ(file.tensors()[0].size, 2 * kCount);
+  char last[2] = {1, 1};
+  file.read(0, last, 2 * kCount - 2, 2);
+  EXPECT_EQ(last[0], 0);
+}
+
 TEST(TensorFile, OpensAnIndexByItsNameOrFolder) {
   const TemporaryFolder folder;
   folder.put("config.json", "{}");
