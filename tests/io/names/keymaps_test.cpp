@@ -211,16 +211,15 @@ TEST_F(KeyMaps, TextEncodersByTheirKohyaNames) {
       EXPECT_EQ(folder.resolve(layer), whole(row[1] + ".weight")) << layer;
       EXPECT_EQ(checkpoint.resolve(layer), whole(native + row[1].substr(component.size()) + ".weight")) << layer;
     }
-    if (two) {
-      for (const auto &row : clip_g) EXPECT_EQ(folder.resolve(row[0]), whole(row[1] + ".weight")) << row[0];
-    }
+    if (!two) continue;
+    for (const auto &row : clip_g) EXPECT_EQ(folder.resolve(row[0]), whole(row[1] + ".weight")) << row[0];
   }
+}
 
-  TEST_F(KeyMaps, OpenClipBothWays) {
-    constexpr std::int64_t kWidth = 1280;
-    Model checkpoint, folder;
-    const auto map = test::read_map(maps_ / "clip_g_checkpoint.txt");
-  }
+TEST_F(KeyMaps, OpenClipBothWays) {
+  constexpr std::int64_t kWidth = 1280;
+  Model checkpoint, folder;
+  const auto map = test::read_map(maps_ / "clip_g_checkpoint.txt");
   std::map<std::string, Pieces> parts_of;  // native layer -> transformers tensors, by rows
   for (const auto &row : map) {
     const Piece native = parse_piece(row[0]);
