@@ -45,11 +45,11 @@ void device_info(int index, lyc_device_info *info) {
   info->name[sizeof info->name - 1] = '\0';
 }
 
-BackendContext *create_context(int device) {
+Context *create_context(int device) {
   const int count = device_count();
   if (count == 0) fail(LYC_ERROR_UNSUPPORTED, "no CUDA device, or no driver for CUDA ", CUDART_VERSION / 1000);
   if (device < 0 || device >= count) fail(LYC_ERROR_NOT_FOUND, "CUDA device ", device, " of ", count);
-  auto context = std::make_unique<BackendContext>();
+  auto context = std::make_unique<Context>();
   context->device = device;
   context->multiprocessors = attribute(device, cudaDevAttrMultiProcessorCount);
   context->has_memory_pools = attribute(device, cudaDevAttrMemoryPoolsSupported) != 0;
@@ -69,7 +69,7 @@ BackendContext *create_context(int device) {
   return context.release();
 }
 
-void destroy_context(BackendContext *context) {
+void destroy_context(Context *context) {
   if (!context) return;
   {
     const DeviceScope scope(*context);
@@ -79,7 +79,7 @@ void destroy_context(BackendContext *context) {
   delete context;
 }
 
-void *allocate(BackendContext &context, std::size_t size, cudaStream_t stream) {
+void *allocate(Context &context, std::size_t size, cudaStream_t stream) {
   const UncapturedScope uncaptured;
   void *memory = nullptr;
   if (!context.has_memory_pools) {
@@ -91,7 +91,7 @@ void *allocate(BackendContext &context, std::size_t size, cudaStream_t stream) {
   return memory;
 }
 
-void release(BackendContext &context, void *memory, cudaStream_t stream) noexcept {
+void release(Context &context, void *memory, cudaStream_t stream) noexcept {
   const UncapturedScope uncaptured;
   if (context.has_memory_pools)
     cudaFreeAsync(memory, stream);
@@ -99,7 +99,7 @@ void release(BackendContext &context, void *memory, cudaStream_t stream) noexcep
     cudaFree(memory);
 }
 
-void copy(BackendContext &context, void *to, const void *from, std::size_t size, cudaMemcpyKind kind) {
+void copy(Context &context, void *to, const void *from, std::size_t size, cudaMemcpyKind kind) {
   const UncapturedScope uncaptured;
   check(cudaMemcpyAsync(to, from, size, kind, context.copies), "cudaMemcpyAsync");
   check(cudaStreamSynchronize(context.copies), "cudaStreamSynchronize");

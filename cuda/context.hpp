@@ -8,9 +8,9 @@
 #include "base/error.hpp"
 #include "ops/backend.hpp"
 
-namespace lyc::ops {
+namespace lyc::cuda {
 
-struct BackendContext {
+struct Context {
   int device = 0;
   int multiprocessors = 0;
   bool has_memory_pools = false;
@@ -24,14 +24,8 @@ struct BackendContext {
   decltype(&cuDevicePrimaryCtxRelease) release = nullptr;
 };
 
-}  // namespace lyc::ops
-
-namespace lyc::cuda {
-
-using ops::BackendContext;
-
-/// Throw DEVICE, or OUT_OF_MEMORY, unless the call succeeded. Errors that others left in the runtime are neither read nor
-/// cleared: only return codes count.
+/// Throw DEVICE, or OUT_OF_MEMORY, unless the call succeeded. Errors that others left in the runtime are neither read
+/// nor cleared: only return codes count.
 inline void check(cudaError_t status, const char *what) {
   if (status == cudaSuccess) return;
   throw Error(status == cudaErrorMemoryAllocation ? LYC_ERROR_OUT_OF_MEMORY : LYC_ERROR_DEVICE,
@@ -40,7 +34,7 @@ inline void check(cudaError_t status, const char *what) {
 
 class DeviceScope {
  public:
-  explicit DeviceScope(const BackendContext &context) : pop_(context.pop) {
+  explicit DeviceScope(const Context &context) : pop_(context.pop) {
     if (context.push(context.primary) != CUDA_SUCCESS)
       fail(LYC_ERROR_DEVICE, "the primary context of CUDA device ", context.device, " cannot be made current");
   }
@@ -71,14 +65,14 @@ class UncapturedScope {
 int device_count();
 void device_info(int index, lyc_device_info *info);
 
-BackendContext *create_context(int device);
-void destroy_context(BackendContext *context);
+Context *create_context(int device);
+void destroy_context(Context *context);
 
 /// On the default stream, memory is ready for every stream at once; on another one, in that stream's order.
-void *allocate(BackendContext &context, std::size_t size, cudaStream_t stream);
-void release(BackendContext &context, void *memory, cudaStream_t stream) noexcept;
+void *allocate(Context &context, std::size_t size, cudaStream_t stream);
+void release(Context &context, void *memory, cudaStream_t stream) noexcept;
 
 /// Copy through the context's own stream and wait for that: not ordered with work on other streams.
-void copy(BackendContext &context, void *to, const void *from, std::size_t size, cudaMemcpyKind kind);
+void copy(Context &context, void *to, const void *from, std::size_t size, cudaMemcpyKind kind);
 
 }  // namespace lyc::cuda

@@ -1,20 +1,24 @@
-// out[y, x] = round(base[y, x] + sum over terms of s * sum_r row[y, r] * column[r, x]),  s = multiplier * coefficient * scalar
+// out[y, x] = round(base[y, x] + sum over terms of s * sum_r row[y, r] * column[r, x]),  s = multiplier * coefficient *
+// scalar
 //
 // for all weights of a batch in one launch. Matrices and factors may have any strides and dtypes; whole vectors along
 // columns are the fast path. out may be base, so neither is __restrict__.
 //
 // Work.     A tile is 64 columns wide and up to 128 rows high; a warp takes one tile, finds its weight by searching the
-//           tiles' prefix sums 32 at a time, and walks down 16 rows a step. The next step's base is on its way while this
-//           step is computed. Warps share nothing but the L1 cache, which holds the factors of their tiles.
-// Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. Factors come from L2 once per
+//           tiles' prefix sums 32 at a time, and walks down 16 rows a step. The next step's base is on its way while
+//           this step is computed. Warps share nothing but the L1 cache, which holds the factors of their tiles.
+// Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. Factors come from L2 once
+// per
 //           tile (rank / 128 of the base's bytes along columns, rank / 64 along rows) and from L1 once per step.
-// Numerics. 16-bit factors: tensor cores, whose products are exact and whose sums are float32. Otherwise float32 FMA. One
-//           rounding, at the store. No term is touched whose multiplier is 0; if that is all of them, out gets base's bits.
+// Numerics. 16-bit factors: tensor cores, whose products are exact and whose sums are float32. Otherwise float32 FMA.
+// One
+//           rounding, at the store. No term is touched whose multiplier is 0; if that is all of them, out gets base's
+//           bits.
 //
 // A warp's step is a 64 x 16 piece of the transposed matrix, in the fragments of mma.m16n8k16: the instruction's m runs
 // along columns, n along rows, k along ranks. Which column an m stands for is ours to choose, so we let thread (g, q) =
-// (lane / 4, lane % 4) own vectors of adjacent columns, and the eight g make up a row's 128 bytes. Ranks are dealt out the
-// same way: thread q owns ranks 4q to 4q + 3 of each 16.
+// (lane / 4, lane % 4) own vectors of adjacent columns, and the eight g make up a row's 128 bytes. Ranks are dealt out
+// the same way: thread q owns ranks 4q to 4q + 3 of each 16.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -24,11 +28,11 @@ namespace lyc::cuda {
 namespace {
 
 constexpr int kThreads = kWarpsPerBlock * 32;
-constexpr int kThreadColumns = 8;               // columns that a thread owns in each of its rows
-constexpr int kRowGroups = kStepRows / 8;       // n tiles of a step
-constexpr int kThreadRows = 2 * kRowGroups;     // rows that a thread owns in a step
-constexpr int kMTiles = kThreadColumns / 2;     // m tiles of a step: a thread owns columns 2j and 2j + 1 of m tile j
-constexpr int kRankChunk = 16;                  // k of the instruction
+constexpr int kThreadColumns = 8;            // columns that a thread owns in each of its rows
+constexpr int kRowGroups = kStepRows / 8;    // n tiles of a step
+constexpr int kThreadRows = 2 * kRowGroups;  // rows that a thread owns in a step
+constexpr int kMTiles = kThreadColumns / 2;  // m tiles of a step: a thread owns columns 2j and 2j + 1 of m tile j
+constexpr int kRankChunk = 16;               // k of the instruction
 constexpr int kThreadRanks = kRankChunk / 4;
 
 /// A kernel's properties as a type.
@@ -199,7 +203,8 @@ __device__ void store_vector(const Packed<K> &row, int part, char *to, bool wide
         make_uint4(row.word[4 * part], row.word[4 * part + 1], row.word[4 * part + 2], row.word[4 * part + 3]);
 }
 
-/// Visit the thread's part of a row: `vector(part, address)` where a whole one can be moved, else `element(index, offset)`.
+/// Visit the thread's part of a row: `vector(part, address)` where a whole one can be moved, else `element(index,
+/// offset)`.
 template <typename K, typename Vector, typename Element>
 __device__ void visit_row(const Matrix &matrix, const MatrixTarget &target, Lane lane, int y, int strip_column,
                           Vector vector, Element element) {
@@ -236,16 +241,14 @@ __device__ void load_rows(Packed<K> (&rows)[kThreadRows], const MatrixTarget &ta
 }
 
 template <typename K>
-__device__ void store_rows(const Packed<K> (&rows)[kThreadRows], const MatrixTarget &target, Lane lane, int y,
-                           int x) {
+__device__ void store_rows(const Packed<K> (&rows)[kThreadRows], const MatrixTarget &target, Lane lane, int y, int x) {
   const Matrix &out = target.out;
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
     const int row = y + row_of(lane, r);
     if (row >= target.rows.size) continue;
     visit_row<K>(
-        out, target, lane, row, x,
-        [&](int part, char *to) { store_vector(rows[r], part, to, is_wide(out.dtype)); },
+        out, target, lane, row, x, [&](int part, char *to) { store_vector(rows[r], part, to, is_wide(out.dtype)); },
         [&](int index, std::int64_t offset) {
           store_bits(out.data, out.dtype, offset, unpack(rows[r], index, out.dtype));
         });
@@ -348,7 +351,8 @@ __device__ ColumnFragment load_columns(const LowRankTerm &term, int rank, const 
     const int x = step.x + column_of<K>(step.lane, c);
     uint2 ranks = make_uint2(0, 0);
     if (K::kRegular || x < columns.size)
-      ranks = load_ranks<K::kRegular>(term.column_factor, offset_of<K>(columns, term.column_factor.axis, x), rank, term.rank);
+      ranks = load_ranks<K::kRegular>(term.column_factor, offset_of<K>(columns, term.column_factor.axis, x), rank,
+                                      term.rank);
     fragment.a[c / 2][c % 2] = ranks.x;
     fragment.a[c / 2][c % 2 + 2] = ranks.y;
   }
@@ -423,7 +427,9 @@ __device__ void load_columns_f32(float (&value)[kThreadColumns], const LowRankTe
 #pragma unroll
   for (int c = 0; c < kThreadColumns; ++c) {
     const int x = step.x + column_of<K>(step.lane, c);
-    value[c] = K::kRegular || x < columns.size ? load_float(factor.data, factor.dtype, from + offset_of<K>(columns, factor.axis, x)) : 0.0f;
+    value[c] = K::kRegular || x < columns.size
+                   ? load_float(factor.data, factor.dtype, from + offset_of<K>(columns, factor.axis, x))
+                   : 0.0f;
   }
 }
 
@@ -446,7 +452,8 @@ __device__ void add_product_fma(Fragment &wide, const LowRankTerm &term, float s
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       const int y = min(step.y + row_of(step.lane, r), step.target.rows.size - 1);
-      row[r] = load_ranks_f32(term.row_factor, offset_of<K>(step.target.rows, term.row_factor.axis, y), rank, term.rank);
+      row[r] =
+          load_ranks_f32(term.row_factor, offset_of<K>(step.target.rows, term.row_factor.axis, y), rank, term.rank);
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -464,8 +471,7 @@ __device__ void add_product_fma(Fragment &wide, const LowRankTerm &term, float s
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll
-    for (int c = 0; c < kThreadColumns; ++c)
-      wide.value[r][c] = fmaf(scale, sum.value[r][c], wide.value[r][c]);
+    for (int c = 0; c < kThreadColumns; ++c) wide.value[r][c] = fmaf(scale, sum.value[r][c], wide.value[r][c]);
 }
 
 // -- tiles ------------------------------------------------------------------------------------------------------------
@@ -520,7 +526,9 @@ struct TermSum {
 
 /// Blocks that must fit on a multiprocessor, which bounds the registers: 168 and 128 for the fast kernels.
 template <typename K>
-constexpr int blocks_wanted = !K::kRegular ? 2 : K::kWide ? 3 : 4;
+constexpr int blocks_wanted = !K::kRegular ? 2
+                              : K::kWide   ? 3
+                                           : 4;
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
@@ -595,8 +603,8 @@ cudaError_t launch_store_multipliers(const float *host, int count, float *device
     const int part = count - first < kStoredPerLaunch ? count - first : kStoredPerLaunch;
     StoredMultipliers values{};
     for (int i = 0; i < part; ++i) values.value[i] = host[first + i];
-    const cudaError_t status = launch(reinterpret_cast<const void *>(store_multipliers_kernel), 1, stream, values,
-                                      device + first, part);
+    const cudaError_t status =
+        launch(reinterpret_cast<const void *>(store_multipliers_kernel), 1, stream, values, device + first, part);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;

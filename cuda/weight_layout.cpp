@@ -12,46 +12,58 @@ namespace {
 
 using ops::Operand;
 
-constexpr int kTensors = 3;  // whose strides an axis carries along: base, out, and the factor of its side
+enum TensorIndex { kBase, kOut, kFirstFactor };  // the factors of a side follow, one for each term
 
+/// An axis of a weight, with its stride in every tensor that has it.
 struct NestedAxis {
   std::int64_t extent;
-  std::array<std::int64_t, kTensors> strides;
+  std::vector<std::int64_t> strides;
 };
 
-/// Sort by the weight's strides, drop axes of one element, and join neighbours that all tensors agree on.
+/// Sort by the output's strides, drop axes of one element, and join neighbours where all tensors are contiguous.
 std::vector<NestedAxis> simplify(std::vector<NestedAxis> axes) {
-  constexpr int kOut = 1;
+  const NestedAxis single{1, std::vector<std::int64_t>(axes.front().strides.size(), 1)};
   axes.erase(std::remove_if(axes.begin(), axes.end(), [](const NestedAxis &a) { return a.extent == 1; }), axes.end());
   std::stable_sort(axes.begin(), axes.end(),
                    [](const NestedAxis &a, const NestedAxis &b) { return a.strides[kOut] < b.strides[kOut]; });
   std::vector<NestedAxis> joined;
-  for (const NestedAxis &axis : axes) {
+  for (NestedAxis &axis : axes) {
     const auto continues = [&](const NestedAxis &inner) {
-      for (int t = 0; t < kTensors; ++t)
-        if (axis.strides[t] != inner.strides[t] * inner.extent) return false;
-      return true;
+      return std::equal(axis.strides.begin(), axis.strides.end(), inner.strides.begin(),
+                        [&](std::int64_t stride, std::int64_t step) { return stride == step * inner.extent; });
     };
     if (!joined.empty() && continues(joined.back()))
       joined.back().extent *= axis.extent;
     else
-      joined.push_back(axis);
+      joined.push_back(std::move(axis));
   }
-  if (joined.empty()) joined.push_back({1, {1, 1, 1}});
+  if (joined.empty()) joined.push_back(single);
   return joined;
 }
 
-std::vector<NestedAxis> out_axis(const Operand &base, const Operand &out, const Operand &factor) {
-  return {{out.out, {base.stride_out, out.stride_out, factor.stride_out}}};
+/// A term as it meets its target: the rows of `up` that the target takes, and whose multiplier counts.
+struct Part {
+  const ops::Term *term;
+  Operand up;
+  std::int32_t multiplier_index;
+};
+
+std::vector<NestedAxis> out_axes(const ops::WeightTarget &target, const std::vector<Part> &parts) {
+  NestedAxis axis{target.out.out, {target.base.stride_out, target.out.stride_out}};
+  for (const Part &part : parts) axis.strides.push_back(part.up.stride_out);
+  return simplify({axis});
 }
 
-/// I and the kernel axes. The innermost kernel axis comes first, so that ties between equal strides keep memory order.
-std::vector<NestedAxis> in_axes(const Operand &base, const Operand &out, const Operand &factor) {
+std::vector<NestedAxis> in_axes(const ops::WeightTarget &target, const std::vector<Part> &parts) {
+  const Operand &base = target.base, &out = target.out;
   std::vector<NestedAxis> axes;
-  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k)
-    axes.push_back({out.kernel[k], {base.stride_kernel[k], out.stride_kernel[k], factor.stride_kernel[k]}});
-  axes.push_back({out.in, {base.stride_in, out.stride_in, factor.stride_in}});
-  return axes;
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    axes.push_back({out.kernel[k], {base.stride_kernel[k], out.stride_kernel[k]}});
+    for (const Part &part : parts) axes.back().strides.push_back(part.term->p.down.stride_kernel[k]);
+  }
+  axes.push_back({out.in, {base.stride_in, out.stride_in}});
+  for (const Part &part : parts) axes.back().strides.push_back(part.term->p.down.stride_in);
+  return simplify(std::move(axes));
 }
 
 Axis make_axis(const std::vector<NestedAxis> &nested) {
@@ -59,14 +71,15 @@ Axis make_axis(const std::vector<NestedAxis> &nested) {
   std::int64_t size = 1;
   for (std::size_t l = 0; l < nested.size(); ++l) {
     size *= nested[l].extent;
-    require(size <= std::numeric_limits<std::int32_t>::max(), "a weight has ", size, " rows or columns, at most 2^31-1");
+    require(size <= std::numeric_limits<std::int32_t>::max(), "a weight has ", size,
+            " rows or columns, at most 2^31-1");
     axis.extent[l] = static_cast<std::int32_t>(nested[l].extent);
   }
   axis.size = static_cast<std::int32_t>(size);
   return axis;
 }
 
-AxisStrides strides_of(const std::vector<NestedAxis> &nested, int tensor) {
+AxisStrides strides_of(const std::vector<NestedAxis> &nested, std::size_t tensor) {
   AxisStrides strides{};
   for (std::size_t l = 0; l < nested.size(); ++l) strides.level[l] = nested[l].strides[tensor];
   return strides;
@@ -87,17 +100,17 @@ struct Sides {
   bool out_is_row;
 };
 
-/// Columns are the side that holds the weight's smallest stride.
-Sides choose_sides(const Operand &base, const Operand &out, const Operand &up, const Operand &down) {
-  const auto o = simplify(out_axis(base, out, up)), i = simplify(in_axes(base, out, down));
+/// Columns are the side that holds the output's smallest stride.
+Sides choose_sides(const ops::WeightTarget &target, const std::vector<Part> &parts) {
+  const auto out = out_axes(target, parts), in = in_axes(target, parts);
   const auto stride = [](const std::vector<NestedAxis> &side) {
-    return side.front().extent == 1 ? std::numeric_limits<std::int64_t>::max() : side.front().strides[1];
+    return side.front().extent == 1 ? std::numeric_limits<std::int64_t>::max() : side.front().strides[kOut];
   };
-  if (stride(o) < stride(i)) return {i, o, false};
-  return {o, i, true};
+  if (stride(out) < stride(in)) return {in, out, false};
+  return {out, in, true};
 }
 
-Matrix make_matrix(const Operand &operand, const Sides &sides, int tensor, const Axis &columns, int vector) {
+Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tensor, const Axis &columns, int vector) {
   Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, tensor), strides_of(sides.columns, tensor)};
   const auto bytes = static_cast<std::int64_t>(dtype_size(operand.dtype)) * vector;
   matrix.vectors = operand.data && contiguous(columns, matrix.column) && multiples_of(matrix.row, vector) &&
@@ -105,9 +118,9 @@ Matrix make_matrix(const Operand &operand, const Sides &sides, int tensor, const
   return matrix;
 }
 
-Factor make_factor(const Operand &operand, std::int64_t rank_stride, const std::vector<NestedAxis> &nested) {
-  constexpr int kFactor = 2;
-  return {operand.data, operand.dtype, FactorLoad::kElements, rank_stride, strides_of(nested, kFactor)};
+Factor make_factor(const Operand &operand, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
+                   std::size_t part) {
+  return {operand.data, operand.dtype, FactorLoad::kElements, rank_stride, strides_of(nested, kFirstFactor + part)};
 }
 
 constexpr int kRankVector = 4;  // ranks that one thread takes at a time
@@ -140,25 +153,60 @@ void check_dtype(const Operand &operand, const char *what) {
     fail(LYC_ERROR_UNSUPPORTED, what, " has dtype ", dtype_name(operand.dtype), ", must be f32, f16 or bf16");
 }
 
-/// The rows of `up` that the target takes.
 Operand rows_of(const Operand &up, std::int64_t row_begin, std::int64_t count) {
   require(row_begin >= 0 && row_begin + count <= up.out, "rows ", row_begin, " to ", row_begin + count,
           " of a delta with ", up.out, " rows");
-  Operand part = up;
-  part.data = static_cast<char *>(up.data) + row_begin * up.stride_out * static_cast<std::int64_t>(dtype_size(up.dtype));
-  part.out = count;
-  return part;
+  Operand rows = up;
+  rows.data =
+      static_cast<char *>(up.data) + row_begin * up.stride_out * static_cast<std::int64_t>(dtype_size(up.dtype));
+  rows.out = count;
+  return rows;
 }
 
-void check_shape(const Operand &out, const Operand &up, const Operand &down) {
+Part make_part(const Operand &out, const ops::Adapter &adapter, const ops::Term &term) {
+  refuse(adapter, term);
+  const Operand &up = term.p.up, &down = term.p.down;
+  check_dtype(up, "a factor");
+  check_dtype(down, "a factor");
+  check_dtype(term.scalar, "a scalar");
   require(down.in == out.in && down.kernel_size() == out.kernel_size(), "a delta of ", down.in, " x ",
           down.kernel_size(), " columns on a weight of ", out.in, " x ", out.kernel_size());
   require(up.in == down.out, "up has rank ", up.in, " and down has rank ", down.out);
   require(up.in <= std::numeric_limits<std::int32_t>::max(), "rank is ", up.in);
+  return {&term, rows_of(up, term.row_begin, out.out), adapter.multiplier_index};
 }
 
-bool for_tensor_cores(const ops::Term &term) {
-  return term.p.up.dtype == term.p.down.dtype && term.p.up.dtype != LYC_DTYPE_F32;
+bool for_tensor_cores(const Part &part) {
+  return part.up.dtype == part.term->p.down.dtype && part.up.dtype != LYC_DTYPE_F32;
+}
+
+bool is_direct(const LowRankTerm &term) {
+  return term.rank % kRankVector == 0 && term.column_factor.load != FactorLoad::kElements;
+}
+
+/// Whether the kernels without bounds checks along columns can take it.
+bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &terms) {
+  const auto whole = [&](const Matrix &matrix) { return !matrix.data || matrix.vectors; };
+  return whole(target.base) && whole(target.out) && target.rows.levels == 1 && target.columns.levels == 1 &&
+         target.columns.size % kStripColumns == 0 && std::all_of(terms.begin(), terms.end(), is_direct);
+}
+
+LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides &sides, const MatrixTarget &target,
+                      int vector) {
+  const ops::Term &term = *parts[p].term;
+  const Operand &up = parts[p].up, &down = term.p.down;
+  Factor row = make_factor(up, up.stride_in, sides.out_is_row ? sides.rows : sides.columns, p);
+  Factor column = make_factor(down, down.stride_out, sides.out_is_row ? sides.columns : sides.rows, p);
+  if (!sides.out_is_row) std::swap(row, column);
+  choose_load(row, target.rows, 1);
+  choose_load(column, target.columns, vector);
+  return {row,
+          column,
+          term.scalar.data,
+          term.scalar.dtype,
+          static_cast<std::int32_t>(up.in),
+          static_cast<float>(term.coefficient),
+          parts[p].multiplier_index};
 }
 
 class Builder {
@@ -171,13 +219,25 @@ class Builder {
     if (target.out.numel() == 0) return;
     check_dtype(target.base, "a weight");
     check_dtype(target.out, "an output");
-    KernelKind kind = kind_of(target);
-    MatrixTarget matrix{};
-    matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
-    each_term(target, [&](const ops::Adapter &adapter, const ops::Term &term) { add(target, adapter, term, kind, matrix); });
-    require(matrix.term_count > 0, "a weight that nothing is added to");
     if (!target.base.data) layout_.has_all_bases = false;
-    kind.regular = is_regular(matrix);
+    const std::vector<Part> parts = parts_of(target);
+    KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
+                    std::all_of(parts.begin(), parts.end(), for_tensor_cores)};
+    const int vector = vector_columns(kind);
+
+    const Sides sides = choose_sides(target, parts);
+    MatrixTarget matrix{};
+    matrix.rows = make_axis(sides.rows);
+    matrix.columns = make_axis(sides.columns);
+    matrix.base = make_matrix(target.base, sides, kBase, matrix.columns, vector);
+    matrix.out = make_matrix(target.out, sides, kOut, matrix.columns, vector);
+    std::vector<LowRankTerm> terms;
+    for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
+
+    kind.regular = is_regular(matrix, terms);
+    matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
+    matrix.term_count = static_cast<std::int32_t>(terms.size());
+    layout_.terms.insert(layout_.terms.end(), terms.begin(), terms.end());
     groups_[index_of(kind)].targets.push_back(matrix);
   }
 
@@ -188,72 +248,14 @@ class Builder {
   }
 
  private:
-  template <typename Visit>
-  void each_term(const ops::WeightTarget &target, Visit visit) const {
+  std::vector<Part> parts_of(const ops::WeightTarget &target) const {
+    std::vector<Part> parts;
     for (int a = 0; a < target.adapter_count; ++a) {
       const ops::Adapter &adapter = batch_.adapters[target.first_adapter + a];
-      for (int t = 0; t < adapter.term_count; ++t) visit(adapter, batch_.terms[adapter.first_term + t]);
+      for (int t = 0; t < adapter.term_count; ++t)
+        parts.push_back(make_part(target.out, adapter, batch_.terms[adapter.first_term + t]));
     }
-  }
-
-  KernelKind kind_of(const ops::WeightTarget &target) const {
-    KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false, true};
-    each_term(target, [&](const ops::Adapter &adapter, const ops::Term &term) {
-      refuse(adapter, term);
-      kind.tensor_cores = kind.tensor_cores && for_tensor_cores(term);
-    });
-    return kind;
-  }
-
-  void add(const ops::WeightTarget &target, const ops::Adapter &adapter, const ops::Term &term, KernelKind kind,
-           MatrixTarget &matrix) {
-    check_dtype(term.p.up, "a factor");
-    check_dtype(term.p.down, "a factor");
-    check_dtype(term.scalar, "a scalar");
-    const Operand up = rows_of(term.p.up, term.row_begin, target.out.out), &down = term.p.down;
-    check_shape(target.out, up, down);
-
-    // The first term decides how the matrix lies; the others must agree, which they do unless their factors' kernel
-    // axes are laid out in another order.
-    const Sides sides = choose_sides(target.base, target.out, up, down);
-    const Axis rows = make_axis(sides.rows), columns = make_axis(sides.columns);
-    const int vector = vector_columns(kind);
-    if (matrix.term_count++ == 0) {
-      matrix.rows = rows;
-      matrix.columns = columns;
-      matrix.base = make_matrix(target.base, sides, 0, columns, vector);
-      matrix.out = make_matrix(target.out, sides, 1, columns, vector);
-    } else if (!same(matrix.rows, rows) || !same(matrix.columns, columns)) {
-      fail(LYC_ERROR_UNSUPPORTED, "the CUDA back end does not add factors of different memory order to one weight yet");
-    }
-
-    Factor from_up = make_factor(up, up.stride_in, sides.out_is_row ? sides.rows : sides.columns);
-    Factor from_down = make_factor(down, down.stride_out, sides.out_is_row ? sides.columns : sides.rows);
-    LowRankTerm low_rank{sides.out_is_row ? from_up : from_down,
-                         sides.out_is_row ? from_down : from_up,
-                         term.scalar.data,
-                         term.scalar.dtype,
-                         static_cast<std::int32_t>(up.in),
-                         static_cast<float>(term.coefficient),
-                         adapter.multiplier_index};
-    choose_load(low_rank.row_factor, rows, 1);
-    choose_load(low_rank.column_factor, columns, vector);
-    layout_.terms.push_back(low_rank);
-  }
-
-  /// Whether the kernels without bounds checks along columns can take it.
-  bool is_regular(const MatrixTarget &target) const {
-    const auto whole = [&](const Matrix &matrix) { return !matrix.data || matrix.vectors; };
-    const auto direct = [](const LowRankTerm &term) {
-      return term.rank % kRankVector == 0 && term.column_factor.load != FactorLoad::kElements;
-    };
-    const auto first = layout_.terms.begin() + target.first_term;
-    return whole(target.base) && whole(target.out) && target.rows.levels == 1 && target.columns.levels == 1 &&
-           target.columns.size % kStripColumns == 0 && std::all_of(first, first + target.term_count, direct);
-  }
-
-  static bool same(const Axis &a, const Axis &b) {
-    return a.levels == b.levels && std::equal(std::begin(a.extent), std::end(a.extent), std::begin(b.extent));
+    return parts;
   }
 
   const ops::WeightBatch &batch_;
@@ -275,8 +277,8 @@ WeightLayout lay_out(const ops::WeightBatch &batch) {
 }
 
 void schedule(TargetGroup &group, std::int64_t resident_warps) {
-  // Time is the number of rounds that the device needs times the height of a tile; finding the tile and loading the first
-  // rows costs about as much as half a step.
+  // Time is the number of rounds that the device needs times the height of a tile; finding the tile and loading the
+  // first rows costs about as much as half a step.
   constexpr std::int64_t kStartRows = kStepRows / 2;
   std::int64_t best = std::numeric_limits<std::int64_t>::max();
   for (int rows = kMaxTileRows; rows >= kStepRows; rows -= kStepRows) {

@@ -34,7 +34,7 @@ const T *at(const void *memory, std::size_t offset) {
   return reinterpret_cast<const T *>(static_cast<const char *>(memory) + offset);
 }
 
-void upload(ops::WeightPlan &plan) {
+void upload(WeightPlan &plan) {
   Block block;
   const std::size_t terms = block.append(plan.layout.terms);
   std::vector<std::size_t> targets, first_tiles;
@@ -54,9 +54,9 @@ void upload(ops::WeightPlan &plan) {
   }
 }
 
-bool needs_staging(const ops::WeightPlan &plan) { return plan.multiplier_count > kInlineMultipliers; }
+bool needs_staging(const WeightPlan &plan) { return plan.multiplier_count > kInlineMultipliers; }
 
-void describe_run(ops::WeightPlan &plan) {
+void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.tables.size());
   if (!needs_staging(plan)) return;
   plan.info.launches += store_launches(plan.multiplier_count);
@@ -64,7 +64,7 @@ void describe_run(ops::WeightPlan &plan) {
 }
 
 /// Where the kernels find the multipliers: in device memory as it is, by value, or staged in the workspace.
-Multipliers place_multipliers(const ops::WeightPlan &plan, const ops::RunOptions &options, cudaStream_t stream) {
+Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &options, cudaStream_t stream) {
   Multipliers placed{};
   if (options.multipliers && options.multipliers_on_device) {
     placed.device = options.multipliers;
@@ -85,9 +85,9 @@ Multipliers place_multipliers(const ops::WeightPlan &plan, const ops::RunOptions
 
 }  // namespace
 
-ops::WeightPlan *prepare(BackendContext &context, const ops::WeightBatch &batch) {
+WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   const DeviceScope scope(context);
-  auto plan = std::make_unique<ops::WeightPlan>();
+  auto plan = std::make_unique<WeightPlan>();
   plan->context = &context;
   plan->multiplier_count = batch.multiplier_count;
   plan->layout = lay_out(batch);
@@ -101,7 +101,7 @@ ops::WeightPlan *prepare(BackendContext &context, const ops::WeightBatch &batch)
   return plan.release();
 }
 
-void run(ops::WeightPlan &plan, const ops::RunOptions &options) {
+void run(WeightPlan &plan, const ops::RunOptions &options) {
   require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
           "merging needs a base for every weight, and this batch has weights without one");
   const DeviceScope scope(*plan.context);
@@ -112,12 +112,12 @@ void run(ops::WeightPlan &plan, const ops::RunOptions &options) {
           "launching a weight kernel");
 }
 
-std::string explain(const ops::WeightPlan &plan) {
+std::string explain(const WeightPlan &plan) {
   return concat(describe(plan.layout), plan.info.launches, " launches, ", plan.info.workspace_size,
                 " bytes of workspace\n");
 }
 
-void release(ops::WeightPlan *plan) noexcept {
+void release(WeightPlan *plan) noexcept {
   if (!plan) return;
   if (plan->memory) {
     const DeviceScope scope(*plan->context);

@@ -7,26 +7,22 @@
 #include "context.hpp"
 #include "weight_layout.hpp"
 
-namespace lyc::ops {
-
-struct WeightPlan {
-  lyc::cuda::BackendContext *context = nullptr;
-  lyc::cuda::WeightLayout layout;  // the host's copy, for explanations
-  void *memory = nullptr;          // one allocation for all tables
-  std::vector<lyc::cuda::TargetTable> tables;  // of layout.groups
-  std::int32_t multiplier_count = 0;
-  WeightPlanInfo info{};
-};
-
-}  // namespace lyc::ops
-
 namespace lyc::cuda {
 
-ops::WeightPlan *prepare(BackendContext &context, const ops::WeightBatch &batch);
-void run(ops::WeightPlan &plan, const ops::RunOptions &options);
-std::string explain(const ops::WeightPlan &plan);
+struct WeightPlan {
+  Context *context = nullptr;
+  WeightLayout layout;              // the host's copy, for explanations
+  void *memory = nullptr;           // one allocation for all tables
+  std::vector<TargetTable> tables;  // of layout.groups
+  std::int32_t multiplier_count = 0;
+  ops::WeightPlanInfo info{};
+};
+
+WeightPlan *prepare(Context &context, const ops::WeightBatch &batch);
+void run(WeightPlan &plan, const ops::RunOptions &options);
+std::string explain(const WeightPlan &plan);
 
 /// Waits for the device, because runs may still be reading the tables.
-void release(ops::WeightPlan *plan) noexcept;
+void release(WeightPlan *plan) noexcept;
 
 }  // namespace lyc::cuda

@@ -1,8 +1,8 @@
 // What the weight kernels read: targets turned into matrices, laid out in device memory by weight_plan.cpp.
 //
-// A weight [O, I, K...] is seen as a matrix whose columns run along its contiguous axis: rows are O and columns are I, K
-// for PyTorch's layouts; the other way round for [I, O] and [K..., I, O]. A low-rank term is a row factor [rows, rank]
-// times a column factor [rank, columns], whichever of up and down that is.
+// A weight [O, I, K...] is seen as a matrix whose columns run along its contiguous axis: rows are O and columns are I,
+// K for PyTorch's layouts; the other way round for [I, O] and [K..., I, O]. A low-rank term is a row factor [rows,
+// rank] times a column factor [rank, columns], whichever of up and down that is.
 #pragma once
 
 #include <cstdint>
@@ -69,9 +69,9 @@ struct TargetTable {
 };
 
 inline constexpr int kStripColumns = 64;
-inline constexpr int kStepRows = 16;         // a warp computes its tile in steps of this many rows
-inline constexpr int kMaxTileRows = 128;     // taller tiles no longer save factor loads that matter
-inline constexpr int kWarpsPerBlock = 4;     // warps share nothing but the L1 cache
+inline constexpr int kStepRows = 16;           // a warp computes its tile in steps of this many rows
+inline constexpr int kMaxTileRows = 128;       // taller tiles no longer save factor loads that matter
+inline constexpr int kWarpsPerBlock = 4;       // warps share nothing but the L1 cache
 inline constexpr int kInlineMultipliers = 64;  // by value in a kernel's parameters; more go through the workspace
 
 /// Kernels, by what makes one faster than another.
@@ -81,7 +81,9 @@ struct KernelKind {
   bool tensor_cores;  // 16-bit factors of one dtype; everything else is multiplied in float32 FMA
 };
 inline constexpr int kKernelKinds = 8;
-constexpr int index_of(KernelKind kind) { return (kind.wide ? 1 : 0) + (kind.regular ? 0 : 2) + (kind.tensor_cores ? 0 : 4); }
+constexpr int index_of(KernelKind kind) {
+  return (kind.wide ? 1 : 0) + (kind.regular ? 0 : 2) + (kind.tensor_cores ? 0 : 4);
+}
 constexpr KernelKind kernel_kind(int index) { return {(index & 1) != 0, (index & 2) == 0, (index & 4) == 0}; }
 constexpr int vector_columns(KernelKind kind) { return kind.wide ? 4 : 8; }
 

@@ -1,13 +1,12 @@
 #include "core/backends.hpp"
 
-#include <dlfcn.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <climits>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #include <mutex>
+#include <unistd.h>
 
 #include "base/error.hpp"
 
@@ -79,7 +78,8 @@ const ops::Backend *open_backend(const std::string &path) {
   void *library = open_library(path);
   if (!library) fail(LYC_ERROR_UNSUPPORTED, path, ": ", library_error());
   const auto entry = reinterpret_cast<ops::BackendEntry>(dlsym(library, kEntry));
-  if (!entry) fail(LYC_ERROR_UNSUPPORTED, path, ": has no ", kEntry, ", so it is of another release than ", LYCORIS_VERSION);
+  if (!entry)
+    fail(LYC_ERROR_UNSUPPORTED, path, ": has no ", kEntry, ", so it is of another release than ", LYCORIS_VERSION);
   return checked(path, entry);
 }
 
@@ -149,9 +149,12 @@ std::string explanation() {
 
 const ops::Backend *find_backend(lyc_device_type type) {
   switch (type) {
-    case LYC_DEVICE_CPU: return ops::cpu_backend();
-    case LYC_DEVICE_CUDA: return find_cuda();
-    default: return nullptr;
+    case LYC_DEVICE_CPU:
+      return ops::cpu_backend();
+    case LYC_DEVICE_CUDA:
+      return find_cuda();
+    default:
+      return nullptr;
   }
 }
 
