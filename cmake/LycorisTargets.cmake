@@ -2,6 +2,9 @@
 
 add_library(lycoris_options INTERFACE)
 target_compile_features(lycoris_options INTERFACE cxx_std_17)
+# The name under which liblycoris_cuda.so exports its table: both sides must be of one release.
+string(REPLACE "." "_" lycoris_release ${PROJECT_VERSION})
+target_compile_definitions(lycoris_options INTERFACE LYC_CUDA_ENTRY=lyc_cuda_backend_${lycoris_release})
 if(LYCORIS_WARNINGS AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
   target_compile_options(lycoris_options INTERFACE
     $<$<COMPILE_LANGUAGE:C,CXX>:-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion>)
