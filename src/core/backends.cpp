@@ -10,7 +10,7 @@
 
 #include "base/error.hpp"
 
-namespace lyc::core {
+namespace lyc {
 namespace {
 
 constexpr char kFile[] = "liblycoris_cuda.so";
@@ -183,4 +183,4 @@ std::string explain_backend(lyc_device_type type) {
   return explanation();
 }
 
-}  // namespace lyc::core
+}  // namespace lyc

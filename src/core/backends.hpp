@@ -5,7 +5,7 @@
 
 #include "ops/backend.hpp"
 
-namespace lyc::core {
+namespace lyc {
 
 /// nullptr where the back end is not to be had.
 const ops::Backend *find_backend(lyc_device_type type);
@@ -20,4 +20,4 @@ void load_backend(const std::string &path);
 /// Where the back end came from, or every place tried and why it failed.
 std::string explain_backend(lyc_device_type type);
 
-}  // namespace lyc::core
+}  // namespace lyc
