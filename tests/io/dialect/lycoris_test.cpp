@@ -255,6 +255,13 @@ TEST_F(SplitQkv, CannotBeChecked) {
   EXPECT_EQ(notes(), 1u);
 }
 
+TEST_F(SplitQkv, ErrorsOfReadingAreNotTheLayersFault) {
+  adapter.read_rows = [](std::size_t, std::int64_t, std::int64_t) -> std::vector<float> {
+    fail(LYC_ERROR_IO, "disk is gone");
+  };
+  EXPECT_THROW(read(adapter), Error);
+}
+
 TEST_F(SplitQkv, OrdinaryFilesAreNotReadBeyondARow) {
   std::int64_t rows = 0;
   adapter.metadata.clear();
