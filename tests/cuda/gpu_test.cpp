@@ -128,7 +128,8 @@ TEST_F(Gpu, PlainTargetsMatchTheReference) {
       for (Order order : {Order::kOIHW, Order::kHWIO, Order::kOHWI})
         for (WeightOp op : kOps) {
           SCOPED_TRACE(testing::Message() << dtype_name(weights) << " " << dtype_name(factors));
-          WeightCase c = plain_case(++seed, weights, factors, order, seed % 2 == 0);
+          ++seed;
+          WeightCase c = plain_case(seed, weights, factors, order, seed % 2 == 0);
           expect_reference(c, op);
         }
 }
