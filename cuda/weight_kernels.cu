@@ -545,9 +545,7 @@ struct TermSum {
 
 /// Blocks that must fit on a multiprocessor, which bounds the registers: 168 and 128 for the fast kernels.
 template <typename K>
-constexpr int blocks_wanted = !K::kRegular ? 2
-                              : K::kWide   ? 3
-                                           : 4;
+constexpr int blocks_wanted = K::kRegular ? (K::kWide ? 3 : 4) : 2;
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
