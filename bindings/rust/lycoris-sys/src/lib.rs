@@ -83,7 +83,7 @@ macro_rules! functions {
             $(#[$doc])*
             /// # Safety
             /// As in C; [`load`] must have succeeded.
-            pub unsafe fn $name($($arg: $type),*) $(-> $result)? {
+            pub unsafe extern "C" fn $name($($arg: $type),*) $(-> $result)? {
                 unsafe { (crate::loading::functions().$name)($($arg),*) }
             }
         )*
