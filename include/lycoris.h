@@ -431,8 +431,8 @@ LYC_API lyc_status lyc_module_param_count(const lyc_module *module, size_t *out_
 LYC_API lyc_status lyc_module_get_param(const lyc_module *module, size_t index, const char **out_name,
                                         lyc_tensor *out_tensor);
 
-/** Use the caller's memory for a parameter: same shape, any of F32, F16, BF16, on the context's device. It must stay
- *  until the module is gone or the parameter is bound anew; values may change between calls. */
+/** Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's device. It must
+ *  stay until the module is gone or the parameter is bound anew; values may change between calls. */
 LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 
 /** Copy values into, or out of, a parameter; dtypes are converted, CPU tensors only. Not for use while work that reads
@@ -492,11 +492,12 @@ typedef struct lyc_batch_item {
   lyc_module       *module;
   const lyc_tensor *base;             /**< NULL where only differences are wanted and the module needs no base. */
   const lyc_tensor *out;              /**< NULL = in place. Items with the same base have the same out. */
-  int64_t           row_begin;        /**< First row (output feature) of the delta that the weight takes. 0, unless an
-                                           adapter of a fused layer goes to its parts. */
+  int64_t           row_begin;        /**< First row (output feature) of the delta that the weight takes, and */
+  int64_t           row_count;        /**< how many, where an adapter of a fused layer goes to its parts. 0 = all rows,
+                                           and the weight must have as many. */
   int32_t           multiplier_index; /**< Which of the run's multipliers counts. */
   lyc_part          part;
-  uint64_t          reserved_[2];     /**< 0. */
+  uint64_t          reserved_;        /**< 0. */
 } lyc_batch_item;
 
 /** Prepare items for running. Errors: as lyc_merge(); INVALID_ARGUMENT (weights overlap without being the same). */

@@ -1,0 +1,32 @@
+// What the machine can do: the two sides of a roofline.
+#pragma once
+
+#include "base/threads.hpp"
+
+namespace lyc::bench {
+
+/// Bytes per second, read and written both counted: the better of copying and of changing in place.
+double copy_rate(ThreadPool &pool);
+
+/// float32 operations per second of independent fused multiply-adds in registers.
+double fma_rate(ThreadPool &pool);
+
+/// Seconds of the best of `repeats` calls: neighbours on a shared machine only ever add time.
+template <typename Body>
+double best_seconds(int repeats, Body &&body);
+
+}  // namespace lyc::bench
+
+#include <algorithm>
+#include <chrono>
+
+template <typename Body>
+double lyc::bench::best_seconds(int repeats, Body &&body) {
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}

@@ -1,0 +1,121 @@
+// Merging and differences on the CPU, as shares of what the machine could do at best:
+//   time at best = max(bytes / copy rate, operations / multiply-add rate), both rates measured in the same run.
+// Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [filter]].
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "cpu/context.hpp"
+#include "machine_rates.hpp"
+#include "support/weight_case.hpp"
+
+namespace lyc::bench {
+namespace {
+
+using test::AdapterChoice;
+using test::Half;
+using test::Shape;
+using test::TargetChoice;
+using test::TermChoice;
+using test::WeightCase;
+
+constexpr double kColdBytes = 100e6;
+constexpr int kRepeats = 15;
+
+struct Method {
+  const char *name;
+  AdapterChoice adapter;
+  double operations;  // for each element of the weight
+};
+
+TermChoice term(ops::TermKind kind, Half p, Half q, std::int64_t rank, std::int64_t parts = 1) {
+  TermChoice choice;
+  choice.kind = kind;
+  choice.p = p;
+  choice.q = q;
+  choice.rank = rank;
+  choice.p_out = choice.p_in = parts;
+  return choice;
+}
+
+std::vector<Method> methods() {
+  using ops::TermKind;
+  const TermChoice low_rank = term(TermKind::kProduct, Half::kLowRank, Half::kLowRank, 16);
+  return {
+      {"locon r16", {{low_rank}}, 2 * 16},
+      {"loha r16", {{term(TermKind::kHadamard, Half::kLowRank, Half::kLowRank, 16)}}, 2 * 33 + 1},
+      {"lokr f16", {{term(TermKind::kKronecker, Half::kWhole, Half::kWhole, 16, 16)}}, 2},
+      {"lokr f16 r16", {{term(TermKind::kKronecker, Half::kWhole, Half::kLowRank, 16, 16)}}, 2},
+      {"dora out locon r16", {{low_rank}, ops::DoraAxis::kOut}, 2 * 16 + 4},
+      {"dora in locon r16", {{low_rank}, ops::DoraAxis::kIn}, 2 * 16 + 4},
+  };
+}
+
+struct Rates {
+  double copy, fma;
+};
+
+void measure(ops::BackendContext &context, const Rates &rates, const Method &method, const Shape &shape,
+             const char *shape_name, lyc_dtype dtype, ops::WeightOp op) {
+  const double size = static_cast<double>(shape.numel()) * static_cast<double>(dtype_size(dtype));
+  const int targets = std::max(2, static_cast<int>(kColdBytes / size));
+  TargetChoice choice;
+  choice.shape = shape;
+  choice.base_dtype = choice.out_dtype = dtype;
+  choice.in_place = op == ops::WeightOp::kMerge;
+  choice.adapters = {method.adapter};
+  WeightCase weights(1);
+  weights.factor_dtype = dtype;
+  for (int i = 0; i < targets; ++i) weights.add(choice);
+
+  const ops::Backend &backend = *ops::cpu_backend();
+  const ops::WeightBatch batch = weights.batch();
+  ops::WeightPlan *plan = nullptr;
+  ops::WeightPlanInfo info = {};
+  ops::Failure failure = {};
+  void *workspace = nullptr;
+  if (backend.weight_prepare(&context, &batch, &plan, &failure) != LYC_OK ||
+      (backend.weight_info(plan, &info), false) ||
+      backend.memory_allocate(&context, info.workspace_size, nullptr, &workspace, &failure) != LYC_OK) {
+    std::fprintf(stderr, "%s\n", failure.message);
+    std::exit(1);
+  }
+  const ops::RunOptions options = {op, 0, weights.multipliers.data(), nullptr, workspace};
+  const double seconds = best_seconds(kRepeats, [&] { backend.weight_run(plan, &options, &failure); }) / targets;
+  backend.weight_release(plan);
+  backend.memory_release(&context, workspace, info.workspace_size, nullptr);
+
+  const bool reads = op == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone;
+  const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
+  const double memory = bytes / rates.copy, arithmetic = operations / rates.fma;
+  std::printf("%-19s %-14s %-4s %-5s %8.3f ms %7.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name, shape_name,
+              dtype_name(dtype), op == ops::WeightOp::kMerge ? "merge" : "diff", seconds * 1e3, bytes / seconds * 1e-9,
+              operations / seconds * 1e-9, memory > arithmetic ? "memory" : "fma",
+              100 * std::max(memory, arithmetic) / seconds);
+  std::fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : available_threads();
+  const std::string filter = argc > 2 ? argv[2] : "";
+  ops::BackendContext context(threads, *cpu::supported_kernels().front());
+  const Rates rates = {copy_rate(context.pool), fma_rate(context.pool)};
+  std::printf("%s, %d threads, copy %.1f GB/s, fma %.1f GFLOP/s\n", context.kernels.name, threads, rates.copy * 1e-9,
+              rates.fma * 1e-9);
+  const std::pair<const char *, Shape> shapes[] = {{"3072x3072", {3072, 3072, {1, 1, 1}}},
+                                                   {"12288x3072", {12288, 3072, {1, 1, 1}}},
+                                                   {"1280x1280x3x3", {1280, 1280, {3, 3, 1}}}};
+  for (const auto &[name, shape] : shapes)
+    for (const Method &method : methods())
+      for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+        for (ops::WeightOp op : {ops::WeightOp::kMerge, ops::WeightOp::kDiff})
+          if ((std::string(method.name) + " " + name).find(filter) != std::string::npos)
+            measure(context, rates, method, shape, name, dtype, op);
+  return 0;
+}
+
+}  // namespace
+}  // namespace lyc::bench
+
+int main(int argc, char **argv) { return lyc::bench::main(argc, argv); }

@@ -1,0 +1,312 @@
+#include "weight_layout.hpp"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+
+namespace lyc::cuda {
+namespace {
+
+using ops::Operand;
+
+enum TensorIndex { kBase, kOut, kFirstFactor };  // the factors of a side follow, one for each term
+
+/// An axis of a weight, with its stride in every tensor that has it.
+struct NestedAxis {
+  std::int64_t extent;
+  std::vector<std::int64_t> strides;
+};
+
+/// Sort by the output's strides, drop axes of one element, and join neighbours where all tensors are contiguous.
+std::vector<NestedAxis> simplify(std::vector<NestedAxis> axes) {
+  const NestedAxis single{1, std::vector<std::int64_t>(axes.front().strides.size(), 1)};
+  axes.erase(std::remove_if(axes.begin(), axes.end(), [](const NestedAxis &a) { return a.extent == 1; }), axes.end());
+  std::stable_sort(axes.begin(), axes.end(),
+                   [](const NestedAxis &a, const NestedAxis &b) { return a.strides[kOut] < b.strides[kOut]; });
+  std::vector<NestedAxis> joined;
+  for (NestedAxis &axis : axes) {
+    const auto continues = [&](const NestedAxis &inner) {
+      return std::equal(axis.strides.begin(), axis.strides.end(), inner.strides.begin(),
+                        [&](std::int64_t stride, std::int64_t step) { return stride == step * inner.extent; });
+    };
+    if (!joined.empty() && continues(joined.back()))
+      joined.back().extent *= axis.extent;
+    else
+      joined.push_back(std::move(axis));
+  }
+  if (joined.empty()) joined.push_back(single);
+  return joined;
+}
+
+/// A term as it meets its target: the rows of `up` that the target takes, and whose multiplier counts.
+struct Part {
+  const ops::Term *term;
+  Operand up;
+  std::int32_t multiplier_index;
+};
+
+std::vector<NestedAxis> out_axes(const ops::WeightTarget &target, const std::vector<Part> &parts) {
+  NestedAxis axis{target.out.out, {target.base.stride_out, target.out.stride_out}};
+  for (const Part &part : parts) axis.strides.push_back(part.up.stride_out);
+  return simplify({axis});
+}
+
+std::vector<NestedAxis> in_axes(const ops::WeightTarget &target, const std::vector<Part> &parts) {
+  const Operand &base = target.base, &out = target.out;
+  std::vector<NestedAxis> axes;
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    axes.push_back({out.kernel[k], {base.stride_kernel[k], out.stride_kernel[k]}});
+    for (const Part &part : parts) axes.back().strides.push_back(part.term->p.down.stride_kernel[k]);
+  }
+  axes.push_back({out.in, {base.stride_in, out.stride_in}});
+  for (const Part &part : parts) axes.back().strides.push_back(part.term->p.down.stride_in);
+  return simplify(std::move(axes));
+}
+
+Axis make_axis(const std::vector<NestedAxis> &nested) {
+  Axis axis{1, static_cast<std::int32_t>(nested.size()), {1, 1, 1, 1}};
+  std::int64_t size = 1;
+  for (std::size_t l = 0; l < nested.size(); ++l) {
+    size *= nested[l].extent;
+    require(size <= std::numeric_limits<std::int32_t>::max(), "a weight has ", size,
+            " rows or columns, at most 2^31-1");
+    axis.extent[l] = static_cast<std::int32_t>(nested[l].extent);
+  }
+  axis.size = static_cast<std::int32_t>(size);
+  return axis;
+}
+
+AxisStrides strides_of(const std::vector<NestedAxis> &nested, std::size_t tensor) {
+  AxisStrides strides{};
+  for (std::size_t l = 0; l < nested.size(); ++l) strides.level[l] = nested[l].strides[tensor];
+  return strides;
+}
+
+bool multiples_of(const AxisStrides &strides, std::int64_t elements) {
+  return std::all_of(std::begin(strides.level), std::end(strides.level),
+                     [&](std::int64_t stride) { return stride % elements == 0; });
+}
+
+bool aligned(const void *data, std::int64_t bytes) { return reinterpret_cast<std::uintptr_t>(data) % bytes == 0; }
+
+bool contiguous(const Axis &axis, const AxisStrides &strides) { return axis.levels == 1 && strides.level[0] == 1; }
+
+/// The matrix a weight becomes: which nested axes are rows and which are columns.
+struct Sides {
+  std::vector<NestedAxis> rows, columns;
+  bool out_is_row;
+};
+
+/// Columns are the side that holds the output's smallest stride.
+Sides choose_sides(const ops::WeightTarget &target, const std::vector<Part> &parts) {
+  const auto out = out_axes(target, parts), in = in_axes(target, parts);
+  const auto stride = [](const std::vector<NestedAxis> &side) {
+    return side.front().extent == 1 ? std::numeric_limits<std::int64_t>::max() : side.front().strides[kOut];
+  };
+  if (stride(out) < stride(in)) return {in, out, false};
+  return {out, in, true};
+}
+
+Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tensor, const Axis &columns, int vector) {
+  Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, tensor), strides_of(sides.columns, tensor)};
+  const auto bytes = static_cast<std::int64_t>(dtype_size(operand.dtype)) * vector;
+  matrix.vectors = operand.data && contiguous(columns, matrix.column) && multiples_of(matrix.row, vector) &&
+                   aligned(operand.data, bytes);
+  return matrix;
+}
+
+Factor make_factor(const Operand &operand, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
+                   std::size_t part) {
+  return {operand.data, operand.dtype, FactorLoad::kElements, rank_stride, strides_of(nested, kFirstFactor + part)};
+}
+
+constexpr int kRankVector = 4;  // ranks that one thread takes at a time
+
+void choose_load(Factor &factor, const Axis &axis, int axis_vector) {
+  const auto size = static_cast<std::int64_t>(dtype_size(factor.dtype));
+  const bool full_precision = factor.dtype == LYC_DTYPE_F32;
+  const int along_axis = full_precision ? 4 : axis_vector;  // 16 bytes at most
+  if (axis_vector > 1 && contiguous(axis, factor.axis) && factor.rank_stride % along_axis == 0 &&
+      aligned(factor.data, size * along_axis))
+    factor.load = FactorLoad::kAlongAxis;
+  else if (factor.rank_stride == 1 && multiples_of(factor.axis, kRankVector) &&
+           aligned(factor.data, size * kRankVector))
+    factor.load = FactorLoad::kAlongRank;
+}
+
+void refuse(const ops::Adapter &adapter, const ops::Term &term) {
+  const auto unsupported = [](const char *what) {
+    fail(LYC_ERROR_UNSUPPORTED, "the CUDA back end does not compute ", what, " yet");
+  };
+  if (adapter.dora_axis != ops::DoraAxis::kNone) unsupported("DoRA");
+  if (term.kind == ops::TermKind::kHadamard) unsupported("Hadamard terms (LoHa)");
+  if (term.kind == ops::TermKind::kKronecker) unsupported("Kronecker terms (LoKr)");
+  if (term.p.tucker()) unsupported("Tucker cores");
+  if (term.p.whole()) unsupported("whole differences");
+}
+
+void check_dtype(const Operand &operand, const char *what) {
+  if (operand.data && !is_arithmetic(operand.dtype))
+    fail(LYC_ERROR_UNSUPPORTED, what, " has dtype ", dtype_name(operand.dtype), ", must be f32, f16 or bf16");
+}
+
+Operand rows_of(const Operand &up, std::int64_t row_begin, std::int64_t count) {
+  require(row_begin >= 0 && row_begin + count <= up.out, "rows ", row_begin, " to ", row_begin + count,
+          " of a delta with ", up.out, " rows");
+  Operand rows = up;
+  rows.data =
+      static_cast<char *>(up.data) + row_begin * up.stride_out * static_cast<std::int64_t>(dtype_size(up.dtype));
+  rows.out = count;
+  return rows;
+}
+
+Part make_part(const Operand &out, const ops::Adapter &adapter, const ops::Term &term) {
+  refuse(adapter, term);
+  const Operand &up = term.p.up, &down = term.p.down;
+  check_dtype(up, "a factor");
+  check_dtype(down, "a factor");
+  check_dtype(term.scalar, "a scalar");
+  require(down.in == out.in && down.kernel_size() == out.kernel_size(), "a delta of ", down.in, " x ",
+          down.kernel_size(), " columns on a weight of ", out.in, " x ", out.kernel_size());
+  require(up.in == down.out, "up has rank ", up.in, " and down has rank ", down.out);
+  require(up.in <= std::numeric_limits<std::int32_t>::max(), "rank is ", up.in);
+  return {&term, rows_of(up, term.row_begin, out.out), adapter.multiplier_index};
+}
+
+bool for_tensor_cores(const Part &part) {
+  return part.up.dtype == part.term->p.down.dtype && part.up.dtype != LYC_DTYPE_F32;
+}
+
+bool is_direct(const LowRankTerm &term) {
+  return term.rank % kRankVector == 0 && term.column_factor.load != FactorLoad::kElements;
+}
+
+/// Whether the kernels without bounds checks along columns can take it.
+bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &terms) {
+  const auto whole = [&](const Matrix &matrix) { return !matrix.data || matrix.vectors; };
+  return whole(target.base) && whole(target.out) && target.rows.levels == 1 && target.columns.levels == 1 &&
+         target.columns.size % kStripColumns == 0 && std::all_of(terms.begin(), terms.end(), is_direct);
+}
+
+LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides &sides, const MatrixTarget &target,
+                      int vector) {
+  const ops::Term &term = *parts[p].term;
+  const Operand &up = parts[p].up, &down = term.p.down;
+  Factor row = make_factor(up, up.stride_in, sides.out_is_row ? sides.rows : sides.columns, p);
+  Factor column = make_factor(down, down.stride_out, sides.out_is_row ? sides.columns : sides.rows, p);
+  if (!sides.out_is_row) std::swap(row, column);
+  choose_load(row, target.rows, 1);
+  choose_load(column, target.columns, vector);
+  return {row,
+          column,
+          term.scalar.data,
+          term.scalar.dtype,
+          static_cast<std::int32_t>(up.in),
+          static_cast<float>(term.coefficient),
+          parts[p].multiplier_index};
+}
+
+class Builder {
+ public:
+  explicit Builder(const ops::WeightBatch &batch) : batch_(batch) {
+    for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
+  }
+
+  void add(const ops::WeightTarget &target) {
+    if (target.out.numel() == 0) return;
+    check_dtype(target.base, "a weight");
+    check_dtype(target.out, "an output");
+    if (!target.base.data) layout_.has_all_bases = false;
+    const std::vector<Part> parts = parts_of(target);
+    KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
+                    std::all_of(parts.begin(), parts.end(), for_tensor_cores)};
+    const int vector = vector_columns(kind);
+
+    const Sides sides = choose_sides(target, parts);
+    MatrixTarget matrix{};
+    matrix.rows = make_axis(sides.rows);
+    matrix.columns = make_axis(sides.columns);
+    matrix.base = make_matrix(target.base, sides, kBase, matrix.columns, vector);
+    matrix.out = make_matrix(target.out, sides, kOut, matrix.columns, vector);
+    std::vector<LowRankTerm> terms;
+    for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
+
+    kind.regular = is_regular(matrix, terms);
+    matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
+    matrix.term_count = static_cast<std::int32_t>(terms.size());
+    layout_.terms.insert(layout_.terms.end(), terms.begin(), terms.end());
+    groups_[index_of(kind)].targets.push_back(matrix);
+  }
+
+  WeightLayout take() {
+    for (TargetGroup &group : groups_)
+      if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
+    return std::move(layout_);
+  }
+
+ private:
+  std::vector<Part> parts_of(const ops::WeightTarget &target) const {
+    std::vector<Part> parts;
+    for (int a = 0; a < target.adapter_count; ++a) {
+      const ops::Adapter &adapter = batch_.adapters[target.first_adapter + a];
+      for (int t = 0; t < adapter.term_count; ++t)
+        parts.push_back(make_part(target.out, adapter, batch_.terms[adapter.first_term + t]));
+    }
+    return parts;
+  }
+
+  const ops::WeightBatch &batch_;
+  WeightLayout layout_;
+  std::array<TargetGroup, kKernelKinds> groups_;
+};
+
+std::int64_t tiles_of(const MatrixTarget &target, std::int64_t tile_rows) {
+  const std::int64_t strips = (target.columns.size + kStripColumns - 1) / kStripColumns;
+  return strips * ((target.rows.size + tile_rows - 1) / tile_rows);
+}
+
+}  // namespace
+
+WeightLayout lay_out(const ops::WeightBatch &batch) {
+  Builder builder(batch);
+  for (std::int64_t t = 0; t < batch.target_count; ++t) builder.add(batch.targets[t]);
+  return builder.take();
+}
+
+void schedule(TargetGroup &group, std::int64_t resident_warps) {
+  // Time is the number of rounds that the device needs times the height of a tile; finding the tile and loading the
+  // first rows costs about as much as half a step.
+  constexpr std::int64_t kStartRows = kStepRows / 2;
+  std::int64_t best = std::numeric_limits<std::int64_t>::max();
+  for (int rows = kMaxTileRows; rows >= kStepRows; rows -= kStepRows) {
+    std::int64_t tiles = 0;
+    for (const MatrixTarget &target : group.targets) tiles += tiles_of(target, rows);
+    const std::int64_t rounds = (tiles + resident_warps - 1) / resident_warps;
+    if (rounds * (rows + kStartRows) >= best) continue;
+    best = rounds * (rows + kStartRows);
+    group.tile_rows = rows;
+  }
+  std::int64_t tile = 0;
+  group.first_tile.clear();
+  for (const MatrixTarget &target : group.targets) {
+    group.first_tile.push_back(static_cast<std::uint32_t>(tile));
+    tile += tiles_of(target, group.tile_rows);
+    require(tile <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
+  }
+  group.tile_count = static_cast<std::uint32_t>(tile);
+}
+
+std::string describe(const WeightLayout &layout) {
+  std::string text;
+  for (const TargetGroup &group : layout.groups)
+    text += concat("low-rank, ", group.kind.tensor_cores ? "tensor cores" : "float32 FMA", ", ",
+                   group.kind.wide ? "32" : "16", "-bit weights",
+                   group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
+                   " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
+  return text;
+}
+
+}  // namespace lyc::cuda

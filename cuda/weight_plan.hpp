@@ -1,0 +1,28 @@
+// A prepared batch: its tables in device memory, and the few launches that run it.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "context.hpp"
+#include "weight_layout.hpp"
+
+namespace lyc::cuda {
+
+struct WeightPlan {
+  Context *context = nullptr;
+  WeightLayout layout;              // the host's copy, for explanations
+  void *memory = nullptr;           // one allocation for all tables
+  std::vector<TargetTable> tables;  // of layout.groups
+  std::int32_t multiplier_count = 0;
+  ops::WeightPlanInfo info{};
+};
+
+WeightPlan *prepare(Context &context, const ops::WeightBatch &batch);
+void run(WeightPlan &plan, const ops::RunOptions &options);
+std::string explain(const WeightPlan &plan);
+
+/// Waits for the device, because runs may still be reading the tables.
+void release(WeightPlan *plan) noexcept;
+
+}  // namespace lyc::cuda

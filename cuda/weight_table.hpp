@@ -1,0 +1,90 @@
+// What the weight kernels read: targets turned into matrices, laid out in device memory by weight_plan.cpp.
+//
+// A weight [O, I, K...] is seen as a matrix whose columns run along its contiguous axis: rows are O and columns are I,
+// K for PyTorch's layouts; the other way round for [I, O] and [K..., I, O]. A low-rank term is a row factor [rows,
+// rank] times a column factor [rank, columns], whichever of up and down that is.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/backend.hpp"
+
+namespace lyc::cuda {
+
+inline constexpr int kMaxLevels = 4;  // the side of a convolution's weight that is not O: I and three kernel axes
+
+/// Rows or columns as nested axes, the innermost first; nearly always one.
+struct Axis {
+  std::int32_t size, levels;
+  std::int32_t extent[kMaxLevels];
+};
+
+/// Where element x of an axis lies in one tensor: strides that belong to Axis::extent.
+struct AxisStrides {
+  std::int64_t level[kMaxLevels];
+};
+
+struct Matrix {
+  void *data;  // null = absent
+  lyc_dtype dtype;
+  std::int32_t vectors;  // 1: whole vectors of a thread are aligned and contiguous along columns
+  AxisStrides row, column;
+};
+
+/// How the elements of a factor that one thread needs lie in memory.
+enum class FactorLoad : std::int32_t { kElements, kAlongAxis, kAlongRank };
+
+struct Factor {
+  const void *data;
+  lyc_dtype dtype;
+  FactorLoad load;
+  std::int64_t rank_stride;
+  AxisStrides axis;
+};
+
+/// multiplier * coefficient * scalar * row_factor column_factor
+struct LowRankTerm {
+  Factor row_factor, column_factor;
+  const void *scalar;  // one element; null = 1
+  lyc_dtype scalar_dtype;
+  std::int32_t rank;
+  float coefficient;
+  std::int32_t multiplier_index;
+};
+
+struct MatrixTarget {
+  Matrix base, out;
+  Axis rows, columns;
+  std::int32_t first_term, term_count;  // in the plan's terms
+};
+
+/// Targets that one launch serves. A tile is kStripColumns wide and `tile_rows` high; each warp takes one.
+struct TargetTable {
+  const MatrixTarget *targets;
+  const LowRankTerm *terms;
+  const std::uint32_t *first_tile;  // of each target, ascending from 0
+  std::int32_t target_count;
+  std::uint32_t tile_count;
+  std::int32_t tile_rows;
+};
+
+inline constexpr int kStripColumns = 64;
+inline constexpr int kStepRows = 16;           // a warp computes its tile in steps of this many rows
+inline constexpr int kMaxTileRows = 128;       // taller tiles no longer save factor loads that matter
+inline constexpr int kWarpsPerBlock = 4;       // warps share nothing but the L1 cache
+inline constexpr int kInlineMultipliers = 64;  // by value in a kernel's parameters; more go through the workspace
+
+/// Kernels, by what makes one faster than another.
+struct KernelKind {
+  bool wide;          // base or out is float32, so a 16-byte vector has 4 elements, else 8
+  bool regular;       // plain rows, columns in whole strips and vectors, factors too: no bounds to check along columns
+  bool tensor_cores;  // 16-bit factors of one dtype; everything else is multiplied in float32 FMA
+};
+inline constexpr int kKernelKinds = 8;
+constexpr int index_of(KernelKind kind) {
+  return (kind.wide ? 1 : 0) + (kind.regular ? 0 : 2) + (kind.tensor_cores ? 0 : 4);
+}
+constexpr KernelKind kernel_kind(int index) { return {(index & 1) != 0, (index & 2) == 0, (index & 4) == 0}; }
+constexpr int vector_columns(KernelKind kind) { return kind.wide ? 4 : 8; }
+
+}  // namespace lyc::cuda

@@ -1,0 +1,98 @@
+// One adapter family. An algorithm computes nothing: it names its factors and says which terms they make; back ends run
+// terms. It knows neither devices nor files. A family is one file here, one line in registry.cpp, one test.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/tensor.hpp"
+#include "lycoris.h"
+#include "ops/weight.hpp"
+
+namespace lyc::algo {
+
+/// A layer's weight in canonical order: [out, in, kernel...]. Norm layers have in = 1 and no kernel.
+struct LayerShape {
+  std::int64_t out = 0, in = 1;
+  Shape kernel;
+
+  std::int64_t kernel_size() const;
+  bool has_kernel() const { return kernel_size() != 1; }  // a 1x1 convolution is a linear layer
+};
+
+/// What a caller asks for when a module is created.
+struct Spec {
+  std::int64_t rank = 0;
+  std::uint32_t flags = 0;  // LYC_MODULE_*
+  std::int32_t factor = -1;
+};
+
+struct FactorSpec {
+  std::string name;  // the suffix in files
+  Shape shape;
+};
+
+/// The tensors of one module by suffix. Contiguous; data may be null while only shapes are looked at.
+class Factors {
+ public:
+  void set(std::string name, const lyc_tensor &tensor);
+  const lyc_tensor *find(std::string_view name) const;
+  const lyc_tensor &at(std::string_view name) const;  // FORMAT error naming what is missing
+  bool has(std::string_view name) const { return find(name) != nullptr; }
+
+ private:
+  std::vector<std::pair<std::string, lyc_tensor>> tensors_;
+};
+
+/// The delta that factors make: `out` rows, `columns` = in * kernel size.
+struct DeltaShape {
+  std::int64_t out = 0, columns = 0;
+  std::int64_t rank = 0;    // what alpha is divided by; 0: nothing is low-rank, and the scale is 1
+  Shape kernel;             // where the factors show it
+  std::uint32_t flags = 0;  // LYC_MODULE_* that the factors show
+};
+
+struct Algorithm {
+  lyc_algo id;
+  std::string_view name;
+  const char *const *suffixes;      // tensors it can have, in the order of files; nullptr-terminated
+  const char *const *signature;     // any of these present: the tensors are of this family
+  std::string_view bias;            // suffix of its bias difference
+  std::uint32_t flags;              // LYC_MODULE_* that lyc_module_create accepts
+  bool low_rank;                    // takes a rank and alpha
+  bool dora;                        // a DoRA magnitude may go on top
+  std::vector<FactorSpec> (*factors)(const Spec &, const LayerShape &);
+  DeltaShape (*describe)(const Factors &);  // throws FORMAT where shapes contradict each other
+  void (*lower)(const Factors &, const LayerShape &, std::vector<ops::Term> &);  // coefficient left at 1
+};
+
+const Algorithm *find_algorithm(lyc_algo id);                     // nullptr if unknown
+const Algorithm *find_algorithm(std::string_view name_or_alias);  // nullptr if unknown
+const Algorithm *recognise(const Factors &factors);               // nullptr if of no known family
+
+// -- factor tensors as operands -------------------------------------------------------------------------------------
+
+/// [rows, cols, 1...] -> out = rows, in = cols.
+ops::Operand matrix(const lyc_tensor &tensor);
+/// [cols, rows, 1...] -> out = rows, in = cols.
+ops::Operand transposed(const lyc_tensor &tensor);
+/// [rows, in, K...] or [rows, in*K] -> out = rows, in, kernel of the layer.
+ops::Operand taps(const lyc_tensor &tensor, std::int64_t in, const Shape &kernel);
+/// A single vector [n, 1...] or [1, n, 1...] -> out = n.
+ops::Operand column(const lyc_tensor &tensor);
+
+/// Extent of axis 0, and the product of the others; FORMAT errors name `suffix`.
+std::int64_t rows_of(const Factors &factors, std::string_view suffix);
+std::int64_t columns_of(const Factors &factors, std::string_view suffix);
+/// Axis 1 of a tensor whose further axes are all 1 ("[rows, cols, 1, 1]").
+std::int64_t matrix_columns_of(const Factors &factors, std::string_view suffix);
+/// Axes from the third on.
+Shape kernel_of(const Factors &factors, std::string_view suffix);
+/// FORMAT error "<a> has 4 ..., <b> has 8" unless equal.
+void require_equal(std::int64_t a, std::string_view a_name, std::int64_t b, std::string_view b_name,
+                   std::string_view what);
+
+}  // namespace lyc::algo

@@ -1,0 +1,66 @@
+// A pool of threads that belongs to one context. The calling thread takes part, so a pool of one has no threads at all.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace lyc {
+
+class ThreadPool {
+ public:
+  /// `threads` counts the caller's; it is at least 1.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool &) = delete;
+  ThreadPool &operator=(const ThreadPool &) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// body(index, worker) for every index below `count`, in no particular order; 0 <= worker < threads(), and no two
+  /// bodies run under one number at once. Returns when all are done; the first exception ends the rest and is thrown
+  /// here. Allocates nothing. Several threads may call, one after the other gets its turn; a body must not.
+  template <typename Body>
+  void parallel_for(std::int64_t count, Body &&body) {
+    using Type = std::remove_reference_t<Body>;
+    run(
+        count, [](void *b, std::int64_t index, int worker) { (*static_cast<Type *>(b))(index, worker); },
+        const_cast<void *>(static_cast<const void *>(std::addressof(body))));
+  }
+
+ private:
+  using Invoke = void (*)(void *body, std::int64_t index, int worker);
+
+  void run(std::int64_t count, Invoke invoke, void *body);
+  void drain(int worker);
+  void work(int worker);
+  void stop();
+
+  std::vector<std::thread> workers_;
+  std::mutex callers_;  // held for a whole run
+
+  std::mutex mutex_;  // guards what follows, the atomics' waiters included
+  std::condition_variable wake_, idle_;
+  bool open_ = false;  // workers may still join the current run
+  bool stopping_ = false;
+  std::exception_ptr error_;
+  Invoke invoke_ = nullptr;
+  void *body_ = nullptr;
+  std::int64_t count_ = 0;
+
+  std::atomic<std::uint64_t> generation_{0};  // one more for every run; workers spin on it for a moment
+  std::atomic<int> active_{0};                // workers inside the current run
+  std::atomic<std::int64_t> next_{0};
+};
+
+/// CPUs that this process may use, at least 1.
+int available_threads();
+
+}  // namespace lyc

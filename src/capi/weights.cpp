@@ -1,0 +1,87 @@
+#include "capi/boundary.hpp"
+#include "capi/options.hpp"
+#include "core/batch.hpp"
+
+using namespace lyc;
+using namespace lyc::capi;
+
+namespace {
+
+/// One module is a batch of one.
+Ref<lyc_batch> batch_of_one(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out) {
+  lyc_batch_item item{};
+  item.module = &module;
+  item.base = base;
+  item.out = out;
+  return create_batch(*module.context, checked_items(*module.context, &item, 1));
+}
+
+void run_one(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out, lyc_batch_op op, float multiplier,
+             const lyc_exec *exec) {
+  int64_t one = 1;
+  lyc_tensor multipliers{};
+  multipliers.data = &multiplier;
+  multipliers.dtype = LYC_DTYPE_F32;
+  multipliers.ndim = 1;
+  multipliers.shape[0] = multipliers.strides[0] = one;
+  batch_of_one(module, base, out)->run(op, &multipliers, read_struct(exec, "exec"));
+}
+
+}  // namespace
+
+lyc_status lyc_get_diff_weight(lyc_module *module, const lyc_tensor *base, float multiplier, const lyc_tensor *out,
+                               const lyc_exec *exec) {
+  return boundary(
+      [&] { run_one(checked(module, "module"), base, &needed(out, "out"), LYC_BATCH_DIFF, multiplier, exec); });
+}
+
+lyc_status lyc_merge(lyc_module *module, const lyc_tensor *base, float multiplier, const lyc_tensor *out,
+                     const lyc_exec *exec) {
+  return boundary(
+      [&] { run_one(checked(module, "module"), &needed(base, "base"), out, LYC_BATCH_MERGE, multiplier, exec); });
+}
+
+lyc_status lyc_unmerge(lyc_module *module, const lyc_tensor *weight, float multiplier, const lyc_exec *exec) {
+  return boundary([&] {
+    run_one(checked(module, "module"), &needed(weight, "weight"), nullptr, LYC_BATCH_UNMERGE, multiplier, exec);
+  });
+}
+
+lyc_status lyc_weight_workspace_size(lyc_module *module, const lyc_tensor *weight, uint64_t *out_size) {
+  return boundary([&] {
+    lyc_tensor described = needed(weight, "weight");
+    needed(out_size, "out_size");
+    alignas(16) static const char kNowhere[16] = {};  // only described, never touched
+    if (!described.data) {
+      described.data = const_cast<char *>(kNowhere);
+      described.capacity = 0;
+    }
+    described.flags = 0;
+    *out_size = batch_of_one(checked(module, "module"), &described, nullptr)->workspace_size();
+  });
+}
+
+lyc_status lyc_batch_create(lyc_context *context, const lyc_batch_item *items, size_t item_count,
+                            lyc_batch **out_batch) {
+  return boundary([&] {
+    clear(out_batch, "out_batch");
+    lyc_context &object = checked(context, "context");
+    require(items != nullptr || item_count == 0, "items is NULL");
+    *out_batch = create_batch(object, checked_items(object, items, item_count)).detach();
+  });
+}
+
+void lyc_batch_retain(lyc_batch *batch) { capi::retain(batch); }
+void lyc_batch_release(lyc_batch *batch) { capi::release(batch); }
+
+lyc_status lyc_batch_workspace_size(const lyc_batch *batch, uint64_t *out_size) {
+  return boundary([&] { needed(out_size, "out_size") = checked(batch, "batch").workspace_size(); });
+}
+
+lyc_status lyc_batch_run(lyc_batch *batch, lyc_batch_op op, const lyc_tensor *multipliers, const lyc_exec *exec) {
+  return boundary([&] { checked(batch, "batch").run(op, multipliers, read_struct(exec, "exec")); });
+}
+
+lyc_status lyc_batch_explain(const lyc_batch *batch, char *buffer, size_t capacity, size_t *out_length) {
+  return boundary([&] { put_text(checked(batch, "batch").explain(), buffer, capacity, out_length); });
+}

@@ -1,0 +1,174 @@
+#include "core/definition.hpp"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+#include "core/operand.hpp"
+
+namespace lyc {
+namespace {
+
+bool contains(const char *const *list, std::string_view name) {
+  for (; *list; ++list)
+    if (name == *list) return true;
+  return false;
+}
+
+/// The axis of a DoRA magnitude, from its shape alone: [O, 1...] or [1, I, 1...]; 1-D where only one side fits.
+ops::DoraAxis magnitude_axis(const lyc_tensor &magnitude, const algo::DeltaShape &shape) {
+  const Shape extents = shape_of(magnitude);
+  const std::int64_t count = numel(magnitude);
+  const std::int64_t in = shape.columns / std::max<std::int64_t>(1, algo::LayerShape{0, 0, shape.kernel}.kernel_size());
+  if (!extents.empty() && extents[0] == count && count == shape.out) return ops::DoraAxis::kOut;
+  if (extents.size() >= 2 && extents[0] == 1 && extents[1] == count && shape.columns % count == 0)
+    return ops::DoraAxis::kIn;
+  if (extents.size() == 1 && count == in) return ops::DoraAxis::kIn;
+  fail(LYC_ERROR_FORMAT, kMagnitudeName, " has shape ", shape_text(extents), ", which is neither one value per output (",
+       shape.out, ") nor one per input (", in, ")");
+}
+
+void check_factor(const std::string &name, const lyc_tensor &tensor) {
+  if (!is_arithmetic(tensor.dtype))
+    fail(LYC_ERROR_UNSUPPORTED, name, " is ", dtype_name(tensor.dtype), "; f32, f16 and bf16 can be computed with");
+  if (numel(tensor) == 0) fail(LYC_ERROR_FORMAT, name, " is empty: shape ", shape_text(shape_of(tensor)));
+}
+
+bool kernel_is_one(const Shape &kernel) {
+  return std::all_of(kernel.begin(), kernel.end(), [](std::int64_t extent) { return extent == 1; });
+}
+
+ops::Adapter dora_adapter(const Definition &definition, const Placement &placement, std::int64_t rows) {
+  ops::Adapter adapter;
+  adapter.dora_axis = definition.dora_axis;
+  adapter.dora_rule = definition.dora_rule;
+  if (definition.dora_axis == ops::DoraAxis::kNone) return adapter;
+  adapter.epsilon = definition.dora_rule == ops::DoraRule::kPeft ? 0.0f : FLT_EPSILON;
+  adapter.magnitude = algo::column(definition.factors.at(kMagnitudeName));
+  if (definition.dora_axis == ops::DoraAxis::kOut) {
+    adapter.magnitude = slice_rows(adapter.magnitude, placement.row_begin, rows);
+  } else {
+    std::swap(adapter.magnitude.out, adapter.magnitude.in);
+    std::swap(adapter.magnitude.stride_out, adapter.magnitude.stride_in);
+  }
+  return adapter;
+}
+
+}  // namespace
+
+bool Definition::has_part(lyc_part part) const {
+  return part == LYC_PART_BIAS ? factors.has(algorithm->bias) : shape.columns > 0;
+}
+
+double resolve_scale(const Request &request, std::int64_t rank) {
+  if (rank == 0) return 1.0;
+  const double parts = static_cast<double>(request.divisor_parts), whole_rank = static_cast<double>(rank);
+  const double alpha = request.alpha && *request.alpha != 0.0 ? *request.alpha : whole_rank / parts;
+  if (!std::isfinite(alpha)) fail(LYC_ERROR_FORMAT, "alpha is ", alpha, ", must be a finite number");
+  return alpha / (request.rank_stabilised ? std::sqrt(whole_rank / parts) : whole_rank / parts);
+}
+
+Definition define(const algo::Factors &tensors, const std::vector<std::string> &names, const Request &request) {
+  Definition result;
+  result.algorithm = algo::recognise(tensors);
+  if (!result.algorithm) {
+    std::string list;
+    for (const std::string &name : names) list += (list.empty() ? "" : ", ") + name;
+    fail(LYC_ERROR_UNSUPPORTED, "no adapter family that the library knows has the tensors ", list);
+  }
+  for (const std::string &name : names) {
+    if (name == kAlphaName) continue;
+    const bool common = result.algorithm->low_rank && (name == kMagnitudeName || name == kScalarName);
+    if (!common && !contains(result.algorithm->suffixes, name))
+      fail(LYC_ERROR_FORMAT, name, " does not belong to a ", result.algorithm->name, " adapter");
+    check_factor(name, tensors.at(name));
+    result.names.push_back(name);
+    result.factors.set(name, tensors.at(name));
+  }
+  result.shape = result.algorithm->describe(result.factors);
+  result.scale = resolve_scale(request, result.shape.rank);
+  result.alpha = request.alpha.value_or(static_cast<double>(result.shape.rank));
+  result.flags = result.shape.flags | (request.rank_stabilised ? LYC_MODULE_RANK_STABILISED : 0u) |
+                 (result.factors.has(kScalarName) ? LYC_MODULE_SCALAR : 0u) |
+                 (result.factors.has(result.algorithm->bias) ? LYC_MODULE_BIAS : 0u);
+  if (const lyc_tensor *magnitude = result.factors.find(kMagnitudeName)) {
+    result.dora_axis = magnitude_axis(*magnitude, result.shape);
+    result.dora_rule = request.dora_rule;
+  }
+  return result;
+}
+
+void check_fits(const Definition &definition, const ops::Operand &weight, const Placement &placement) {
+  const algo::DeltaShape &shape = definition.shape;
+  const std::int64_t rows = placement.row_count ? placement.row_count : shape.out;
+  const auto mismatch = [&](const auto &...why) {
+    fail(LYC_ERROR_MISMATCH, "the delta is ", shape.out, " x ", shape.columns, ", the weight ", extents_text(weight),
+         ": ", why...);
+  };
+  if (placement.row_begin < 0 || rows < 0 || placement.row_begin > shape.out - rows)
+    mismatch("rows ", placement.row_begin, " to ", placement.row_begin + rows, " are not all in the delta");
+  if (weight.out != rows) mismatch("rows do not fit");
+  if (placement.part == LYC_PART_BIAS) return;
+  if (weight.in * weight.kernel_size() != shape.columns) mismatch("columns do not fit");
+  const Shape kernel(weight.kernel, weight.kernel + weight.kernel_dims);
+  if (!shape.kernel.empty() && !(kernel_is_one(shape.kernel) && kernel_is_one(kernel)) && kernel != shape.kernel)
+    mismatch("the delta's kernel is ", shape_text(shape.kernel));
+  if (definition.dora_axis == ops::DoraAxis::kIn) {
+    if (numel(definition.factors.at(kMagnitudeName)) != weight.in)
+      mismatch("dora_scale has ", numel(definition.factors.at(kMagnitudeName)), " values for ", weight.in, " inputs");
+    if (rows != shape.out)
+      fail(LYC_ERROR_UNSUPPORTED,
+           "DoRA over inputs takes its norm over all ", shape.out, " rows of the layer; it cannot be applied to ", rows,
+           " of them");
+  }
+}
+
+void WeightArrays::begin_target(const ops::Operand &base, const ops::Operand &out) {
+  ops::WeightTarget target;
+  target.base = base;
+  target.out = out;
+  target.first_adapter = static_cast<std::int32_t>(adapters.size());
+  targets.push_back(target);
+}
+
+ops::WeightBatch WeightArrays::view(std::int32_t multiplier_count) const {
+  ops::WeightBatch batch;
+  batch.targets = targets.data();
+  batch.adapters = adapters.data();
+  batch.terms = terms.data();
+  batch.target_count = static_cast<std::int64_t>(targets.size());
+  batch.adapter_count = static_cast<std::int64_t>(adapters.size());
+  batch.term_count = static_cast<std::int64_t>(terms.size());
+  batch.multiplier_count = multiplier_count;
+  return batch;
+}
+
+void lower(const Definition &definition, const ops::Operand &weight, const Placement &placement,
+           WeightArrays &arrays) {
+  check_fits(definition, weight, placement);
+  const auto first = arrays.terms.size();
+  ops::Adapter adapter;
+  if (placement.part == LYC_PART_BIAS) {
+    ops::Term term;
+    term.p.down = algo::column(definition.factors.at(definition.algorithm->bias));
+    arrays.terms.push_back(term);
+  } else {
+    algo::LayerShape layer{definition.shape.out, weight.in, Shape(weight.kernel, weight.kernel + weight.kernel_dims)};
+    definition.algorithm->lower(definition.factors, layer, arrays.terms);
+    adapter = dora_adapter(definition, placement, weight.out);
+    for (std::size_t i = first; i < arrays.terms.size(); ++i) {
+      arrays.terms[i].coefficient = definition.scale;
+      if (const lyc_tensor *scalar = definition.factors.find(kScalarName)) arrays.terms[i].scalar = algo::column(*scalar);
+    }
+  }
+  for (std::size_t i = first; i < arrays.terms.size(); ++i) arrays.terms[i].row_begin = placement.row_begin;
+  adapter.first_term = static_cast<std::int32_t>(first);
+  adapter.term_count = static_cast<std::int32_t>(arrays.terms.size() - first);
+  adapter.multiplier_index = placement.multiplier_index;
+  arrays.adapters.push_back(adapter);
+  ++arrays.targets.back().adapter_count;
+}
+
+}  // namespace lyc

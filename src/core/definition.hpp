@@ -1,0 +1,74 @@
+// What a module is, apart from the memory of its factors: family, shapes, scale, DoRA. Made once, from options or from
+// the tensors of a file, and checked there.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "algo/algorithm.hpp"
+#include "ops/weight.hpp"
+
+namespace lyc {
+
+inline constexpr const char *kAlphaName = "alpha", *kMagnitudeName = "dora_scale", *kScalarName = "scalar";
+
+/// What was asked for, or stands in a file.
+struct Request {
+  std::optional<double> alpha;  // absent or 0: the rank
+  bool rank_stabilised = false;
+  std::int64_t divisor_parts = 1;  // a fused pair of so many parts, whose alpha is that of one part (kohya split_qkv)
+  ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
+};
+
+struct Definition {
+  const algo::Algorithm *algorithm = nullptr;
+  algo::Factors factors;           // without alpha; dora_scale and scalar included
+  std::vector<std::string> names;  // the factors' names, in the order of files
+  algo::DeltaShape shape;
+  double alpha = 0;  // as requested; the rank where it was absent
+  double scale = 1;
+  std::uint32_t flags = 0;  // LYC_MODULE_*
+  ops::DoraAxis dora_axis = ops::DoraAxis::kNone;
+  ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
+
+  bool needs_base() const { return dora_axis != ops::DoraAxis::kNone; }
+  bool invertible() const { return !needs_base(); }
+  bool has_part(lyc_part part) const;
+  /// Whether rows of the delta can be computed without the others.
+  bool row_separable() const { return dora_axis != ops::DoraAxis::kIn; }
+};
+
+/// From tensors by suffix. Throws FORMAT or UNSUPPORTED; messages do not name the layer, callers put it in front.
+Definition define(const algo::Factors &tensors, const std::vector<std::string> &names, const Request &request);
+
+/// The scale of a delta: alpha / rank, or alpha / sqrt(rank) when rank-stabilised; 1 where nothing is low-rank.
+/// The only place that computes with alpha.
+double resolve_scale(const Request &request, std::int64_t rank);
+
+/// Which rows of a definition's delta go to a weight, and with which multiplier.
+struct Placement {
+  std::int64_t row_begin = 0;
+  std::int64_t row_count = 0;  // 0: all of them
+  std::int32_t multiplier_index = 0;
+  lyc_part part = LYC_PART_WEIGHT;
+};
+
+/// MISMATCH unless the rows fit the weight.
+void check_fits(const Definition &definition, const ops::Operand &weight, const Placement &placement);
+
+/// The arrays of an ops::WeightBatch while they grow.
+struct WeightArrays {
+  std::vector<ops::WeightTarget> targets;
+  std::vector<ops::Adapter> adapters;
+  std::vector<ops::Term> terms;
+
+  /// Begin a target; its adapters follow by lower().
+  void begin_target(const ops::Operand &base, const ops::Operand &out);
+  ops::WeightBatch view(std::int32_t multiplier_count) const;
+};
+
+/// Append what `definition` adds to the last target of `arrays`, whose weight has the extents of `weight`.
+void lower(const Definition &definition, const ops::Operand &weight, const Placement &placement, WeightArrays &arrays);
+
+}  // namespace lyc

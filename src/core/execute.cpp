@@ -1,0 +1,25 @@
+#include "core/execute.hpp"
+
+#include <memory>
+
+namespace lyc {
+
+void run_weights(lyc_context &context, const WeightArrays &arrays, const std::vector<float> &multipliers,
+                 ops::WeightOp op) {
+  const ops::Backend &backend = *context.backend;
+  const ops::WeightBatch batch = arrays.view(static_cast<std::int32_t>(multipliers.size()));
+  ops::Failure failure;
+  ops::WeightPlan *prepared = nullptr;
+  check(backend.weight_prepare(context.device, &batch, &prepared, &failure), failure);
+  const std::unique_ptr<ops::WeightPlan, void (*)(ops::WeightPlan *)> plan(prepared, backend.weight_release);
+  ops::WeightPlanInfo info{};
+  backend.weight_info(plan.get(), &info);
+  const Workspace workspace(context, {}, info.workspace_size);
+  ops::RunOptions options{};
+  options.op = op;
+  options.multipliers = multipliers.data();
+  options.workspace = workspace.data();
+  check(backend.weight_run(plan.get(), &options, &failure), failure);
+}
+
+}  // namespace lyc

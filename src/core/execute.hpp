@@ -1,0 +1,15 @@
+// Arrays of targets run at once and forgotten: what file-to-file work needs, where every block is another one.
+#pragma once
+
+#include <vector>
+
+#include "core/context.hpp"
+#include "core/definition.hpp"
+
+namespace lyc {
+
+/// Merge (or, with `op`, take the difference of) all targets; on the CPU the work is done on return.
+void run_weights(lyc_context &context, const WeightArrays &arrays, const std::vector<float> &multipliers,
+                 ops::WeightOp op = ops::WeightOp::kMerge);
+
+}  // namespace lyc

@@ -1,0 +1,133 @@
+// What is in a file: an adapter's layers with the norms of their deltas, or the tensors of a model.
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+#include "core/execute.hpp"
+#include "core/merge_files.hpp"
+#include "io/container/tensor_file.hpp"
+
+namespace lyc {
+namespace {
+
+constexpr std::int64_t kBlockElements = 4 << 20;  // of a delta, when its norm is taken
+constexpr std::size_t kMetadataLimit = 512;       // characters of a metadata value that are shown
+
+/// Frobenius norm of the delta without DoRA, at multiplier 1; NaN or infinite where a factor is.
+double delta_norm(const Definition &definition, lyc_context &context) {
+  const std::int64_t columns = definition.shape.columns, rows = definition.shape.out;
+  algo::LayerShape layer{rows, columns, {}};
+  if (definition.shape.flags & LYC_MODULE_TUCKER) {
+    layer.kernel = definition.shape.kernel;
+    layer.in = columns / layer.kernel_size();
+  }
+  Definition plain = definition;
+  plain.dora_axis = ops::DoraAxis::kNone;
+  const std::int64_t step = std::clamp<std::int64_t>(kBlockElements / std::max<std::int64_t>(1, columns), 1, rows);
+  std::vector<float> block(static_cast<std::size_t>(step * columns));
+  double squares = 0;
+  for (std::int64_t row = 0; row < rows; row += step) {
+    ops::Operand out;
+    out.data = block.data();
+    out.dtype = LYC_DTYPE_F32;
+    out.out = std::min(step, rows - row);
+    out.in = layer.in;
+    out.kernel_dims = static_cast<std::int32_t>(layer.kernel.size());
+    out.stride_out = columns;
+    out.stride_in = layer.kernel_size();
+    std::int64_t stride = 1;
+    for (std::size_t d = layer.kernel.size(); d-- > 0; stride *= layer.kernel[d]) {
+      out.kernel[d] = layer.kernel[d];
+      out.stride_kernel[d] = stride;
+    }
+    WeightArrays arrays;
+    arrays.begin_target({}, out);
+    lower(plain, out, {row, out.out, 0, LYC_PART_WEIGHT}, arrays);
+    run_weights(context, arrays, {1.0f}, ops::WeightOp::kDiff);
+    for (std::int64_t i = 0; i < out.out * columns; ++i)
+      squares += static_cast<double>(block[static_cast<std::size_t>(i)]) * block[static_cast<std::size_t>(i)];
+  }
+  return std::sqrt(squares);
+}
+
+Json describe_tensors(const io::TensorFile &file) {
+  std::map<std::string, std::uint64_t> counts, bytes;
+  std::uint64_t parameters = 0;
+  for (const io::TensorInfo &info : file.tensors()) {
+    ++counts[info.dtype_text];
+    bytes[info.dtype_text] += info.size;
+    std::uint64_t elements = 1;
+    for (std::int64_t extent : info.shape) elements *= static_cast<std::uint64_t>(extent);
+    parameters += elements;
+  }
+  return {{"tensors", file.tensors().size()}, {"elements", parameters}, {"dtypes", counts}, {"bytes", bytes}};
+}
+
+/// Metadata is somebody else's text and may be long: a value is shown up to a limit.
+Json describe_metadata(const io::TensorFile &file) {
+  Json metadata = Json::object();
+  for (const auto &[key, value] : file.metadata())
+    metadata[key] = value.size() <= kMetadataLimit
+                        ? value
+                        : value.substr(0, kMetadataLimit) + "... (" + std::to_string(value.size()) + " bytes)";
+  return metadata;
+}
+
+void describe_adapter(const AdapterFile &adapter, lyc_context &context, Json &content, lyc_report_info &figures) {
+  std::vector<const Definition *> definitions;
+  Json layers = Json::array(), anomalies = adapter.notes;
+  for (const AdapterLayer &layer : adapter.layers) {
+    definitions.push_back(&layer.definition);
+    Json entry = describe_layer(layer.name, layer.definition);
+    std::vector<DeviceBuffer> buffers;
+    const Definition loaded = load_layer(adapter, layer, context, buffers);
+    if (loaded.has_part(LYC_PART_WEIGHT)) {
+      const double norm = delta_norm(loaded, context);
+      entry["norm"] = norm;  // null in JSON where it is not finite
+      if (!std::isfinite(norm)) anomalies.push_back(layer.name + ": values that are not finite");
+      if (norm == 0) anomalies.push_back(layer.name + ": the delta is zero");
+    }
+    layers.push_back(std::move(entry));
+  }
+  content["kind"] = "adapter";
+  content["dialect"] = adapter.dialect;
+  content["algorithms"] = count_algorithms(definitions);
+  content["layers"] = std::move(layers);
+  content["leftovers"] = describe_leftovers(adapter);
+  content["anomalies"] = std::move(anomalies);
+  figures.layer_count = adapter.layers.size();
+}
+
+/// An adapter, if the file is one of any dialect; a plain model otherwise.
+bool looks_like_adapter(const io::TensorFile &file) {
+  const std::vector<io::TensorEntry> entries = entries_of(file);
+  try {
+    io::find_dialect({entries, file.metadata(), nullptr});
+    return true;
+  } catch (const Error &) {
+    return false;
+  }
+}
+
+}  // namespace
+
+Ref<lyc_report> inspect_file(lyc_context &context, const std::string &path) {
+  if (context.options.device_type != LYC_DEVICE_CPU)
+    fail(LYC_ERROR_UNSUPPORTED, "files are inspected on the CPU only; use a CPU context");
+  const io::TensorFile file = io::TensorFile::open(path);
+  lyc_report_info figures{};
+  figures.tensor_count = file.tensors().size();
+  Json content = {{"operation", "inspect"}, {"path", path}, {"container", io::source_kind_name(file.kind())}};
+  content.update(describe_tensors(file));
+  content["metadata"] = describe_metadata(file);
+  if (looks_like_adapter(file))
+    describe_adapter(open_adapter(path, LYC_DORA_RULE_DEFAULT), context, content, figures);
+  else
+    content["kind"] = "model";
+  return Ref<lyc_report>(new lyc_report(figures, content));
+}
+
+}  // namespace lyc

@@ -1,0 +1,437 @@
+#include "core/merge_files.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <set>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+#include "base/os.hpp"
+#include "base/tensor.hpp"
+#include "base/threads.hpp"
+#include "base/wildcard.hpp"
+#include "core/execute.hpp"
+#include "core/operand.hpp"
+#include "io/container/safetensors_writer.hpp"
+
+// The output is cut into jobs: runs of untouched tensors, copied as bytes, and row blocks of touched ones, each read,
+// computed and written by one thread. Threads take jobs in the order of the file, so one reads while another computes
+// and a third writes, and memory is bounded by threads times the size of a block. Factors are read for the block that
+// needs them and forgotten.
+namespace lyc {
+namespace {
+
+constexpr std::uint64_t kBlockBytes = 32u << 20;   // of a touched tensor; rows of more than that make a block of one
+constexpr std::uint64_t kCopyBytes = 64u << 20;    // of a run of untouched ones
+constexpr std::uint64_t kMemoryBudget = 640u << 20;  // for all blocks in flight, as far as single ones allow
+constexpr const char *kOperationsKey = "lycoris.operations", *kStaleHashKey = "modelspec.hash_sha256";
+
+struct Job {
+  std::size_t tensor = 0;                   // first, or only one
+  std::size_t tensor_end = 0;               // copies: one past the last
+  bool compute = false;                     // else the bytes are copied
+  std::int64_t row_begin = 0, row_count = 0;  // of the tensor, for compute
+  std::uint64_t bytes = 0;                  // of output
+};
+
+/// Everything that is decided before the first byte is written.
+class Merge {
+ public:
+  Merge(lyc_context &context, const MergeRequest &request);
+
+  Ref<lyc_report> run();
+
+ private:
+  // Deciding
+  void check_paths() const;
+  void check_tensors() const;
+  bool gives_folder() const;
+  float multiplier_of(const Assignment &assignment) const;
+  lyc_dtype out_dtype(std::size_t tensor) const;
+  void plan_tensor(std::size_t tensor, const Assignment *begin, const Assignment *end);
+  void plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row_bytes, bool whole);
+  void plan();
+
+  // Writing
+  void open_writers(const std::string &root);
+  io::Metadata out_metadata(const io::Shard &shard, bool changed) const;
+  Json operation() const;
+  void run_jobs();
+  void run_job(const Job &job, lyc_context &context);
+  void copy(const Job &job);
+  void compute(const Job &job, lyc_context &context);
+  void write_indexes(const std::string &root) const;
+  void tell_progress() const;
+  Ref<lyc_report> report(double seconds) const;
+
+  lyc_context &context_;
+  const MergeRequest &request_;
+  io::TensorFile base_;
+  std::vector<io::TensorEntry> entries_;
+  std::vector<AdapterFile> adapters_;
+  std::vector<MatchSource> sources_;
+  Match match_;
+  std::vector<std::pair<std::size_t, std::size_t>> assignments_of_;  // by tensor: range in match_.assignments
+  std::vector<float> multipliers_;                                   // beside match_.assignments
+  std::vector<Job> jobs_;
+  std::vector<std::size_t> shard_of_;                                // by tensor
+  std::vector<io::SafetensorsWriter> writers_;                       // by shard
+  std::uint64_t out_bytes_ = 0, changed_ = 0;
+  std::atomic<std::uint64_t> done_bytes_{0};
+};
+
+std::vector<AdapterFile> open_adapters(const MergeRequest &request) {
+  std::vector<AdapterFile> adapters;
+  for (const std::string &path : request.adapters) adapters.push_back(open_adapter(path, request.dora_rule));
+  return adapters;
+}
+
+MatchSource source_of(const AdapterFile &adapter) {
+  MatchSource source;
+  source.name = adapter.path;
+  source.leftover_count = adapter.leftovers.size();
+  if (!adapter.leftovers.empty()) source.first_leftover = leftover_text(adapter);
+  for (const AdapterLayer &layer : adapter.layers) {
+    source.layers.push_back(layer.name);
+    source.definitions.push_back(&layer.definition);
+  }
+  return source;
+}
+
+Merge::Merge(lyc_context &context, const MergeRequest &request)
+    : context_(context),
+      request_(request),
+      base_(io::TensorFile::open(request.base)),
+      entries_(entries_of(base_)),
+      adapters_(open_adapters(request)) {
+  check_paths();
+  for (const AdapterFile &adapter : adapters_) sources_.push_back(source_of(adapter));
+  match_ = match(entries_, request.base, sources_, request.filter);
+  require_matched(match_, request.base, sources_, request.allow_unmatched);
+  for (const Assignment &assignment : match_.assignments) multipliers_.push_back(multiplier_of(assignment));
+  check_tensors();
+  plan();
+}
+
+bool Merge::gives_folder() const {
+  return base_.kind() != io::SourceKind::kFile && base_.kind() != io::SourceKind::kMemory;
+}
+
+void Merge::check_paths() const {
+  const std::string &out = request_.output;
+  require(!out.empty(), "the output has no name");
+  require(!base_.is_input(out), out, " is the base itself; name another output");
+  for (const AdapterFile &adapter : adapters_)
+    require(!adapter.file.is_input(out), out, " is one of the adapters; name another output");
+  const bool looks_like_file = out.size() > 12 && out.compare(out.size() - 12, 12, ".safetensors") == 0;
+  require(!gives_folder() || !looks_like_file, request_.base, " is a folder of several files; the output must be a ",
+          "folder too, not ", out);
+  const os::FileType type = os::file_type(out);
+  require(type == os::FileType::kMissing || request_.overwrite, out, " exists already");
+  require(type == os::FileType::kMissing || (type == os::FileType::kFolder) == gives_folder(), out,
+          gives_folder() ? " is a file; a folder has to be written there" : " is a folder; a file has to be written");
+}
+
+/// What an adapter changes must be something that can be computed with.
+void Merge::check_tensors() const {
+  for (const Assignment &assignment : match_.assignments) {
+    const io::TensorInfo &info = base_.tensors()[assignment.tensor];
+    if (!is_arithmetic(info.dtype))
+      fail(LYC_ERROR_UNSUPPORTED, request_.base, ": ", info.name, " is ", info.dtype_text,
+           "; an adapter can be merged into F32, F16 and BF16 only");
+    try {
+      // The description stands for the rows that the assignment takes; its memory is never looked at.
+      alignas(16) static constexpr char kNowhere[16] = {};
+      lyc_tensor tensor = make_tensor(const_cast<char *>(kNowhere), info.dtype, info.shape);
+      tensor.capacity = 0;
+      if (assignment.transposed) tensor.layout = LYC_LAYOUT_HWIO;
+      const ops::Operand rows = slice_rows(weight_operand(tensor, info.name), assignment.base_row, assignment.rows);
+      check_fits(*sources_[assignment.source].definitions[assignment.layer], rows,
+                 {assignment.adapter_row, assignment.rows, 0, assignment.part});
+    } catch (const Error &error) {
+      throw Error(error.status(), concat(sources_[assignment.source].name, " does not fit ", request_.base, ": ",
+                                         sources_[assignment.source].layers[assignment.layer], " on ", info.name,
+                                         ": ", error.what()));
+    }
+  }
+}
+
+float Merge::multiplier_of(const Assignment &assignment) const {
+  float multiplier = 1;
+  const std::string_view tensor = entries_[assignment.tensor].name;
+  for (const MultiplierRule &rule : request_.multipliers) {
+    if (rule.adapter >= 0 && static_cast<std::size_t>(rule.adapter) != assignment.source) continue;
+    if (rule.pattern.empty() || matches_wildcard(rule.pattern, tensor) ||
+        matches_wildcard(rule.pattern, sources_[assignment.source].layers[assignment.layer]))
+      multiplier = rule.multiplier;
+  }
+  return multiplier;
+}
+
+lyc_dtype Merge::out_dtype(std::size_t tensor) const {
+  const lyc_dtype dtype = base_.tensors()[tensor].dtype;
+  return request_.dtype != LYC_DTYPE_NONE && is_arithmetic(dtype) ? request_.dtype : dtype;
+}
+
+void Merge::plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row_bytes, bool whole) {
+  const auto fitting = static_cast<std::int64_t>(kBlockBytes / std::max<std::uint64_t>(1, row_bytes));
+  const std::int64_t step = whole ? rows : std::clamp<std::int64_t>(fitting, 1, rows);
+  for (std::int64_t row = 0; row < rows; row += step) {
+    const std::int64_t count = std::min(step, rows - row);
+    jobs_.push_back({tensor, tensor + 1, true, row, count, static_cast<std::uint64_t>(count) * row_bytes});
+  }
+}
+
+void Merge::plan_tensor(std::size_t tensor, const Assignment *begin, const Assignment *end) {
+  const io::TensorInfo &info = base_.tensors()[tensor];
+  bool active = false, whole = false;
+  for (const Assignment *a = begin; a != end; ++a) {
+    active = active || multipliers_[static_cast<std::size_t>(a - match_.assignments.data())] != 0.0f;
+    whole = whole || a->transposed || !sources_[a->source].definitions[a->layer]->row_separable();
+  }
+  changed_ += active;
+  const bool converted = out_dtype(tensor) != info.dtype;
+  if ((active || converted) && info.size > 0) {
+    const std::int64_t rows = active ? info.shape[0] : static_cast<std::int64_t>(info.size / dtype_size(info.dtype));
+    plan_blocks(tensor, rows, info.size / dtype_size(info.dtype) / rows * dtype_size(out_dtype(tensor)), whole);
+    return;
+  }
+  Job *last = jobs_.empty() ? nullptr : &jobs_.back();
+  if (last && !last->compute && last->bytes + info.size <= kCopyBytes && shard_of_[last->tensor] == shard_of_[tensor]) {
+    last->tensor_end = tensor + 1;
+    last->bytes += info.size;
+  } else {
+    jobs_.push_back({tensor, tensor + 1, false, 0, 0, info.size});
+  }
+}
+
+void Merge::plan() {
+  shard_of_.resize(entries_.size());
+  for (std::size_t s = 0; s < base_.shards().size(); ++s)
+    for (std::size_t i = 0; i < base_.shards()[s].count; ++i) shard_of_[base_.shards()[s].first + i] = s;
+  const Assignment *const all = match_.assignments.data(), *const end = all + match_.assignments.size();
+  const Assignment *next = all;
+  for (std::size_t tensor = 0; tensor < entries_.size(); ++tensor) {
+    const Assignment *const first = next;
+    while (next != end && next->tensor == tensor) ++next;
+    assignments_of_.emplace_back(first - all, next - all);
+    plan_tensor(tensor, first, next);
+  }
+  for (const Job &job : jobs_) out_bytes_ += job.bytes;
+}
+
+Json Merge::operation() const {
+  Json adapters = Json::array();
+  for (std::size_t s = 0; s < adapters_.size(); ++s) {
+    std::set<float> multipliers;
+    for (std::size_t i = 0; i < multipliers_.size(); ++i)
+      if (match_.assignments[i].source == s) multipliers.insert(multipliers_[i]);
+    adapters.push_back({{"file", os::file_name(adapters_[s].path)}, {"multipliers", multipliers}});
+  }
+  return {{"operation", "merge"}, {"lycoris", LYCORIS_VERSION}, {"adapters", adapters}};
+}
+
+io::Metadata Merge::out_metadata(const io::Shard &shard, bool changed) const {
+  io::Metadata metadata = shard.metadata;
+  if (!changed) return metadata;
+  metadata.erase(kStaleHashKey);
+  Json chain = Json::parse(metadata[kOperationsKey], nullptr, false);
+  if (!chain.is_array()) chain = Json::array();
+  chain.push_back(operation());
+  metadata[kOperationsKey] = chain.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return metadata;
+}
+
+void Merge::open_writers(const std::string &root) {
+  for (const io::Shard &shard : base_.shards()) {
+    std::vector<io::TensorInfo> tensors;
+    bool changed = false;
+    for (std::size_t i = shard.first; i < shard.first + shard.count; ++i) {
+      io::TensorInfo info = base_.tensors()[i];
+      info.name.erase(0, shard.prefix.size());
+      if (out_dtype(i) != info.dtype) info = io::make_tensor_info(info.name, out_dtype(i), info.shape);
+      changed = changed || assignments_of_[i].first != assignments_of_[i].second;
+      tensors.push_back(std::move(info));
+    }
+    const std::string path = gives_folder() ? os::join(root, shard.path) : root;
+    if (gives_folder()) os::make_folder(os::parent_folder(path));
+    writers_.emplace_back(path, out_metadata(shard, changed), std::move(tensors));
+  }
+}
+
+void Merge::copy(const Job &job) {
+  const std::size_t s = shard_of_[job.tensor], first = base_.shards()[s].first;
+  for (std::size_t tensor = job.tensor; tensor < job.tensor_end; ++tensor)
+    if (base_.tensors()[tensor].size > 0) writers_[s].copy_from(tensor - first, base_, tensor);
+}
+
+void Merge::compute(const Job &job, lyc_context &context) {
+  const io::TensorInfo &info = base_.tensors()[job.tensor];
+  const auto [first, last] = assignments_of_[job.tensor];
+  const Assignment *const begin = match_.assignments.data() + first, *const end = match_.assignments.data() + last;
+  const lyc_dtype dtype = out_dtype(job.tensor);
+
+  // Rows of the weight; a tensor that is only converted is one long row of numbers.
+  const bool is_block = begin != end && job.row_count <= (info.shape.empty() ? 0 : info.shape[0]);
+  Shape shape = is_block ? info.shape : Shape{job.row_count};
+  shape[0] = job.row_count;
+  const std::int64_t row_elements = checked_numel(shape.data() + 1, shape.size() - 1, info.name);
+  const std::int64_t elements = row_elements * job.row_count;
+  std::vector<char> input(static_cast<std::size_t>(elements) * dtype_size(info.dtype));
+  const std::uint64_t offset = static_cast<std::uint64_t>(job.row_begin * row_elements);
+  base_.read(job.tensor, input.data(), offset * dtype_size(info.dtype), input.size());
+  std::vector<char> converted(dtype == info.dtype ? 0 : static_cast<std::size_t>(elements) * dtype_size(dtype));
+  std::vector<char> &output = dtype == info.dtype ? input : converted;
+
+  lyc_tensor from = make_tensor(input.data(), info.dtype, shape), to = make_tensor(output.data(), dtype, shape);
+  if (begin != end && begin->transposed) from.layout = to.layout = LYC_LAYOUT_HWIO;
+  const ops::Operand base = weight_operand(from, info.name), out = weight_operand(to, info.name);
+
+  WeightArrays arrays;
+  std::vector<DeviceBuffer> factors;
+  std::vector<float> multipliers;
+  std::int64_t row = 0;  // of the block
+  const auto pass_through = [&](std::int64_t until) {
+    if (until > row && base.data != out.data)
+      arrays.begin_target(slice_rows(base, row, until - row), slice_rows(out, row, until - row));
+  };
+  for (const Segment &segment : segments(begin, end)) {
+    const std::int64_t from_row = std::max(segment.row_begin - job.row_begin, std::int64_t{0});
+    const std::int64_t to_row = std::min(segment.row_begin + segment.row_count - job.row_begin, base.out);
+    if (from_row >= to_row) continue;
+    pass_through(from_row);
+    const Segment part{job.row_begin + from_row, to_row - from_row, {}};
+    const ops::Operand weight = slice_rows(out, from_row, part.row_count);
+    arrays.begin_target(slice_rows(base, from_row, part.row_count), weight);
+    for (const Assignment *a : segment.assignments) {
+      const AdapterFile &adapter = adapters_[a->source];
+      const Definition definition = load_layer(adapter, adapter.layers[a->layer], context, factors);
+      lower(definition, weight, placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())), arrays);
+      multipliers.push_back(multipliers_[static_cast<std::size_t>(a - match_.assignments.data())]);
+    }
+    row = to_row;
+  }
+  pass_through(base.out);
+  run_weights(context, arrays, multipliers);
+  writers_[shard_of_[job.tensor]].write(job.tensor - base_.shards()[shard_of_[job.tensor]].first,
+                                        offset * dtype_size(dtype), output.data(), output.size());
+}
+
+void Merge::run_job(const Job &job, lyc_context &context) try {
+  if (job.compute)
+    compute(job, context);
+  else
+    copy(job);
+  done_bytes_ += job.bytes;
+} catch (const Error &error) {
+  throw Error(error.status(), concat(base_.tensors()[job.tensor].name, ": ", error.what()), error.native_code());
+}
+
+void Merge::tell_progress() const {
+  if (request_.progress && request_.progress(request_.user_data, done_bytes_, out_bytes_) != 0)
+    fail(LYC_ERROR_CANCELLED, "the merge was cancelled");
+}
+
+void Merge::run_jobs() {
+  std::uint64_t largest = 1;
+  for (const Job &job : jobs_)
+    if (job.compute) largest = std::max(largest, job.bytes);
+  const auto fitting = static_cast<int>(std::clamp<std::uint64_t>(kMemoryBudget / largest, 1, 4096));
+  ThreadPool pool(std::min(fitting, context_.backend->context_threads(context_.device)));
+  std::vector<Ref<lyc_context>> contexts;  // one thread each
+  lyc_context_options options = context_.options;
+  options.threads = 1;
+  for (int i = 0; i < pool.threads(); ++i) contexts.emplace_back(new lyc_context(options));
+  tell_progress();
+  pool.parallel_for(static_cast<std::int64_t>(jobs_.size()), [&](std::int64_t index, int worker) {
+    run_job(jobs_[static_cast<std::size_t>(index)], *contexts[static_cast<std::size_t>(worker)]);
+    if (worker == 0) tell_progress();  // worker 0 is the calling thread
+  });
+  tell_progress();
+}
+
+void Merge::write_indexes(const std::string &root) const {
+  std::set<std::string> indexes;
+  for (const io::Shard &shard : base_.shards())
+    if (!shard.index.empty()) indexes.insert(shard.index);
+  for (const std::string &index : indexes) {
+    std::map<std::string, std::string> weight_map;
+    std::uint64_t total = 0;
+    for (std::size_t s = 0; s < base_.shards().size(); ++s) {
+      if (base_.shards()[s].index != index) continue;
+      for (const io::TensorInfo &info : writers_[s].tensors()) {
+        weight_map[info.name] = os::file_name(base_.shards()[s].path);
+        total += info.size;
+      }
+    }
+    os::write_text(os::join(root, index), io::render_index(weight_map, total));
+  }
+}
+
+Ref<lyc_report> Merge::report(double seconds) const {
+  lyc_report_info figures{};
+  count_match(match_, figures);
+  figures.tensor_count = entries_.size();
+  figures.changed_count = changed_;
+  figures.bytes_written = out_bytes_;
+  figures.seconds = seconds;
+  for (const io::TensorInfo &info : base_.tensors()) figures.bytes_read += info.size;
+  Json content = {{"operation", "merge"}, {"lycoris", LYCORIS_VERSION}};
+  content["base"] = {{"path", request_.base},
+                     {"kind", io::source_kind_name(base_.kind())},
+                     {"tensors", entries_.size()},
+                     {"bytes", figures.bytes_read}};
+  for (std::size_t s = 0; s < adapters_.size(); ++s)
+    content["adapters"].push_back({{"path", adapters_[s].path},
+                                   {"dialect", adapters_[s].dialect},
+                                   {"layers", adapters_[s].layers.size()},
+                                   {"algorithms", count_algorithms(sources_[s].definitions)},
+                                   {"leftovers", describe_leftovers(adapters_[s])},
+                                   {"notes", adapters_[s].notes}});
+  content["output"] = {{"path", request_.output}, {"changed_tensors", changed_}, {"bytes", out_bytes_}};
+  content["seconds"] = seconds;
+  content["layers"] = describe_match(match_, entries_, sources_);
+  return Ref<lyc_report>(new lyc_report(figures, content));
+}
+
+Ref<lyc_report> Merge::run() {
+  const double start = os::monotonic_seconds();
+  const os::Replace replace = request_.overwrite ? os::Replace::kYes : os::Replace::kNo;
+  if (!gives_folder()) {
+    open_writers(request_.output);
+    run_jobs();
+    writers_.front().finish(replace);
+  } else {
+    os::OutputFolder folder(request_.output);
+    open_writers(folder.staging_path());
+    run_jobs();
+    for (io::SafetensorsWriter &writer : writers_) writer.finish(os::Replace::kNo);
+    write_indexes(folder.staging_path());
+    for (const std::string &file : base_.other_files()) {
+      const std::string target = os::join(folder.staging_path(), file);
+      os::make_folder(os::parent_folder(target));
+      os::copy_file(os::join(base_.root(), file), target);
+    }
+    folder.commit(replace);
+  }
+  return report(os::monotonic_seconds() - start);
+}
+
+}  // namespace
+
+Ref<lyc_report> merge_files(lyc_context &context, const MergeRequest &request) {
+  if (context.options.device_type != LYC_DEVICE_CPU)
+    fail(LYC_ERROR_UNSUPPORTED, "files are merged on the CPU only; use a CPU context");
+  require(!request.adapters.empty(), "there is no adapter to merge");
+  require(request.dtype == LYC_DTYPE_NONE || is_arithmetic(request.dtype), "dtype is ", dtype_name(request.dtype),
+          ", must be f32, f16, bf16 or none");
+  for (const MultiplierRule &rule : request.multipliers) {
+    require(std::isfinite(rule.multiplier), "a multiplier is not a finite number");
+    require(rule.adapter < static_cast<int>(request.adapters.size()), "a multiplier is for adapter ", rule.adapter,
+            ", there are ", request.adapters.size());
+  }
+  return Merge(context, request).run();
+}
+
+}  // namespace lyc

@@ -1,0 +1,217 @@
+#include "core/module.hpp"
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+
+namespace {
+
+using namespace lyc;
+
+constexpr std::uint32_t kOptionFlags = LYC_MODULE_TUCKER | LYC_MODULE_RANK_STABILISED | LYC_MODULE_SCALAR |
+                                       LYC_MODULE_DECOMPOSE_BOTH | LYC_MODULE_WHOLE | LYC_MODULE_UNBALANCED |
+                                       LYC_MODULE_BIAS;
+
+algo::LayerShape layer_shape(const lyc_module_options &options) {
+  require(options.ndim >= 1 && options.ndim <= 5, "ndim is ", options.ndim, ", must be 1 to 5");
+  for (int d = 0; d < options.ndim; ++d)
+    require(options.shape[d] >= 1, "the weight's shape is ",
+            shape_text(options.shape, static_cast<std::size_t>(options.ndim)), ", all extents must be at least 1");
+  checked_numel(options.shape, static_cast<std::size_t>(options.ndim), "the weight");
+  algo::LayerShape layer;
+  layer.out = options.shape[0];
+  if (options.ndim > 1) layer.in = options.shape[1];
+  if (options.ndim > 2) layer.kernel.assign(options.shape + 2, options.shape + options.ndim);
+  return layer;
+}
+
+algo::Spec checked_spec(const algo::Algorithm &algorithm, const lyc_module_options &options,
+                        const algo::LayerShape &layer) {
+  require((options.flags & ~kOptionFlags) == 0, "flags has unknown bits: ", options.flags);
+  const std::uint32_t excess = options.flags & ~algorithm.flags;
+  require(excess == 0, algorithm.name, " does not have the options ", excess, " in flags");
+  require(!algorithm.low_rank || options.rank >= 1, "rank is ", options.rank, ", must be at least 1");
+  require(algorithm.dora || options.dora_axis == LYC_DORA_AXIS_NONE, "DoRA does not go on top of ", algorithm.name);
+  require(options.dora_axis >= LYC_DORA_AXIS_NONE && options.dora_axis <= LYC_DORA_AXIS_IN, "dora_axis is ",
+          static_cast<int>(options.dora_axis), ", must be 0, 1 or 2");
+  require(!(options.flags & LYC_MODULE_TUCKER) || layer.has_kernel(),
+          "a Tucker core needs a convolution with a kernel above 1");
+  require(algorithm.id == LYC_ALGO_NORM ? options.ndim == 1 : options.ndim != 1 || algorithm.id == LYC_ALGO_FULL,
+          algorithm.name, " does not exist for weights of ", options.ndim, " axes");
+  return {options.rank, options.flags, options.factor};
+}
+
+std::vector<algo::FactorSpec> parameters(const algo::Algorithm &algorithm, const lyc_module_options &options) {
+  const algo::LayerShape layer = layer_shape(options);
+  std::vector<algo::FactorSpec> list = algorithm.factors(checked_spec(algorithm, options, layer), layer);
+  if (options.flags & LYC_MODULE_SCALAR) list.push_back({kScalarName, {}});
+  const Shape ones(layer.kernel.size(), 1);
+  Shape magnitude = options.dora_axis == LYC_DORA_AXIS_OUT ? Shape{layer.out, 1} : Shape{1, layer.in};
+  magnitude.insert(magnitude.end(), ones.begin(), ones.end());
+  if (options.dora_axis != LYC_DORA_AXIS_NONE) list.push_back({kMagnitudeName, magnitude});
+  return list;
+}
+
+Request request_of(const lyc_module_options &options) {
+  Request request;
+  if (options.alpha != 0.0) request.alpha = options.alpha;
+  request.rank_stabilised = options.flags & LYC_MODULE_RANK_STABILISED;
+  request.dora_rule = resolve_dora_rule(options.dora_rule, ops::DoraRule::kInterpolate);
+  return request;
+}
+
+/// alpha as files store it: one number of any numeric type, shape [] or [1].
+double read_alpha(lyc_context &context, const lyc_tensor &tensor) {
+  check_tensor(tensor, kAlphaName);
+  if (numel(tensor) != 1)
+    fail(LYC_ERROR_FORMAT, "alpha has shape ", shape_text(shape_of(tensor)), ", must be a single number");
+  char bytes[8] = {};
+  if (tensor.device_type == LYC_DEVICE_CPU) return read_element(tensor.data, tensor.dtype, 0);
+  read_device(context, bytes, tensor.data, dtype_size(tensor.dtype));
+  return read_element(bytes, tensor.dtype, 0);
+}
+
+void require_on_device(const lyc_context &context, const lyc_tensor &tensor, const std::string &name) {
+  require(tensor.device_type == context.options.device_type &&
+              (tensor.device_type == LYC_DEVICE_CPU || tensor.device_index == context.options.device_index),
+          name, " is not on the context's device");
+}
+
+}  // namespace
+
+namespace lyc {
+
+ops::DoraRule resolve_dora_rule(lyc_dora_rule requested, ops::DoraRule otherwise) {
+  require(requested >= LYC_DORA_RULE_DEFAULT && requested <= LYC_DORA_RULE_PEFT, "dora_rule is ",
+          static_cast<int>(requested), ", must be 0 to 3");
+  return requested == LYC_DORA_RULE_DEFAULT ? otherwise : static_cast<ops::DoraRule>(requested);
+}
+
+lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers) {
+  require(is_contiguous(tensor), "parameters must be contiguous");
+  const std::uint64_t size = byte_extent(tensor);
+  buffers.emplace_back(context, size);
+  lyc_tensor result = make_tensor(buffers.back().data(), tensor.dtype, shape_of(tensor));
+  result.device_type = context.options.device_type;
+  result.device_index = context.options.device_index;
+  if (size > 0) write_device(context, result.data, tensor.data, size);
+  return result;
+}
+
+}  // namespace lyc
+
+lyc_module::lyc_module(Ref<lyc_context> owner, Definition what, std::vector<DeviceBuffer> owned)
+    : context(std::move(owner)), definition(std::move(what)), owned_(std::move(owned)) {}
+
+Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options) {
+  const algo::Algorithm *algorithm = algo::find_algorithm(options.algo);
+  require(algorithm != nullptr, "algo is ", static_cast<int>(options.algo), ", not a family that can be created");
+  const lyc_dtype dtype = options.dtype == LYC_DTYPE_NONE ? LYC_DTYPE_F32 : options.dtype;
+  require(is_arithmetic(dtype), "dtype is ", dtype_name(dtype), ", parameters are f32, f16 or bf16");
+  std::vector<DeviceBuffer> owned;
+  std::vector<std::string> names;
+  algo::Factors factors;
+  for (const algo::FactorSpec &parameter : parameters(*algorithm, options)) {
+    lyc_tensor description = make_tensor(nullptr, dtype, parameter.shape);
+    const std::vector<char> zeros(description.capacity);
+    description.data = const_cast<char *>(zeros.data());
+    names.push_back(parameter.name);
+    factors.set(parameter.name, copy_to_device(context, description, owned));
+  }
+  Definition definition = define(factors, names, request_of(options));
+  return Ref<lyc_module>(new lyc_module(Ref<lyc_context>::share(context), std::move(definition), std::move(owned)));
+}
+
+Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options,
+                                   const std::vector<std::string> &names, const lyc_tensor *tensors) {
+  Request request = request_of(options);
+  std::vector<DeviceBuffer> owned;
+  algo::Factors factors;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const lyc_tensor &tensor = tensors[i];
+    require(!factors.has(names[i]), names[i], " is there twice");
+    if (names[i] == kAlphaName) {
+      request.alpha = read_alpha(context, tensor);
+      factors.set(names[i], tensor);
+      continue;
+    }
+    check_tensor(tensor, names[i]);
+    require(is_contiguous(tensor), names[i], " is not contiguous");
+    if (tensor.device_type == LYC_DEVICE_CPU) {
+      factors.set(names[i], copy_to_device(context, tensor, owned));
+    } else {
+      require_on_device(context, tensor, names[i]);
+      factors.set(names[i], tensor);
+    }
+  }
+  Definition definition = define(factors, names, request);
+  if (options.ndim > 0) {
+    const algo::LayerShape layer = layer_shape(options);
+    if (layer.out != definition.shape.out || layer.in * layer.kernel_size() != definition.shape.columns)
+      fail(LYC_ERROR_MISMATCH, "the tensors make a delta of ", definition.shape.out, " x ", definition.shape.columns,
+           ", the layer's shape is ", shape_text(options.shape, static_cast<std::size_t>(options.ndim)));
+  }
+  return Ref<lyc_module>(new lyc_module(Ref<lyc_context>::share(context), std::move(definition), std::move(owned)));
+}
+
+const lyc_tensor &lyc_module::factor(const std::string &name) const {
+  const lyc_tensor *tensor = definition.factors.find(name);
+  if (!tensor) fail(LYC_ERROR_NOT_FOUND, "the module has no parameter ", name);
+  return *tensor;
+}
+
+void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
+  const lyc_tensor &known = factor(name);
+  check_tensor(tensor, name);
+  require_on_device(*context, tensor, name);
+  require(is_arithmetic(tensor.dtype), name, " is ", dtype_name(tensor.dtype), ", parameters are f32, f16 or bf16");
+  require(shape_of(tensor) == shape_of(known), name, " has shape ", shape_text(shape_of(tensor)), ", must be ",
+          shape_text(shape_of(known)));
+  require(is_contiguous(tensor), name, " is not contiguous");
+  definition.factors.set(name, tensor);
+}
+
+namespace {
+
+/// Values of one contiguous tensor in the dtype of another, in CPU memory.
+std::vector<char> converted(const void *source, lyc_dtype from, lyc_dtype to, std::int64_t count) {
+  std::vector<char> result(static_cast<std::size_t>(count) * dtype_size(to));
+  if (from == to) {
+    std::memcpy(result.data(), source, result.size());
+    return result;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto value = static_cast<float>(read_element(source, from, i));
+    char *at = result.data() + i * static_cast<std::int64_t>(dtype_size(to));
+    const std::uint16_t half = to == LYC_DTYPE_BF16 ? float_to_bf16(value) : float_to_f16(value);
+    std::memcpy(at, to == LYC_DTYPE_F32 ? static_cast<const void *>(&value) : &half, dtype_size(to));
+  }
+  return result;
+}
+
+void check_host_copy(const lyc_tensor &tensor, const lyc_tensor &known, const std::string &name) {
+  check_tensor(tensor, name);
+  require(tensor.device_type == LYC_DEVICE_CPU, name, ": values are copied from and to CPU tensors only");
+  require(is_arithmetic(tensor.dtype), name, " is ", dtype_name(tensor.dtype), ", must be f32, f16 or bf16");
+  require(shape_of(tensor) == shape_of(known) && is_contiguous(tensor), name, " must be contiguous with shape ",
+          shape_text(shape_of(known)));
+}
+
+}  // namespace
+
+void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
+  const lyc_tensor &known = factor(name);
+  check_host_copy(tensor, known, name);
+  const std::vector<char> values = converted(tensor.data, tensor.dtype, known.dtype, numel(known));
+  write_device(*context, known.data, values.data(), values.size());
+}
+
+void lyc_module::read(const std::string &name, const lyc_tensor &tensor) const {
+  const lyc_tensor &known = factor(name);
+  check_host_copy(tensor, known, name);
+  require(!(tensor.flags & LYC_TENSOR_READ_ONLY), name, ": the tensor to fill is read-only");
+  std::vector<char> stored(byte_extent(known));
+  read_device(*context, stored.data(), known.data, stored.size());
+  const std::vector<char> values = converted(stored.data(), known.dtype, tensor.dtype, numel(known));
+  std::memcpy(tensor.data, values.data(), values.size());
+}

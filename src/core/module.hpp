@@ -1,0 +1,43 @@
+// A definition with the memory of its factors.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/context.hpp"
+#include "core/definition.hpp"
+#include "core/object.hpp"
+
+struct lyc_module final : lyc::Object {
+  /// Factors that `owned` or the caller holds; their addresses are in `definition`.
+  lyc_module(lyc::Ref<lyc_context> context, lyc::Definition definition, std::vector<lyc::DeviceBuffer> owned);
+
+  /// Untrained: every parameter zero.
+  static lyc::Ref<lyc_module> create(lyc_context &context, const lyc_module_options &options);
+
+  /// From tensors by suffix: CPU tensors are copied to the context's device, tensors of that device are bound.
+  static lyc::Ref<lyc_module> create(lyc_context &context, const lyc_module_options &options,
+                                     const std::vector<std::string> &names, const lyc_tensor *tensors);
+
+  void bind(const std::string &name, const lyc_tensor &tensor);
+  void write(const std::string &name, const lyc_tensor &tensor);
+  void read(const std::string &name, const lyc_tensor &tensor) const;
+
+  lyc::Ref<lyc_context> context;
+  lyc::Definition definition;
+
+ private:
+  const lyc_tensor &factor(const std::string &name) const;
+
+  std::vector<lyc::DeviceBuffer> owned_;
+};
+
+namespace lyc {
+
+/// The rule that counts: `requested`, or the default of the dialect for kDefault.
+ops::DoraRule resolve_dora_rule(lyc_dora_rule requested, ops::DoraRule otherwise);
+
+/// Copy one tensor to the context's device. `buffers` takes the memory.
+lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers);
+
+}  // namespace lyc

@@ -1,0 +1,134 @@
+#include "core/operand.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+
+namespace lyc {
+namespace {
+
+constexpr int kAxes = 2 + ops::kMaxKernelDims;
+
+struct Axis {
+  std::int64_t extent, stride;
+};
+
+std::array<Axis, kAxes> axes_of(const ops::Operand &o) {
+  return {{{o.out, o.stride_out},
+           {o.in, o.stride_in},
+           {o.kernel[0], o.stride_kernel[0]},
+           {o.kernel[1], o.stride_kernel[1]},
+           {o.kernel[2], o.stride_kernel[2]}}};
+}
+
+std::uintptr_t address(const ops::Operand &o) { return reinterpret_cast<std::uintptr_t>(o.data); }
+
+std::uintptr_t end_address(const ops::Operand &o) { return address(o) + operand_bytes(o); }
+
+/// For two views with the same strides: does their distance, taken apart axis by axis, leave one of them behind the other?
+bool apart_on_an_axis(const ops::Operand &a, const ops::Operand &b) {
+  std::array<Axis, kAxes> low = axes_of(a), high = axes_of(b);
+  std::array<int, kAxes> order = {0, 1, 2, 3, 4};
+  std::sort(order.begin(), order.end(), [&](int x, int y) { return low[x].stride > low[y].stride; });
+  auto distance = static_cast<std::int64_t>((address(b) - address(a)) / dtype_size(a.dtype));
+  for (int axis : order) {
+    if (low[axis].stride != high[axis].stride) return false;
+    if (low[axis].stride == 0) continue;
+    const std::int64_t steps = distance / low[axis].stride;
+    distance -= steps * low[axis].stride;
+    if (steps >= low[axis].extent) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+ops::Operand weight_operand(const lyc_tensor &tensor, const std::string &what) {
+  check_tensor(tensor, what);
+  if (!is_arithmetic(tensor.dtype))
+    fail(LYC_ERROR_UNSUPPORTED, what, " is ", dtype_name(tensor.dtype), "; f32, f16 and bf16 can be computed with");
+  const int kernel_dims = tensor.ndim - 2;
+  require(tensor.ndim >= 1 && kernel_dims <= ops::kMaxKernelDims, what, " has ", tensor.ndim,
+          " axes; weights have 1 (norm, bias), 2 (linear) or 3 to 5 (convolution)");
+  ops::Operand result;
+  result.data = tensor.data;
+  result.dtype = tensor.dtype;
+  if (tensor.ndim == 1) {
+    result.out = tensor.shape[0];
+    result.stride_out = tensor.strides[0];
+    return result;
+  }
+  const bool out_last = tensor.layout == LYC_LAYOUT_HWIO, in_last = tensor.layout == LYC_LAYOUT_OHWI;
+  const int out = out_last ? tensor.ndim - 1 : 0;
+  const int in = out_last ? tensor.ndim - 2 : in_last ? tensor.ndim - 1 : 1;
+  const int kernel = out_last ? 0 : in_last ? 1 : 2;
+  result.out = tensor.shape[out];
+  result.stride_out = tensor.strides[out];
+  result.in = tensor.shape[in];
+  result.stride_in = tensor.strides[in];
+  result.kernel_dims = kernel_dims;
+  for (int d = 0; d < kernel_dims; ++d) {
+    result.kernel[d] = tensor.shape[kernel + d];
+    result.stride_kernel[d] = tensor.strides[kernel + d];
+  }
+  return result;
+}
+
+ops::Operand slice_rows(ops::Operand operand, std::int64_t begin, std::int64_t count) {
+  if (operand.data)
+    operand.data = static_cast<char *>(operand.data) +
+                   begin * operand.stride_out * static_cast<std::int64_t>(dtype_size(operand.dtype));
+  operand.out = count;
+  return operand;
+}
+
+bool same_extents(const ops::Operand &a, const ops::Operand &b) {
+  return a.out == b.out && a.in == b.in && std::equal(a.kernel, a.kernel + ops::kMaxKernelDims, b.kernel);
+}
+
+bool same_memory(const ops::Operand &a, const ops::Operand &b) {
+  if (a.data != b.data || a.dtype != b.dtype || !same_extents(a, b)) return false;
+  const auto first = axes_of(a), second = axes_of(b);
+  for (int i = 0; i < kAxes; ++i)
+    if (first[i].extent > 1 && first[i].stride != second[i].stride) return false;
+  return true;
+}
+
+bool may_overlap(const ops::Operand &a, const ops::Operand &b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  if (end_address(a) <= address(b) || end_address(b) <= address(a)) return false;
+  const bool comparable = a.dtype == b.dtype && (address(a) - address(b)) % dtype_size(a.dtype) == 0;
+  if (!comparable) return true;
+  return address(a) <= address(b) ? !apart_on_an_axis(a, b) : !apart_on_an_axis(b, a);
+}
+
+bool writable_once(const ops::Operand &operand) {
+  auto axes = axes_of(operand);
+  std::sort(axes.begin(), axes.end(), [](const Axis &a, const Axis &b) { return a.stride < b.stride; });
+  std::int64_t reach = 0;  // of the axes so far
+  for (const Axis &axis : axes) {
+    if (axis.extent <= 1) continue;
+    if (axis.stride <= reach) return false;
+    reach += (axis.extent - 1) * axis.stride;
+  }
+  return true;
+}
+
+std::uint64_t operand_bytes(const ops::Operand &operand) {
+  if (operand.numel() == 0) return 0;
+  std::int64_t last = 0;
+  for (const Axis &axis : axes_of(operand)) last += (axis.extent - 1) * axis.stride;
+  return static_cast<std::uint64_t>(last + 1) * dtype_size(operand.dtype);
+}
+
+std::string extents_text(const ops::Operand &operand) {
+  Shape shape = {operand.out};
+  if (operand.stride_in != 0 || operand.in != 1 || operand.kernel_dims > 0) shape.push_back(operand.in);
+  for (int d = 0; d < operand.kernel_dims; ++d) shape.push_back(operand.kernel[d]);
+  return shape_text(shape);
+}
+
+}  // namespace lyc

@@ -1,0 +1,109 @@
+// The CPU's back-end table.
+#include "ops/backend.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "base/error.hpp"
+#include "cpu/context.hpp"
+#include "cpu/processor.hpp"
+#include "cpu/weight_plan.hpp"
+#include "ops/guard.hpp"
+
+namespace lyc::cpu {
+namespace {
+
+using ops::BackendContext;
+using ops::Failure;
+using ops::guard;
+using ops::WeightPlan;
+
+constexpr std::align_val_t kAlignment{256};
+
+lyc_status device_count(std::int32_t *count, Failure *) {
+  *count = 1;
+  return LYC_OK;
+}
+
+void check_device(std::int32_t index) {
+  if (index != 0) fail(LYC_ERROR_NOT_FOUND, "cpu device ", index, ", there is only 0");
+}
+
+lyc_status device_info(std::int32_t index, lyc_device_info *info, Failure *failure) {
+  return guard(failure, [&] {
+    check_device(index);
+    info->multiprocessors = available_threads();
+    info->compute_major = info->compute_minor = 0;
+    info->memory_bytes = physical_memory();
+    std::snprintf(info->name, sizeof info->name, "%s", supported_kernels().front()->name);
+  });
+}
+
+lyc_status context_create(const ops::BackendContextOptions *options, BackendContext **context, Failure *failure) {
+  *context = nullptr;
+  return guard(failure, [&] {
+    check_device(options->device_index);
+    require(options->threads >= 0, "threads is ", options->threads, ", must not be negative");
+    const int threads = options->threads ? options->threads : available_threads();
+    *context = new BackendContext(threads, *supported_kernels().front());
+  });
+}
+
+void context_destroy(BackendContext *context) { delete context; }
+
+std::int32_t context_threads(const BackendContext *context) { return context->pool.threads(); }
+
+lyc_status memory_allocate(BackendContext *, std::size_t size, void *, void **memory, Failure *failure) {
+  *memory = nullptr;
+  return guard(failure, [&] { *memory = ::operator new(std::max<std::size_t>(size, 1), kAlignment); });
+}
+
+void memory_release(BackendContext *, void *memory, std::size_t, void *) { ::operator delete(memory, kAlignment); }
+
+lyc_status memory_copy(BackendContext *, void *to, const void *from, std::size_t size, Failure *) {
+  if (size) std::memcpy(to, from, size);
+  return LYC_OK;
+}
+
+lyc_status weight_prepare(BackendContext *context, const ops::WeightBatch *batch, WeightPlan **plan, Failure *failure) {
+  *plan = nullptr;
+  return guard(failure, [&] { *plan = prepare(*context, *batch).release(); });
+}
+
+void weight_info(const WeightPlan *plan, ops::WeightPlanInfo *info) {
+  constexpr std::uint64_t kUnit = 256;
+  *info = {(plan->workspace_floats * sizeof(float) + kUnit - 1) / kUnit * kUnit, 0, 0};
+}
+
+lyc_status weight_run(WeightPlan *plan, const ops::RunOptions *options, Failure *failure) {
+  return guard(failure, [&] { run(*plan, *options); });
+}
+
+std::size_t weight_explain(const WeightPlan *plan, char *buffer, std::size_t capacity) {
+  std::size_t length = 0;
+  guard(nullptr, [&] {
+    const std::string text = explain(*plan);
+    length = text.size();
+    if (capacity) std::snprintf(buffer, capacity, "%s", text.c_str());
+  });
+  return length;
+}
+
+void weight_release(WeightPlan *plan) { delete plan; }
+
+constexpr ops::Backend kBackend = {
+    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,    context_create,
+    context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,    memory_copy,
+    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release,
+};
+
+}  // namespace
+}  // namespace lyc::cpu
+
+namespace lyc::ops {
+
+const Backend *cpu_backend() { return &cpu::kBackend; }
+
+}  // namespace lyc::ops

@@ -1,0 +1,65 @@
+// The arithmetic on rows and tiles, compiled once for each instruction set (kernels.cpp) and reached through a table.
+//
+// A tile is kTileRows rows of float32, `stride` apart, its columns a multiple of kPanel. A low-rank product reads its
+// factors packed: the left one as blocks [rank][kTileRows], the right one as panels [rank][kPanel], zeros at the edges.
+// Every element is a sum over the rank in ascending order, so results depend neither on tiles nor on threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "lycoris.h"
+
+namespace lyc::cpu {
+
+inline constexpr std::int64_t kTileRows = 6;  // 6 x 4 accumulators fit 32 registers, 6 x 2 fit 16
+inline constexpr std::int64_t kPanel = 64;    // columns: four vectors of the widest instruction set
+
+/// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
+/// segments follow each other; `begin` is added first.
+struct Split {
+  std::int64_t count = 1, segment = 1, begin = 0;
+
+  std::int64_t p(std::int64_t index) const { return (index + begin) / segment % count; }
+  std::int64_t q(std::int64_t index) const {
+    return (index + begin) / (segment * count) * segment + (index + begin) % segment;
+  }
+};
+
+/// Where a product goes. `value` becomes value * times if `times` is there, and adds to the tile unless `first`.
+struct Tile {
+  float *data;
+  std::int64_t stride;
+  const float *times;  // of the same stride, or null
+  bool first;
+};
+
+struct Kernels {
+  const char *name;
+
+  // Rows of `n` contiguous elements. Conversions round to nearest even and keep NaN.
+  void (*load)(lyc_dtype dtype, const void *row, std::int64_t n, float *values);
+  void (*store)(const float *values, std::int64_t n, lyc_dtype dtype, void *row);
+  void (*merge)(lyc_dtype base_dtype, const void *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out);
+
+  // All kTileRows rows of `panels` panels.
+  void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
+
+  // One row each: factor * values; p (x) q from column `begin` of the product on.
+  void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
+  void (*kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
+                    const Tile &row);
+
+  // DoRA, with w a row of the weight and d one of the delta, V = w + d:
+  // |V|^2 along the row; V^2 added to one sum per column; the change w * weight + d * delta, added unless row.first.
+  double (*norm)(const float *w, const float *d, std::int64_t n);
+  void (*norms)(const float *w, const float *d, std::int64_t n, float *sums);
+  void (*change)(const float *w, const float *d, std::int64_t n, float weight, float delta, const Tile &row);
+  void (*changes)(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta,
+                  const Tile &row);
+};
+
+/// The tables compiled in that this processor can run, best first.
+std::vector<const Kernels *> supported_kernels();
+
+}  // namespace lyc::cpu

@@ -1,0 +1,16 @@
+// What this processor can do.
+#pragma once
+
+#include <cstdint>
+
+namespace lyc::cpu {
+
+/// Bits for the instruction sets that kernels are compiled for.
+enum InstructionSet : std::uint32_t { kBaseline = 1, kSse4 = 2, kAvx2 = 4, kAvx512 = 8, kNeon = 16 };
+
+std::uint32_t instruction_sets();
+
+/// Bytes of physical memory; 0 if unknown.
+std::uint64_t physical_memory();
+
+}  // namespace lyc::cpu

@@ -1,0 +1,338 @@
+#include "cpu/weight_plan.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+
+namespace lyc::cpu {
+namespace {
+
+using ops::Operand;
+using ops::TermKind;
+
+constexpr Position kCacheLine = 16;  // in floats
+
+// Sizes come from files: their products are checked.
+Position multiply(Position a, Position b) {
+  if (a != 0 && b > std::numeric_limits<std::int64_t>::max() / sizeof(float) / a)
+    fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
+  return a * b;
+}
+
+Position multiply(std::int64_t a, std::int64_t b) {
+  return multiply(static_cast<Position>(a), static_cast<Position>(b));
+}
+
+/// Hands out parts of a workspace.
+class Layout {
+ public:
+  Position take(Position floats) {
+    const Position at = size_;
+    size_ += (multiply(floats, 1) + kCacheLine - 1) / kCacheLine * kCacheLine;
+    if (size_ > std::numeric_limits<std::int64_t>::max() / sizeof(float))
+      fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
+    return at;
+  }
+  Position size() const { return size_; }
+
+ private:
+  Position size_ = 0;
+};
+
+void check_operand(const Operand &operand, const char *name) {
+  require(operand.data != nullptr, name, " is absent");
+  require(is_arithmetic(operand.dtype), name, " is ", dtype_name(operand.dtype), ", must be f32, f16 or bf16");
+}
+
+bool same_kernel(const Operand &a, const Operand &b) { return std::equal(a.kernel, a.kernel + 3, b.kernel); }
+
+// The extents of the product, which no single operand of it has.
+Operand shape_of(const ops::Product &product) {
+  Operand shape = product.kernel_holder();
+  shape.out = product.out();
+  shape.in = product.in();
+  return shape;
+}
+
+void check_product(const ops::Product &product) {
+  check_operand(product.down, "down factor");
+  if (product.whole()) return;
+  check_operand(product.up, "up factor");
+  if (product.tucker()) check_operand(product.core, "core");
+  const std::int64_t above = product.tucker() ? product.core.out : product.down.out;
+  require(product.up.in == above, "up factor has rank ", product.up.in, ", what it multiplies has ", above);
+  if (product.tucker())
+    require(product.core.in == product.down.out, "core has rank ", product.core.in, ", down factor has ",
+            product.down.out);
+}
+
+void check_fit(const ops::Term &term, const Operand &product, const Operand &weight) {
+  require(term.row_begin >= 0 && term.row_begin <= product.out - weight.out, "rows ", term.row_begin, " to ",
+          term.row_begin + weight.out, " of a delta that has ", product.out);
+  require(product.in == weight.in && same_kernel(product, weight),
+          "delta and weight differ in input features or kernel: ", product.in, " and ", weight.in);
+}
+
+// Rows begin .. begin + rows - 1 of a product.
+ops::Product slice(ops::Product product, std::int64_t begin, std::int64_t rows) {
+  Operand &holder = product.whole() ? product.down : product.up;
+  holder.data = static_cast<char *>(holder.data) +
+                begin * holder.stride_out * static_cast<std::int64_t>(dtype_size(holder.dtype));
+  holder.out = rows;
+  return product;
+}
+
+class TargetBuilder {
+ public:
+  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target)
+      : batch_(batch), weight_(target.out), frame_(target.out) {
+    check_operand(target.out, "out");
+    plan_.out = frame_.weight(target.out);
+    plan_.out_in_columns = frame_.out_in_columns();
+    plan_.rows = plan_.out.rows.size();
+    plan_.columns = plan_.out.columns.size();
+    if (target.base.data) {
+      check_operand(target.base, "base");
+      require(target.base.out == weight_.out && target.base.in == weight_.in && same_kernel(target.base, weight_),
+              "base and out differ in shape");
+      plan_.base = frame_.weight(target.base);
+    }
+    for (std::int32_t i = 0; i < target.adapter_count; ++i) add_adapter(batch.adapters[target.first_adapter + i]);
+    finish_tiles();
+    // Addresses of adapters and terms are final from here on.
+    for (const AdapterPlan &adapter : plan_.adapters)
+      for (const TermPlan &term : adapter.terms) add_steps(adapter, term);
+    plan_.packed_size = layout_.size();
+  }
+
+  TargetPlan take() { return std::move(plan_); }
+
+ private:
+  void add_adapter(const ops::Adapter &adapter) {
+    require(adapter.multiplier_index >= 0 && adapter.multiplier_index < batch_.multiplier_count, "multiplier index ",
+            adapter.multiplier_index, " of ", batch_.multiplier_count);
+    require(adapter.term_count > 0, "adapter without terms");
+    AdapterPlan plan = {};
+    plan.multiplier_index = adapter.multiplier_index;
+    plan.dora_axis = adapter.dora_axis;
+    plan.dora_rule = adapter.dora_rule;
+    plan.epsilon = adapter.dora_rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(adapter.epsilon);
+    plan.magnitude = adapter.magnitude;
+    for (std::int32_t i = 0; i < adapter.term_count; ++i)
+      plan.terms.push_back(term_plan(batch_.terms[adapter.first_term + i]));
+    if (plan.dora()) add_norms(plan);
+    plan_.adapters.push_back(std::move(plan));
+  }
+
+  TermPlan term_plan(const ops::Term &term) {
+    TermPlan plan = {};
+    plan.kind = term.kind;
+    plan.coefficient = term.coefficient;
+    plan.scalar = term.scalar;
+    if (term.scalar.data) check_operand(term.scalar, "scalar");
+    check_product(term.p);
+    if (term.kind == TermKind::kKronecker) {
+      add_kronecker(term, plan);
+      return plan;
+    }
+    check_fit(term, shape_of(term.p), weight_);
+    plan.p = product_plan(slice(term.p, term.row_begin, weight_.out), true);
+    if (term.kind == TermKind::kHadamard) {
+      check_product(term.q);
+      check_fit(term, shape_of(term.q), weight_);
+      plan.q = product_plan(slice(term.q, term.row_begin, weight_.out), false);
+    }
+    return plan;
+  }
+
+  void add_kronecker(const ops::Term &term, TermPlan &plan) {
+    check_product(term.q);
+    const Operand p = shape_of(term.p), q = shape_of(term.q);
+    require(p.kernel_size() == 1, "left half of a Kronecker product has a kernel");
+    Operand whole = q;
+    whole.out = static_cast<std::int64_t>(multiply(p.out, q.out));
+    whole.in = static_cast<std::int64_t>(multiply(p.in, q.in));
+    check_fit(term, whole, weight_);
+    plan.p = product_plan(term.p, true);
+    plan.q = product_plan(term.q, false);
+    const Split out = {p.out, q.out, term.row_begin}, in = {p.in, q.in * frame_.inside_in(q), 0};
+    plan.rows = frame_.out_in_columns() ? in : out;
+    plan.columns = frame_.out_in_columns() ? out : in;
+    plan.p_stride = round_up(plan.p.columns, kPanel);
+    plan.q_stride = round_up(plan.q.columns, kPanel);
+    plan.p_at = layout_.take(multiply(round_up(plan.p.rows, kTileRows), plan.p_stride));
+    plan.q_at = layout_.take(multiply(round_up(plan.q.rows, kTileRows), plan.q_stride));
+  }
+
+  // Exactly one product of a term is `scaled`: takes the term's coefficient.
+  ProductPlan product_plan(const ops::Product &product, bool scaled) {
+    const Operand shape = shape_of(product);
+    const Matrix extents = frame_.weight(shape);
+    ProductPlan plan;
+    plan.rows = extents.rows.size();
+    plan.columns = extents.columns.size();
+    if (product.whole()) {
+      plan.whole = frame_.weight(product.down);
+      return plan;
+    }
+    plan.rank = product.rank();
+    plan.left = {frame_.left(product.up, product.down), take_left(plan.rows, plan.rank), scaled};
+    plan.right = {frame_.right(product.up, product.down), take_right(plan.columns, plan.rank), false};
+    if (product.tucker()) add_contraction(product, shape, scaled, plan);
+    return plan;
+  }
+
+  // The side of I and K is computed, the other one packed; the coefficient goes where a left factor is packed.
+  void add_contraction(const ops::Product &product, const Operand &shape, bool scaled, ProductPlan &plan) {
+    (frame_.out_in_columns() ? plan.left : plan.right).source = {};
+    plan.left.scaled = false;
+    ProductPlan::Contraction &tucker = plan.tucker;
+    const std::int64_t positions = product.core.kernel_size();
+    tucker.rows = positions * product.core.out;
+    tucker.rank = product.core.in;
+    tucker.in = product.down.in;
+    tucker.in_step = frame_.inside_in(shape);
+    for (std::int64_t k = 0; k < positions; ++k) tucker.kernel_index.push_back(frame_.kernel_index(shape, k));
+    tucker.core = {frame_.core(product.core), take_left(tucker.rows, tucker.rank), scaled};
+    Matrix down = {static_cast<char *>(product.down.data), product.down.dtype, {}, {}};
+    down.rows.add(product.down.out, product.down.stride_out);
+    down.columns.add(product.down.in, product.down.stride_in);
+    tucker.down = {down, take_right(tucker.in, tucker.rank), false};
+  }
+
+  Position take_left(std::int64_t rows, std::int64_t rank) {
+    return layout_.take(multiply(round_up(rows, kTileRows), rank));
+  }
+  Position take_right(std::int64_t columns, std::int64_t rank) {
+    return layout_.take(multiply(round_up(columns, kPanel), rank));
+  }
+
+  void add_norms(AdapterPlan &plan) {
+    check_operand(plan.magnitude, "magnitude");
+    require(bool(plan_.base), "DoRA needs the base weight");
+    const bool out = plan.dora_axis == ops::DoraAxis::kOut;
+    plan.norm_per_row = out != frame_.out_in_columns();
+    plan.magnitudes = out ? weight_.out : weight_.in;
+    plan.inside = out ? 1 : frame_.inside_in(weight_);
+    const std::int64_t given = out ? plan.magnitude.out : plan.magnitude.in;
+    require(given == plan.magnitudes, "magnitude has ", given, " entries, must have ", plan.magnitudes);
+    const std::int64_t lines = plan.norm_per_row ? plan_.rows : plan_.columns;
+    plan.norm_early = !plan.norm_per_row || lines != plan.magnitudes;
+    if (!plan.norm_early) return;
+    const std::int64_t parts =
+        plan.norm_per_row ? ceil_div(plan_.columns, kTileColumns) : ceil_div(plan_.rows, kNormRows);
+    plan.partial_at = layout_.take(multiply(multiply(parts, lines), 1));
+    plan.weight_factor_at = layout_.take(static_cast<Position>(lines));
+    plan.delta_factor_at = layout_.take(static_cast<Position>(lines));
+  }
+
+  void finish_tiles() {
+    const std::int64_t columns = round_up(plan_.columns, kPanel);
+    plan_.tile_columns = std::min(columns, kTileColumns);
+    for (const AdapterPlan &adapter : plan_.adapters)
+      if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
+    // Three tiles (sum, delta, Hadamard's first half) and two rows.
+    plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride());
+  }
+
+  void add_steps(const AdapterPlan &adapter, const TermPlan &term) {
+    for (const ProductPlan *product : {&term.p, &term.q}) {
+      const Step step = {&adapter, &term, product, nullptr, 0};
+      const ProductPlan::Contraction &tucker = product->tucker;
+      add_packing(step, product->left, product->rows, product->right, product->columns);
+      add_packing(step, tucker.core, tucker.rows, tucker.down, tucker.in);
+      if (product->contracted()) add(plan_.contract, step, tucker.rows, kTileRows);
+      if (term.kind == TermKind::kKronecker) add(plan_.materialise, step, product->rows, kTileRows);
+    }
+  }
+
+  void add_packing(Step step, const Factor &left, std::int64_t rows, const Factor &right, std::int64_t columns) {
+    step.factor = &left;
+    if (left.source) add(plan_.pack_left, step, rows, kPackRows);
+    step.factor = &right;
+    if (right.source) add(plan_.pack_right, step, columns, kPackColumns);
+  }
+
+  static void add(std::vector<Step> &steps, Step step, std::int64_t count, std::int64_t by) {
+    for (step.begin = 0; step.begin < count; step.begin += by) steps.push_back(step);
+  }
+
+  const ops::WeightBatch &batch_;
+  const Operand weight_;
+  const Frame frame_;
+  Layout layout_;
+  TargetPlan plan_;
+};
+
+bool small(const TargetPlan &target) { return target.rows * target.columns < kSmallTarget; }
+
+// Small targets go first, and side by side if there are enough of them to keep the threads busy.
+void arrange(ops::WeightPlan &plan) {
+  const auto middle = std::stable_partition(plan.targets.begin(), plan.targets.end(), small);
+  const int threads = plan.context.pool.threads();
+  plan.small_count = static_cast<std::size_t>(middle - plan.targets.begin());
+  if (threads == 1 || plan.small_count < 2 * static_cast<std::size_t>(threads)) plan.small_count = 0;
+  const Position workers = static_cast<Position>(threads);
+  for (std::size_t i = 0; i < plan.targets.size(); ++i) {
+    const TargetPlan &target = plan.targets[i];
+    if (i < plan.small_count)
+      plan.small_floats = std::max(plan.small_floats, target.packed_size + target.scratch_size);
+    else
+      plan.workspace_floats =
+          std::max(plan.workspace_floats, target.packed_size + multiply(workers, target.scratch_size));
+  }
+  plan.workspace_floats = std::max(plan.workspace_floats, multiply(workers, plan.small_floats));
+}
+
+const char *kind_name(TermKind kind) {
+  return kind == TermKind::kProduct ? "product" : kind == TermKind::kHadamard ? "hadamard" : "kronecker";
+}
+
+std::string describe(const ProductPlan &product) {
+  if (product.whole) return "whole";
+  return concat(product.contracted() ? "tucker " : "rank ", product.rank);
+}
+
+std::string describe(const TargetPlan &target) {
+  std::string text = concat(target.rows, " x ", target.columns, target.out_in_columns ? " (in x out) " : " (out x in) ",
+                            dtype_name(target.out.dtype), target.out.contiguous() ? "" : " scattered", ", tiles ",
+                            kTileRows, " x ", target.tile_columns, ":");
+  for (const AdapterPlan &adapter : target.adapters) {
+    if (adapter.dora()) text += adapter.norm_early ? " dora (norms first)" : " dora (norms by row)";
+    for (const TermPlan &term : adapter.terms) {
+      text += concat(" ", kind_name(term.kind), " ", describe(term.p));
+      if (term.kind != TermKind::kProduct) text += concat(" and ", describe(term.q));
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops::WeightBatch &batch) {
+  auto plan = std::make_unique<ops::WeightPlan>(context);
+  plan->multiplier_count = batch.multiplier_count;
+  plan->targets.reserve(static_cast<std::size_t>(batch.target_count));
+  for (std::int64_t i = 0; i < batch.target_count; ++i) {
+    if (batch.targets[i].out.numel() == 0) continue;
+    plan->targets.push_back(TargetBuilder(batch, batch.targets[i]).take());
+    for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->has_dora |= adapter.dora();
+  }
+  arrange(*plan);
+  return plan;
+}
+
+std::string explain(const ops::WeightPlan &plan) {
+  std::map<std::string, std::int64_t> groups;
+  for (const TargetPlan &target : plan.targets) ++groups[describe(target)];
+  std::string text = concat("cpu ", plan.context.kernels.name, ", threads ", plan.context.pool.threads(), ", weights ",
+                            plan.targets.size(), " (", plan.small_count, " of them one to a thread), workspace ",
+                            plan.workspace_floats * sizeof(float), " bytes\n");
+  for (const auto &[group, count] : groups) text += concat(count, " x ", group, "\n");
+  return text;
+}
+
+}  // namespace lyc::cpu

@@ -1,0 +1,129 @@
+// A prepared WeightBatch: every target as a matrix, and where its intermediate values lie in the workspace. Bound
+// factors may change between runs, so a run starts by packing them; what is fixed is decided here, from shapes alone.
+//
+//   pack          factors into blocks and panels of float32 (kernels.hpp), the coefficient folded into the left one
+//   contract      Tucker: core and down become one factor
+//   materialise   Kronecker: both halves as float32 matrices
+//   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight
+//   tiles         sums of all terms, onto the base, rounded, stored
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/context.hpp"
+#include "cpu/matrix.hpp"
+#include "ops/backend.hpp"
+
+namespace lyc::cpu {
+
+inline constexpr std::int64_t kTileColumns = 512;                    // a tile and its panels stay in the nearest cache
+inline constexpr std::int64_t kItemRows = 4 * kTileRows;             // what a thread takes at a time
+inline constexpr std::int64_t kNormRows = 16 * kTileRows;            // rows whose squares are summed in float32
+inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
+
+inline constexpr std::int64_t kPackRows = 32 * kTileRows;  // packed by a thread at a time
+inline constexpr std::int64_t kPackColumns = 4 * kPanel;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+/// Positions in the workspace count floats.
+using Position = std::uint64_t;
+
+/// A factor and where its packed copy lies.
+struct Factor {
+  Matrix source;  // absent: written by the contraction
+  Position at = 0;
+  bool scaled = false;  // takes the coefficient
+};
+
+struct ProductPlan {
+  Matrix whole;  // read in place; the others are absent then
+  std::int64_t rows = 0, columns = 0, rank = 0;
+  Factor left, right;
+
+  struct Contraction {
+    Factor core, down;
+    std::int64_t rows = 0, rank = 0, in = 0;  // (kernel positions x r_up) x r_down, r_down x in
+    std::int64_t in_step = 1;                 // between neighbouring input features in the contracted factor
+    std::vector<std::int64_t> kernel_index;   // of each kernel position there
+  } tucker;
+  bool contracted() const { return !whole && (!left.source || !right.source); }
+};
+
+struct TermPlan {
+  ops::TermKind kind;
+  double coefficient;
+  ops::Operand scalar;
+  ProductPlan p, q;
+  // kKronecker: the halves as matrices, and which of their rows and columns meet.
+  Position p_at = 0, q_at = 0;
+  std::int64_t p_stride = 0, q_stride = 0;
+  Split rows, columns;
+};
+
+struct AdapterPlan {
+  std::int32_t multiplier_index;
+  ops::DoraAxis dora_axis;
+  ops::DoraRule dora_rule;
+  double epsilon;
+  ops::Operand magnitude;
+  std::vector<TermPlan> terms;
+
+  // DoRA: the lines (rows or columns) that have norms; line -> magnitude is line / inside % magnitudes.
+  bool norm_per_row = false;
+  bool norm_early = false;  // needs the norms pass: a magnitude covers columns, or more than one row
+  std::int64_t magnitudes = 0, inside = 1;
+  Position partial_at = 0;                             // sums of squares [parts][lines]
+  Position weight_factor_at = 0, delta_factor_at = 0;  // per line: what the change takes of weight and delta
+
+  bool dora() const { return dora_axis != ops::DoraAxis::kNone; }
+};
+
+/// One piece of the work before the tiles, small enough for one thread.
+struct Step {
+  const AdapterPlan *adapter;
+  const TermPlan *term;
+  const ProductPlan *product;
+  const Factor *factor;  // pack only
+  std::int64_t begin;    // block, panel or row
+};
+
+struct TargetPlan {
+  Matrix base, out;
+  bool out_in_columns = false;
+  std::int64_t rows = 0, columns = 0;
+  std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
+  std::vector<AdapterPlan> adapters;
+  std::vector<Step> pack_left, pack_right, contract, materialise;
+  Position packed_size = 0, scratch_size = 0;  // scratch: for one thread
+
+  std::int64_t tile_stride() const { return tile_columns + 16; }  // no two rows of a tile in one cache set
+};
+
+}  // namespace lyc::cpu
+
+struct lyc::ops::WeightPlan {
+  explicit WeightPlan(BackendContext &owner) : context(owner) {}
+
+  BackendContext &context;
+  std::vector<cpu::TargetPlan> targets;  // the small ones first
+  std::size_t small_count = 0;           // run side by side, one thread each
+  std::int32_t multiplier_count = 0;
+  bool has_dora = false;
+  std::uint64_t workspace_floats = 0, small_floats = 0;  // all; for each thread on small targets
+};
+
+namespace lyc::cpu {
+
+/// Throws Error. The batch is not needed afterwards; the memory of its operands is.
+std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops::WeightBatch &batch);
+
+void run(const ops::WeightPlan &plan, const ops::RunOptions &options);
+
+std::string explain(const ops::WeightPlan &plan);
+
+}  // namespace lyc::cpu

@@ -1,0 +1,396 @@
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.hpp"
+#include "cpu/weight_plan.hpp"
+
+namespace lyc::cpu {
+namespace {
+
+using ops::TermKind;
+using ops::WeightOp;
+
+/// What DoRA adds to a weight: (a + b g / n)(W + D) - c W, D taken `delta` times. Written as a change,
+/// ((a - c) + b g / n) W + (a + b g / n) D, it loses nothing where it is small.
+struct DoraCoefficients {
+  double delta, a, b, c;
+};
+
+DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
+  switch (rule) {
+    case ops::DoraRule::kInterpolate:
+      return {1.0, 0.0, m, m};
+    case ops::DoraRule::kLycoris:
+      return {1.0, 1.0 - m, m, 1.0};
+    case ops::DoraRule::kPeft:
+      return {m, 0.0, 1.0, 1.0};
+  }
+  fail(LYC_ERROR_INTERNAL, "unknown DoRA rule");
+}
+
+/// One run on one target, by all threads of `pool`, or by the calling thread alone if that is null.
+class TargetRun {
+ public:
+  TargetRun(const TargetPlan &target, const Kernels &kernels, ThreadPool *pool, const ops::RunOptions &options,
+            float *workspace)
+      : t_(target),
+        k_(kernels),
+        pool_(pool),
+        op_(options.op),
+        multipliers_(options.multipliers),
+        packed_(workspace),
+        scratch_(workspace + target.packed_size) {}
+
+  void run() {
+    if (std::none_of(t_.adapters.begin(), t_.adapters.end(), [&](const AdapterPlan &a) { return active(a); }))
+      return keep_base();
+    for_each(t_.pack_left, [&](const Step &step) { pack_left(step); });
+    for_each(t_.pack_right, [&](const Step &step) { pack_right(step); });
+    for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
+    for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
+    for (const AdapterPlan &adapter : t_.adapters)
+      if (adapter.norm_early && active(adapter)) compute_norms(adapter);
+    for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) { compute_rows(row, column, worker); });
+  }
+
+ private:
+  // -- Work to threads -----------------------------------------------------------------------------------------
+
+  template <typename Body>
+  void for_range(std::int64_t count, Body &&body) {
+    if (pool_) return pool_->parallel_for(count, body);
+    for (std::int64_t index = 0; index < count; ++index) body(index, 0);
+  }
+
+  template <typename Body>
+  void for_each(const std::vector<Step> &steps, Body &&body) {
+    if (steps.empty()) return;
+    for_range(static_cast<std::int64_t>(steps.size()), [&](std::int64_t index, int worker) {
+      const Step &step = steps[static_cast<std::size_t>(index)];
+      if (!active(*step.adapter)) return;
+      if constexpr (std::is_invocable_v<Body, const Step &>)
+        body(step);
+      else
+        body(step, worker);
+    });
+  }
+
+  // Items of `rows` rows by one tile of columns. Their bounds depend on the shape only.
+  template <typename Body>
+  void for_tiles(std::int64_t rows, Body &&body) {
+    const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
+    for_range(ceil_div(t_.rows, rows) * across, [&](std::int64_t index, int worker) {
+      body(index / across * rows, index % across * t_.tile_columns, worker);
+    });
+  }
+
+  float *scratch_tile(int worker, int tile) const {
+    return scratch_ + static_cast<Position>(worker) * t_.scratch_size +
+           static_cast<Position>(tile * kTileRows * t_.tile_stride());
+  }
+  float *sum_tile(int worker) const { return scratch_tile(worker, 0); }
+  float *delta_tile(int worker) const { return scratch_tile(worker, 1); }
+  float *hadamard_tile(int worker) const { return scratch_tile(worker, 2); }
+  float *row_buffer(int worker) const { return scratch_tile(worker, 3); }
+
+  std::int64_t width(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
+  std::int64_t height(std::int64_t row) const { return std::min(kTileRows, t_.rows - row); }
+
+  // -- Factors -------------------------------------------------------------------------------------------------
+
+  double multiplier(const AdapterPlan &adapter) const {
+    return multipliers_ ? static_cast<double>(multipliers_[adapter.multiplier_index]) : 1.0;
+  }
+  bool active(const AdapterPlan &adapter) const { return multiplier(adapter) != 0.0; }
+
+  float factor(const AdapterPlan &adapter, const TermPlan &term) const {
+    const double m = multiplier(adapter);
+    const double scalar = term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0;
+    const double delta = adapter.dora()              ? dora_coefficients(adapter.dora_rule, m).delta
+                         : op_ == WeightOp::kUnmerge ? -m
+                                                     : m;
+    return static_cast<float>(term.coefficient * scalar * delta);
+  }
+
+  void pack_left(const Step &step) {
+    const bool is_core = step.factor == &step.product->tucker.core;
+    const std::int64_t rows = is_core ? step.product->tucker.rows : step.product->rows;
+    const std::int64_t rank = is_core ? step.product->tucker.rank : step.product->rank;
+    const float scale = step.factor->scaled ? factor(*step.adapter, *step.term) : 1.0f;
+    float *packed = packed_ + step.factor->at;
+    float values[kPanel];
+    for (std::int64_t row = step.begin; row < std::min(rows, step.begin + kPackRows); ++row)
+      for (std::int64_t r = 0; r < rank; r += kPanel) {
+        const std::int64_t n = std::min(kPanel, rank - r);
+        load(k_, step.factor->source, row, r, n, values);
+        for (std::int64_t i = 0; i < n; ++i) packed[left_index(row, r + i, rank)] = scale * values[i];
+      }
+  }
+
+  void pack_right(const Step &step) {
+    const bool is_down = step.factor == &step.product->tucker.down;
+    const std::int64_t columns = is_down ? step.product->tucker.in : step.product->columns;
+    const std::int64_t rank = is_down ? step.product->tucker.rank : step.product->rank;
+    float *packed = packed_ + step.factor->at;
+    for (std::int64_t column = step.begin; column < std::min(columns, step.begin + kPackColumns); column += kPanel)
+      for (std::int64_t r = 0; r < rank; ++r)
+        load(k_, step.factor->source, r, column, std::min(kPanel, columns - column),
+             packed + right_index(column, r, rank));
+  }
+
+  static std::int64_t left_index(std::int64_t row, std::int64_t r, std::int64_t rank) {
+    return (row / kTileRows * rank + r) * kTileRows + row % kTileRows;
+  }
+  static std::int64_t right_index(std::int64_t column, std::int64_t r, std::int64_t rank) {
+    return (column / kPanel * rank + r) * kPanel + column % kPanel;
+  }
+
+  // core x down, kTileRows rows of (kernel position, r_up), into the places of a packed factor.
+  void contract(const Step &step, int worker) {
+    const ProductPlan &product = *step.product;
+    const ProductPlan::Contraction &tucker = product.tucker;
+    const bool to_left = !product.left.source;
+    float *to = packed_ + (to_left ? product.left.at : product.right.at);
+    float *tile = sum_tile(worker);
+    for (std::int64_t begin = 0; begin < tucker.in; begin += kPanel) {
+      k_.product(packed_ + tucker.core.at + step.begin * tucker.rank, packed_ + tucker.down.at + begin * tucker.rank,
+                 tucker.rank, 1, {tile, kPanel, nullptr, true});
+      for (std::int64_t row = 0; row < std::min(kTileRows, tucker.rows - step.begin); ++row) {
+        const std::int64_t position = (step.begin + row) / product.rank, r = (step.begin + row) % product.rank;
+        const std::int64_t first = tucker.kernel_index[static_cast<std::size_t>(position)];
+        for (std::int64_t i = begin; i < std::min(begin + kPanel, tucker.in); ++i) {
+          const std::int64_t at = first + i * tucker.in_step;
+          to[to_left ? left_index(at, r, product.rank) : right_index(at, r, product.rank)] =
+              tile[row * kPanel + i - begin];
+        }
+      }
+    }
+  }
+
+  // kTileRows rows of one half of a Kronecker product.
+  void materialise(const Step &step, int worker) {
+    const TermPlan &term = *step.term;
+    const bool left = step.product == &term.p;
+    const std::int64_t stride = left ? term.p_stride : term.q_stride;
+    float *to = packed_ + (left ? term.p_at : term.q_at) + step.begin * stride;
+    const float scale = left ? factor(*step.adapter, term) : 1.0f;
+    for (std::int64_t column = 0; column < step.product->columns; column += t_.tile_columns)
+      add_product(*step.product, scale, step.begin, std::min(kTileRows, step.product->rows - step.begin), column,
+                  std::min(t_.tile_columns, step.product->columns - column), {to + column, stride, nullptr, true},
+                  worker);
+  }
+
+  // -- Deltas --------------------------------------------------------------------------------------------------
+
+  // Packed factors carry the scale already; what is read in place takes it here.
+  void add_product(const ProductPlan &product, float scale, std::int64_t row, std::int64_t rows, std::int64_t column,
+                   std::int64_t n, const Tile &tile, int worker) {
+    if (!product.whole)
+      return k_.product(packed_ + product.left.at + row * product.rank,
+                        packed_ + product.right.at + column * product.rank, product.rank, ceil_div(n, kPanel), tile);
+    float *values = row_buffer(worker);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      load(k_, product.whole, row + i, column, n, values);
+      k_.scaled(values, scale, n, row_of(tile, i));
+    }
+  }
+
+  static Tile row_of(const Tile &tile, std::int64_t row) {
+    return {tile.data + row * tile.stride, tile.stride, tile.times ? tile.times + row * tile.stride : nullptr,
+            tile.first};
+  }
+
+  void add_term(const AdapterPlan &adapter, const TermPlan &term, std::int64_t row, std::int64_t column, Tile tile,
+                int worker) {
+    const std::int64_t n = width(column), rows = height(row);
+    switch (term.kind) {
+      case TermKind::kProduct:
+        return add_product(term.p, factor(adapter, term), row, rows, column, n, tile, worker);
+      case TermKind::kHadamard: {
+        float *half = hadamard_tile(worker);
+        add_product(term.p, factor(adapter, term), row, rows, column, n, {half, tile.stride, nullptr, true}, worker);
+        tile.times = half;
+        return add_product(term.q, 1.0f, row, rows, column, n, tile, worker);
+      }
+      case TermKind::kKronecker:
+        for (std::int64_t i = 0; i < rows; ++i)
+          k_.kronecker(packed_ + term.p_at + term.rows.p(row + i) * term.p_stride,
+                       packed_ + term.q_at + term.rows.q(row + i) * term.q_stride, term.columns, column, n,
+                       row_of(tile, i));
+    }
+  }
+
+  // D of one adapter, or its addition to what the tile holds.
+  void add_delta(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, Tile tile, int worker) {
+    for (const TermPlan &term : adapter.terms) {
+      add_term(adapter, term, row, column, tile, worker);
+      tile.first = false;
+    }
+  }
+
+  // -- DoRA ----------------------------------------------------------------------------------------------------
+
+  struct ChangeFactors {
+    float weight, delta;
+  };
+
+  ChangeFactors change_factors(const AdapterPlan &adapter, std::int64_t line, double squares) const {
+    const DoraCoefficients rule = dora_coefficients(adapter.dora_rule, multiplier(adapter));
+    const std::int64_t index = line / adapter.inside % adapter.magnitudes;
+    const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
+    const double g = static_cast<double>(
+        read(adapter.magnitude, index * (out ? adapter.magnitude.stride_out : adapter.magnitude.stride_in)));
+    const double blend = rule.b * g / (std::sqrt(squares) + adapter.epsilon);
+    return {static_cast<float>(rule.a - rule.c + blend), static_cast<float>(rule.a + blend)};
+  }
+
+  // Sums of squares of V by rows or by columns, in parts that depend on the shape only, then the factors of each line.
+  void compute_norms(const AdapterPlan &adapter) {
+    float *partial = packed_ + adapter.partial_at;
+    for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
+      const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows);
+      const Tile tile = {delta_tile(worker), t_.tile_stride(), nullptr, true};
+      float *values = row_buffer(worker);
+      float *sums = partial + begin / kNormRows * t_.columns + column;
+      if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
+      for (std::int64_t row = begin; row < end; row += kTileRows) {
+        add_delta(adapter, row, column, tile, worker);
+        for (std::int64_t i = 0; i < height(row); ++i) {
+          load(k_, t_.base, row + i, column, n, values);
+          const float *delta = row_of(tile, i).data;
+          if (adapter.norm_per_row)
+            partial[column / t_.tile_columns * t_.rows + row + i] = static_cast<float>(k_.norm(values, delta, n));
+          else
+            k_.norms(values, delta, n, sums);
+        }
+      }
+    });
+    for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
+      const std::int64_t begin = index * kPanel, end = std::min(begin + kPanel, adapter.magnitudes);
+      for (std::int64_t i = begin; i < end; ++i) finish_norm(adapter, i);
+    });
+  }
+
+  void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
+    const std::int64_t lines = adapter.norm_per_row ? t_.rows : t_.columns;
+    const std::int64_t parts =
+        adapter.norm_per_row ? ceil_div(t_.columns, t_.tile_columns) : ceil_div(t_.rows, kNormRows);
+    const float *partial = packed_ + adapter.partial_at;
+    double squares = 0.0;
+    for_lines(adapter, index, lines, [&](std::int64_t line) {
+      for (std::int64_t part = 0; part < parts; ++part) squares += static_cast<double>(partial[part * lines + line]);
+    });
+    const ChangeFactors factors = change_factors(adapter, index * adapter.inside, squares);
+    for_lines(adapter, index, lines, [&](std::int64_t line) {
+      packed_[adapter.weight_factor_at + static_cast<Position>(line)] = factors.weight;
+      packed_[adapter.delta_factor_at + static_cast<Position>(line)] = factors.delta;
+    });
+  }
+
+  // The lines that share magnitude `index`.
+  template <typename Visit>
+  static void for_lines(const AdapterPlan &adapter, std::int64_t index, std::int64_t lines, Visit visit) {
+    for (std::int64_t begin = index * adapter.inside; begin < lines; begin += adapter.inside * adapter.magnitudes)
+      for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
+  }
+
+  void add_dora(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &sum, int worker) {
+    const std::int64_t n = width(column);
+    const Tile delta = {delta_tile(worker), t_.tile_stride(), nullptr, true};
+    add_delta(adapter, row, column, delta, worker);
+    float *values = row_buffer(worker);
+    const float *weight_factors = packed_ + adapter.weight_factor_at,
+                *delta_factors = packed_ + adapter.delta_factor_at;
+    for (std::int64_t i = 0; i < height(row); ++i) {
+      load(k_, t_.base, row + i, column, n, values);
+      const float *d = row_of(delta, i).data;
+      const Tile to = row_of(sum, i);
+      if (!adapter.norm_per_row) {
+        k_.changes(values, d, n, weight_factors + column, delta_factors + column, to);
+      } else {
+        const ChangeFactors factors = adapter.norm_early
+                                          ? ChangeFactors{weight_factors[row + i], delta_factors[row + i]}
+                                          : change_factors(adapter, row + i, k_.norm(values, d, n));
+        k_.change(values, d, n, factors.weight, factors.delta, to);
+      }
+    }
+  }
+
+  // -- Tiles ---------------------------------------------------------------------------------------------------
+
+  void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
+    for (std::int64_t row = begin; row < std::min(begin + kItemRows, t_.rows); row += kTileRows) {
+      Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+      for (const AdapterPlan &adapter : t_.adapters) {
+        if (!active(adapter)) continue;
+        if (adapter.dora())
+          add_dora(adapter, row, column, sum, worker);
+        else
+          add_delta(adapter, row, column, sum, worker);
+        sum.first = false;
+      }
+      for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+    }
+  }
+
+  void store_row(std::int64_t row, std::int64_t column, float *sum, int worker) {
+    const std::int64_t n = width(column);
+    if (op_ == WeightOp::kDiff) return store(k_, sum, n, t_.out, row, column);
+    if (t_.base.contiguous() && t_.out.contiguous())
+      return k_.merge(t_.base.dtype, t_.base.at(row, column), sum, n, t_.out.dtype, t_.out.at(row, column));
+    float *values = row_buffer(worker);
+    load(k_, t_.base, row, column, n, values);
+    k_.merge(LYC_DTYPE_F32, values, sum, n, LYC_DTYPE_F32, values);
+    store(k_, values, n, t_.out, row, column);
+  }
+
+  // Nothing to add: every bit stays, or is copied.
+  void keep_base() {
+    if (op_ != WeightOp::kDiff && t_.base.data == t_.out.data) return;
+    for_tiles(kItemRows, [&](std::int64_t begin, std::int64_t column, int worker) {
+      const std::int64_t n = width(column);
+      float *values = row_buffer(worker);
+      for (std::int64_t row = begin; row < std::min(begin + kItemRows, t_.rows); ++row) {
+        if (op_ != WeightOp::kDiff) {
+          copy(k_, t_.base, t_.out, row, column, n, values);
+        } else {
+          std::fill(values, values + n, 0.0f);
+          store(k_, values, n, t_.out, row, column);
+        }
+      }
+    });
+  }
+
+  const TargetPlan &t_;
+  const Kernels &k_;
+  ThreadPool *pool_;
+  WeightOp op_;
+  const float *multipliers_;
+  float *packed_, *scratch_;
+};
+
+void check(const ops::WeightPlan &plan, const ops::RunOptions &options) {
+  require(options.workspace || plan.workspace_floats == 0, "workspace is absent");
+  require(reinterpret_cast<std::uintptr_t>(options.workspace) % 64 == 0, "workspace is not aligned");
+  if (options.op == WeightOp::kUnmerge && plan.has_dora)
+    fail(LYC_ERROR_UNSUPPORTED, "DoRA cannot be unmerged: the delta depends on the pristine weight");
+  if (options.op == WeightOp::kDiff) return;
+  for (const TargetPlan &target : plan.targets) require(bool(target.base), "base is absent");
+}
+
+}  // namespace
+
+void run(const ops::WeightPlan &plan, const ops::RunOptions &options) {
+  check(plan, options);
+  ops::BackendContext &context = plan.context;
+  float *workspace = static_cast<float *>(options.workspace);
+  context.pool.parallel_for(static_cast<std::int64_t>(plan.small_count), [&](std::int64_t index, int worker) {
+    TargetRun(plan.targets[static_cast<std::size_t>(index)], context.kernels, nullptr, options,
+              workspace + static_cast<Position>(worker) * plan.small_floats)
+        .run();
+  });
+  for (std::size_t i = plan.small_count; i < plan.targets.size(); ++i)
+    TargetRun(plan.targets[i], context.kernels, &context.pool, options, workspace).run();
+}
+
+}  // namespace lyc::cpu

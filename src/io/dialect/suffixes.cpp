@@ -1,0 +1,129 @@
+#include "io/dialect/suffixes.hpp"
+
+#include "base/text.hpp"
+
+namespace lyc::io {
+namespace {
+
+constexpr Suffix kUp = {".lora_up.weight", "lora_up.weight", LYC_ALGO_LOCON, {}};
+constexpr Suffix kDown = {".lora_down.weight", "lora_down.weight", LYC_ALGO_LOCON, {}};
+
+constexpr Suffix spelled(Suffix suffix, std::string_view spelling) {
+  return {spelling, suffix.name, suffix.algo, suffix.unsupported};
+}
+constexpr Suffix unsupported(std::string_view family, std::string_view spelling) {
+  return {spelling, spelling.substr(1), LYC_ALGO_NONE, family};
+}
+
+constexpr Suffix kSuffixes[] = {
+    kUp,
+    spelled(kUp, ".lora_B.weight"),
+    spelled(kUp, ".lora_B"),
+    spelled(kUp, ".lora.up.weight"),
+    spelled(kUp, "_lora.up.weight"),
+    spelled(kUp, ".lora_linear_layer.up.weight"),
+    kDown,
+    spelled(kDown, ".lora_A.weight"),
+    spelled(kDown, ".lora_A"),
+    spelled(kDown, ".lora.down.weight"),
+    spelled(kDown, "_lora.down.weight"),
+    spelled(kDown, ".lora_linear_layer.down.weight"),
+    {".lora_mid.weight", "lora_mid.weight", LYC_ALGO_LOCON, {}},
+
+    {".hada_w1_a", "hada_w1_a", LYC_ALGO_LOHA, {}},
+    {".hada_w1_b", "hada_w1_b", LYC_ALGO_LOHA, {}},
+    {".hada_w2_a", "hada_w2_a", LYC_ALGO_LOHA, {}},
+    {".hada_w2_b", "hada_w2_b", LYC_ALGO_LOHA, {}},
+    {".hada_t1", "hada_t1", LYC_ALGO_LOHA, {}},
+    {".hada_t2", "hada_t2", LYC_ALGO_LOHA, {}},
+
+    // lokr_t1 is not among them: readers list it, nobody writes it.
+    {".lokr_w1", "lokr_w1", LYC_ALGO_LOKR, {}},
+    {".lokr_w1_a", "lokr_w1_a", LYC_ALGO_LOKR, {}},
+    {".lokr_w1_b", "lokr_w1_b", LYC_ALGO_LOKR, {}},
+    {".lokr_w2", "lokr_w2", LYC_ALGO_LOKR, {}},
+    {".lokr_w2_a", "lokr_w2_a", LYC_ALGO_LOKR, {}},
+    {".lokr_w2_b", "lokr_w2_b", LYC_ALGO_LOKR, {}},
+    {".lokr_t2", "lokr_t2", LYC_ALGO_LOKR, {}},
+
+    {".diff", "diff", LYC_ALGO_FULL, {}},
+    {".diff_b", "diff_b", LYC_ALGO_FULL, {}},
+    {".w_norm", "w_norm", LYC_ALGO_NORM, {}},
+    {".b_norm", "b_norm", LYC_ALGO_NORM, {}},
+
+    {".alpha", "alpha", LYC_ALGO_NONE, {}},
+    {".lora.alpha", "alpha", LYC_ALGO_NONE, {}},
+    {"_lora.alpha", "alpha", LYC_ALGO_NONE, {}},
+    {".lora_linear_layer.alpha", "alpha", LYC_ALGO_NONE, {}},
+    {".dora_scale", "dora_scale", LYC_ALGO_NONE, {}},
+
+    // Means something only beside on_input; see lycoris.cpp.
+    {".weight", "weight", LYC_ALGO_NONE, {}},
+
+    unsupported("(IA)3", ".on_input"),
+    unsupported("(IA)3", ".ia3_l"),
+    unsupported("GLoRA", ".a1.weight"),
+    unsupported("GLoRA", ".a2.weight"),
+    unsupported("GLoRA", ".b1.weight"),
+    unsupported("GLoRA", ".b2.weight"),
+    unsupported("GLoRA", ".bm.weight"),
+    unsupported("OFT or BOFT", ".oft_blocks"),  // 3 or 4 axes
+    unsupported("OFT", ".oft_R.weight"),
+    unsupported("OFT", ".oft_R.scaled_oft"),
+    unsupported("BOFT", ".boft_R"),
+    unsupported("BOFT", ".boft_s"),
+    unsupported("OFT or BOFT", ".rescale"),
+    unsupported("T-LoRA", ".lambda_layer"),
+    unsupported("T-LoRA", ".q_layer.weight"),
+    unsupported("T-LoRA", ".p_layer.weight"),
+    unsupported("bias of an up factor", ".lora_B.bias"),
+    unsupported("bias of an up factor", ".lora_up.bias"),
+    unsupported("embedding adapter", ".lora_embedding_A"),
+    unsupported("embedding adapter", ".lora_embedding_B"),
+    unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector"),
+    unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector.weight"),
+    unsupported("replacement of a tensor", ".set_weight"),
+    unsupported("padding of the base", ".reshape_weight"),
+    unsupported("sparse residual", ".bias_indices"),
+    unsupported("sparse residual", ".bias_values"),
+    unsupported("sparse residual", ".bias_size"),
+};
+
+/// "lora_A.<adapter>.weight": PEFT keeps the adapter's name in the middle of some keys.
+KeyParts split_named_adapter(std::string_view key) {
+  constexpr std::string_view kEnd = ".weight";
+  if (!ends_with(key, kEnd)) return {};
+  key.remove_suffix(kEnd.size());
+  const std::size_t dot = key.rfind('.');
+  if (dot == key.npos || dot + 1 == key.size()) return {};
+  key = key.substr(0, dot);
+  for (const auto &[end, suffix] : {std::pair{std::string_view(".lora_B"), &kUp}, {".lora_A", &kDown}})
+    if (ends_with(key, end) && key.size() > end.size()) return {key.substr(0, key.size() - end.size()), suffix};
+  return {};
+}
+
+/// "oft_blocks.<slice>", of kohya's OFT for Flux.
+KeyParts split_oft_slice(std::string_view key) {
+  const std::size_t dot = key.rfind('.');
+  if (dot == key.npos || !is_number(key.substr(dot + 1))) return {};
+  constexpr std::string_view kEnd = ".oft_blocks";
+  static constexpr Suffix kSlice = unsupported("OFT", ".oft_blocks.slice");
+  if (!ends_with(key.substr(0, dot), kEnd) || dot == kEnd.size()) return {};
+  return {key.substr(0, dot - kEnd.size()), &kSlice};
+}
+
+}  // namespace
+
+KeyParts split_key(std::string_view key) {
+  for (const KeyParts &parts : {split_named_adapter(key), split_oft_slice(key)})
+    if (parts.suffix != nullptr) return parts;
+  const Suffix *longest = nullptr;
+  for (const Suffix &suffix : kSuffixes) {
+    if (!ends_with(key, suffix.spelling) || key.size() == suffix.spelling.size()) continue;
+    if (longest == nullptr || suffix.spelling.size() > longest->spelling.size()) longest = &suffix;
+  }
+  if (longest == nullptr) return {key, nullptr};
+  return {key.substr(0, key.size() - longest->spelling.size()), longest};
+}
+
+}  // namespace lyc::io

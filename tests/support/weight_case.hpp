@@ -1,0 +1,186 @@
+// Random weights with random adapters on them, for the tests of every back end.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "support/random.hpp"
+#include "support/tensor.hpp"
+
+namespace lyc::test {
+
+enum class Half { kLowRank, kWhole, kTucker };
+
+struct TermChoice {
+  ops::TermKind kind = ops::TermKind::kProduct;
+  Half p = Half::kLowRank, q = Half::kLowRank;
+  std::int64_t rank = 4;
+  std::int64_t p_out = 1, p_in = 1;  // kKronecker: sizes of the left half; they divide the weight's
+  std::int64_t row_begin = 0;
+  bool scalar = false;
+};
+
+struct AdapterChoice {
+  std::vector<TermChoice> terms;
+  ops::DoraAxis axis = ops::DoraAxis::kNone;
+  ops::DoraRule rule = ops::DoraRule::kInterpolate;
+};
+
+struct TargetChoice {
+  Shape shape;
+  lyc_dtype base_dtype = LYC_DTYPE_F32, out_dtype = LYC_DTYPE_F32;
+  Order base_order = Order::kOIHW, out_order = Order::kOIHW;
+  bool in_place = false;
+  std::vector<AdapterChoice> adapters;
+};
+
+/// A batch that owns all it points to. One multiplier for each adapter.
+class WeightCase {
+ public:
+  explicit WeightCase(std::uint64_t seed) : random_(seed) {}
+
+  void add(const TargetChoice &choice) {
+    ops::WeightTarget target;
+    target.base = arena_.random(choice.shape, choice.base_dtype, random_, 1.0, choice.base_order);
+    target.out = choice.in_place ? target.base : arena_.tensor(choice.shape, choice.out_dtype, choice.out_order);
+    target.first_adapter = static_cast<std::int32_t>(adapters_.size());
+    target.adapter_count = static_cast<std::int32_t>(choice.adapters.size());
+    for (const AdapterChoice &adapter : choice.adapters) add_adapter(choice.shape, adapter);
+    targets_.push_back(target);
+  }
+
+  ops::WeightBatch batch() const {
+    ops::WeightBatch batch;
+    batch.targets = targets_.data();
+    batch.adapters = adapters_.data();
+    batch.terms = terms_.data();
+    batch.target_count = static_cast<std::int64_t>(targets_.size());
+    batch.adapter_count = static_cast<std::int64_t>(adapters_.size());
+    batch.term_count = static_cast<std::int64_t>(terms_.size());
+    batch.multiplier_count = static_cast<std::int32_t>(multipliers.size());
+    return batch;
+  }
+
+  std::vector<ops::WeightTarget> &targets() { return targets_; }
+  std::vector<ops::Term> &terms() { return terms_; }
+  Arena &arena() { return arena_; }
+  std::vector<float> multipliers;
+  lyc_dtype factor_dtype = LYC_DTYPE_NONE;  // of factors added from now on, contiguous then; NONE = mixed, in any order
+
+ private:
+  ops::Operand factor(const Shape &shape, double scale = 0.5) {
+    if (factor_dtype != LYC_DTYPE_NONE) return arena_.random(shape, factor_dtype, random_, scale);
+    const lyc_dtype dtype = random_.one_of({LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16});
+    const Order order = random_.one_of({Order::kOIHW, Order::kHWIO, Order::kOHWI, Order::kGaps, Order::kIOHW});
+    return arena_.random(shape, dtype, random_, scale, order);
+  }
+
+  ops::Product product(const Shape &shape, Half half, std::int64_t rank) {
+    ops::Product product;
+    Shape down = shape, core = shape;
+    if (half == Half::kWhole) return product.down = factor(shape), product;
+    down.out = rank;
+    product.up = factor({shape.out, rank, {1, 1, 1}});
+    if (half == Half::kTucker) {
+      down = {rank + 1, shape.in, {1, 1, 1}};  // ranks differ: neither stands in for the other
+      core.out = rank;
+      core.in = rank + 1;
+      product.core = factor(core);
+    }
+    product.down = factor(down);
+    return product;
+  }
+
+  void add_adapter(const Shape &shape, const AdapterChoice &choice) {
+    ops::Adapter adapter;
+    adapter.first_term = static_cast<std::int32_t>(terms_.size());
+    adapter.term_count = static_cast<std::int32_t>(choice.terms.size());
+    adapter.multiplier_index = static_cast<std::int32_t>(multipliers.size());
+    multipliers.push_back(static_cast<float>(random_.uniform() * 1.5 + 0.1));
+    adapter.dora_axis = choice.axis;
+    adapter.dora_rule = choice.rule;
+    if (choice.axis != ops::DoraAxis::kNone) {
+      const bool out = choice.axis == ops::DoraAxis::kOut;
+      adapter.epsilon = choice.rule == ops::DoraRule::kPeft ? 0.0f : 0x1p-23f;
+      adapter.magnitude = factor({out ? shape.out : 1, out ? 1 : shape.in, {1, 1, 1}}, 3.0);
+    }
+    for (const TermChoice &term : choice.terms) add_term(shape, term);
+    adapters_.push_back(adapter);
+  }
+
+  void add_term(Shape shape, const TermChoice &choice) {
+    ops::Term term;
+    term.kind = choice.kind;
+    term.coefficient = 0.25 + random_.uniform();
+    term.row_begin = choice.row_begin;
+    if (choice.scalar) term.scalar = factor({});
+    if (choice.kind == ops::TermKind::kKronecker) {
+      Shape q = shape;
+      q.out = shape.out / choice.p_out;
+      q.in = shape.in / choice.p_in;
+      // A term that starts at a later row has as many rows more.
+      const std::int64_t more = (choice.row_begin + q.out - 1) / q.out;
+      term.p = product({choice.p_out + more, choice.p_in, {1, 1, 1}}, choice.p, choice.rank);
+      term.q = product(q, choice.q, choice.rank);
+    } else {
+      shape.out += choice.row_begin;
+      term.p = product(shape, choice.p, choice.rank);
+      if (choice.kind == ops::TermKind::kHadamard) term.q = product(shape, choice.q, choice.rank + 1);
+    }
+    terms_.push_back(term);
+  }
+
+  Random random_;
+  Arena arena_;
+  std::vector<ops::WeightTarget> targets_;
+  std::vector<ops::Adapter> adapters_;
+  std::vector<ops::Term> terms_;
+};
+
+inline std::int64_t any_divisor(std::int64_t n, Random &random) {
+  std::int64_t divisor = random.between(1, n);
+  while (n % divisor) --divisor;
+  return divisor;
+}
+
+/// Odd, prime, square, 1; ranks above a dimension; every form, type, layout and rule.
+inline TargetChoice random_target(Random &random) {
+  const auto extent = [&] { return random.one_of<std::int64_t>({1, 2, 3, 7, 12, 16, 31, 48, 64, 65, 97, 130}); };
+  TargetChoice target;
+  target.shape.out = extent();
+  target.shape.in = random.chance(0.3) ? target.shape.out : extent();
+  if (random.chance(0.5)) {
+    target.shape.in = std::min<std::int64_t>(target.shape.in, 48);
+    for (std::int64_t &k : target.shape.kernel) k = random.between(1, 3);
+  }
+  const auto dtype = [&] { return random.one_of({LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16}); };
+  const auto order = [&] {
+    return random.one_of({Order::kOIHW, Order::kOIHW, Order::kHWIO, Order::kOHWI, Order::kGaps, Order::kIOHW});
+  };
+  target.base_dtype = dtype();
+  target.out_dtype = dtype();
+  target.out_order = order();
+  target.base_order = random.chance(0.6) ? target.out_order : order();
+  target.in_place = random.chance(0.25);
+  for (std::int64_t a = random.between(1, 2); a > 0; --a) {
+    AdapterChoice adapter;
+    adapter.axis = random.one_of({ops::DoraAxis::kNone, ops::DoraAxis::kOut, ops::DoraAxis::kIn});
+    adapter.rule = random.one_of({ops::DoraRule::kInterpolate, ops::DoraRule::kLycoris, ops::DoraRule::kPeft});
+    for (std::int64_t t = random.chance(0.2) ? 2 : 1; t > 0; --t) {
+      TermChoice term;
+      term.kind = random.one_of({ops::TermKind::kProduct, ops::TermKind::kHadamard, ops::TermKind::kKronecker});
+      term.p = random.one_of({Half::kLowRank, Half::kWhole, Half::kTucker});
+      term.q = random.one_of({Half::kLowRank, Half::kWhole, Half::kTucker});
+      term.rank = random.one_of<std::int64_t>({1, 2, 4, 5, 9});
+      term.scalar = random.chance(0.3);
+      term.row_begin = random.chance(0.2) ? random.between(1, 20) : 0;
+      term.p_out = any_divisor(target.shape.out, random);
+      term.p_in = any_divisor(target.shape.in, random);
+      adapter.terms.push_back(term);
+    }
+    target.adapters.push_back(adapter);
+  }
+  return target;
+}
+
+}  // namespace lyc::test
