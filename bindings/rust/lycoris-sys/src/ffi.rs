@@ -329,14 +329,16 @@ pub struct lyc_batch_item {
     pub base: *const lyc_tensor,
     /// NULL = in place. Items with the same base have the same out.
     pub out: *const lyc_tensor,
-    /// First row (output feature) of the delta that the weight takes. 0, unless an adapter of a fused layer goes
-    /// to its parts.
+    /// First row (output feature) of the delta that the weight takes, and
     pub row_begin: i64,
+    /// how many, where an adapter of a fused layer goes to its parts. 0 = all rows, and the weight must have as
+    /// many.
+    pub row_count: i64,
     /// Which of the run's multipliers counts.
     pub multiplier_index: i32,
     pub part: lyc_part,
     /// 0.
-    pub reserved_: [u64; 2],
+    pub reserved_: u64,
 }
 
 /// Growing.
@@ -433,7 +435,7 @@ layout! {
         reserved_, shape }
     lyc_module_info { struct_size, flags, algo, rank, alpha, scale, dora_axis, dora_rule, needs_base,
         invertible, out_features, in_elements }
-    lyc_batch_item { module, base, out, row_begin, multiplier_index, part, reserved_ }
+    lyc_batch_item { module, base, out, row_begin, row_count, multiplier_index, part, reserved_ }
     lyc_network_options { struct_size, dora_rule }
     lyc_multiplier_rule { pattern, adapter_index, multiplier }
     lyc_match_options { struct_size, flags, includes, include_count, excludes, exclude_count }
@@ -542,8 +544,9 @@ functions! {
     /// Parameters in the order in which files list them. `out_tensor` shows the memory in use.
     fn lyc_module_param_count(module: *const lyc_module, out_count: *mut usize) -> lyc_status;
     fn lyc_module_get_param(module: *const lyc_module, index: usize, out_name: *mut *const c_char, out_tensor: *mut lyc_tensor) -> lyc_status;
-    /// Use the caller's memory for a parameter: same shape, any of F32, F16, BF16, on the context's device. It
-    /// must stay until the module is gone or the parameter is bound anew; values may change between calls.
+    /// Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's
+    /// device. It must stay until the module is gone or the parameter is bound anew; values may change between
+    /// calls.
     fn lyc_module_bind_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     /// Copy values into, or out of, a parameter; dtypes are converted, CPU tensors only. Not for use while work
     /// that reads the parameter is under way.
