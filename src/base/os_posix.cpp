@@ -1,7 +1,6 @@
 // os.hpp for Linux (4.18 or newer); file systems that lack something newer than POSIX get the plain way.
 #include <algorithm>
 #include <cerrno>
-#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -91,8 +90,8 @@ std::string make_hidden(const std::string &path, Make &&make) {
   fail_system(errno, "create", path);
 }
 
-/// For a folder that already has its entries the outcome is whole either way: if this fails, a power cut may bring
-/// back the state before the rename, and no error is due for that.
+/// Make names last. Failure is no error: what is there is whole, and a power cut can only bring back the state before,
+/// which is whole too.
 void sync_folder(const std::string &path) {
   const Descriptor folder(restarting([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (folder.get() >= 0) fsync(folder.get());
@@ -109,7 +108,7 @@ int open_nameless(const std::string &folder) {
 }
 
 int link_nameless(int descriptor, const std::string &path) {
-  const std::string self = concat("/proc/self/fd/", descriptor);
+  const std::string self = "/proc/self/fd/" + std::to_string(descriptor);  // not as a locale would write it
   return linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW);
 }
 

@@ -1,5 +1,6 @@
 #include "base/os.hpp"
 
+#include <cstdlib>
 #include <filesystem>
 #include <gtest/gtest.h>
 #include <string>
@@ -242,6 +243,12 @@ TEST(Os, LibrariesAreFoundOrExplained) {
   EXPECT_NE(find_symbol(libc, "printf"), nullptr);
   EXPECT_EQ(find_symbol(libc, "lycoris_no_such_symbol"), nullptr);
   EXPECT_EQ(folder_of_code(reinterpret_cast<const void *>(&mode_of)).front(), '/');
+}
+
+TEST(Os, EnvironmentIsRead) {
+  EXPECT_EQ(environment("LYCORIS_NO_SUCH_VARIABLE"), nullptr);
+  ASSERT_EQ(setenv("LYCORIS_OS_TEST", "x", 1), 0);
+  EXPECT_STREQ(environment("LYCORIS_OS_TEST"), "x");
 }
 
 TEST(Os, MachineHasProcessorsMemoryAndTime) {

@@ -3,6 +3,7 @@
 //
 // Input: lines. "@key=value" is metadata, "+name shape..." a tensor of the base, anything else a key of the adapter
 // with its shape, numbers from 0 to 9 as single digits: "lora_unet_x.lora_up.weight 42".
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <set>

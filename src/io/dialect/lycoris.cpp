@@ -93,7 +93,6 @@ class Reader {
     }
     if (weight_algo != LYC_ALGO_NONE) {
       check_complete(group, weight_algo);
-      find_split_qkv(keys_, weight, records_.notes);
       records_.layers.push_back(std::move(weight));
     } else if (!weight.factors.empty()) {
       fail(LYC_ERROR_FORMAT, "only ", weight.factors.front().name, ", and no factors");
@@ -212,6 +211,7 @@ AdapterRecords read_lycoris(const AdapterKeys &keys) {
   AdapterRecords records;
   Reader reader(keys, records);
   for (Group &group : group_by_layer(keys, records.leftovers)) reader.read(std::move(group));
+  for (LayerRecord &record : records.layers) find_split_qkv(keys, record, records.notes);
   std::stable_sort(records.layers.begin(), records.layers.end(),
                    [](const LayerRecord &a, const LayerRecord &b) { return a.layer < b.layer; });
   std::sort(records.leftovers.begin(), records.leftovers.end(),

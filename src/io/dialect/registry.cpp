@@ -16,7 +16,7 @@ bool any_key(const AdapterKeys &keys, Predicate &&predicate) {
 
 bool has_metadata(const AdapterKeys &keys, const char *key) { return keys.metadata.count(key) != 0; }
 
-// Known by sight. Whoever writes one of these dialects moves its line to the new file's header.
+// Known by sight. Whoever writes the reader of one moves its function into the new file.
 
 bool is_peft(const AdapterKeys &keys) {
   return any_key(keys, [](auto key) { return starts_with(key, "base_model.model."); });

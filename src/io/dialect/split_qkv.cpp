@@ -62,6 +62,8 @@ void find_split_qkv(const AdapterKeys &keys, LayerRecord &record, std::vector<st
   if (up < 0 || down < 0 || record.find("lora_mid.weight") >= 0 || !record.has_alpha()) return;
   const TensorEntry &b = keys.tensors[up], &a = keys.tensors[down];
   if (b.ndim < 2 || a.ndim < 2) return;
+  for (std::int32_t axis = 2; axis < b.ndim; ++axis)
+    if (b.dim(axis) != 1) return;  // not an up factor; whoever builds the module says so
   const std::int64_t rank = b.dim(1);
   const std::vector<std::int64_t> rows = part_rows(record.layer, b.dim(0), a.dim(1));
   const auto parts = static_cast<std::int64_t>(rows.size());

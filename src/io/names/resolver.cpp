@@ -25,17 +25,14 @@ struct Tensors {
 
 using Layers = std::map<std::string_view, Tensors>;  // ordered, so that messages do not depend on hashing
 
-/// Take `ending` off; also "in_proj_weight", as PyTorch's attention calls the weight of "in_proj".
-bool strip(std::string_view &name, std::string_view ending) {
-  for (const char *mark : {".", "in_proj_"}) {
-    const std::size_t size = std::string_view(mark).size() + ending.size();
-    if (!ends_with(name, ending) || name.size() <= size ||
-        name.substr(name.size() - size, size - ending.size()) != mark)
-      continue;
-    name.remove_suffix(ending.size() + 1);
-    return true;
-  }
-  return false;
+/// From a tensor's name to its layer's, if it ends with this parameter; also "in_proj_weight", as PyTorch's attention
+/// calls the weight of "in_proj".
+bool strip(std::string_view &name, std::string_view parameter) {
+  if (!ends_with(name, parameter)) return false;
+  const std::string_view rest = name.substr(0, name.size() - parameter.size());
+  if (rest.size() < 2 || (!ends_with(rest, ".") && !ends_with(rest, "in_proj_"))) return false;
+  name = rest.substr(0, rest.size() - 1);
+  return true;
 }
 
 Layers collect_layers(const std::vector<TensorEntry> &base) {
@@ -53,7 +50,7 @@ Layers collect_layers(const std::vector<TensorEntry> &base) {
   for (const std::size_t i : others) {
     std::string_view path = base[i].name;
     // Norms of Flux call their weight "scale"; beside a weight it is something else (quantisation).
-    const bool scale = strip(path, "scale") && layers.find(path) == layers.end();
+    const bool scale = strip(path, "scale") && (layers.count(path) == 0 || !layers.at(path).weight);
     Tensors &layer = layers[scale ? path : base[i].name];
     if (!layer.weight) layer.weight = i;
     layer.bare = !scale;

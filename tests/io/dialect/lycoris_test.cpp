@@ -255,6 +255,24 @@ TEST_F(SplitQkv, CannotBeChecked) {
   EXPECT_EQ(notes(), 1u);
 }
 
+TEST_F(SplitQkv, OnlyMatricesAreLookedAt) {
+  adapter.entries[0].ndim = 3;
+  const std::int64_t shape[] = {9, 3, 2};
+  adapter.entries[0].shape = shape;
+  adapter.read_rows = [](std::size_t, std::int64_t, std::int64_t) -> std::vector<float> {
+    ADD_FAILURE();
+    return {};
+  };
+  EXPECT_EQ(parts(), 1);
+}
+
+TEST_F(SplitQkv, ErrorsOfReadingAreNotTheLayersFault) {
+  adapter.read_rows = [](std::size_t, std::int64_t, std::int64_t) -> std::vector<float> {
+    fail(LYC_ERROR_IO, "disk is gone");
+  };
+  EXPECT_THROW(read(adapter), Error);
+}
+
 TEST_F(SplitQkv, OrdinaryFilesAreNotReadBeyondARow) {
   std::int64_t rows = 0;
   adapter.metadata.clear();

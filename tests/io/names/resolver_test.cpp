@@ -70,11 +70,12 @@ TEST(NameResolver, KeepsComponentsApart) {
 
 TEST(NameResolver, FindsNormsBiasesAndBareParameters) {
   const Base base({{"norm.scale", {4}},
+                   {"norm.bias", {4}},
                    {"lone.bias", {5}},
                    {"blocks.0.modulation", {1, 6, 8}},
                    {"q.weight", {4, 4}},
                    {"q.scale", {}}});
-  EXPECT_THAT(base.resolve("diffusion_model.norm"), ElementsAre("norm.scale[0:4]"));
+  EXPECT_THAT(base.resolve("diffusion_model.norm"), ElementsAre("norm.scale[0:4]+norm.bias"));
   EXPECT_THAT(base.resolve("diffusion_model.lone"), ElementsAre("[0:5]+lone.bias"));
   EXPECT_THAT(base.resolve("diffusion_model.blocks.0.modulation"), ElementsAre("blocks.0.modulation[0:1]"));
   EXPECT_THAT(base.resolve("diffusion_model.q"), ElementsAre("q.weight[0:4]"));
