@@ -109,8 +109,10 @@ fn files_are_written_and_read() {
     writer.add("a", TensorRef::new(&layer.base, &[35]).unwrap()).unwrap();
     writer.add("b", TensorRef::from_bits(DType::BF16, &[1, 2], &[2]).unwrap()).unwrap();
     writer.set_metadata("größe", "7").unwrap();
-    assert_eq!(writer.add("a", TensorRef::new(&layer.up, &[10]).unwrap()).unwrap_err().status(),
-               Status::ERROR_INVALID_ARGUMENT);
+    assert_eq!(
+        writer.add("a", TensorRef::new(&layer.up, &[10]).unwrap()).unwrap_err().status(),
+        Status::ERROR_INVALID_ARGUMENT
+    );
     writer.finish().unwrap();
     for file in [File::open(&path).unwrap(), File::from_bytes(std::fs::read(&path).unwrap()).unwrap()] {
         let mut names = file.names().unwrap();
@@ -168,7 +170,8 @@ fn merge_and_unmerge() {
 #[test]
 fn parameters() {
     let (layer, context) = (Layer::new(), context());
-    let builder = Module::builder(Algo::LOCON).linear(ROWS as i64, COLUMNS as i64).rank(RANK as i32).alpha(ALPHA as f64);
+    let builder =
+        Module::builder(Algo::LOCON).linear(ROWS as i64, COLUMNS as i64).rank(RANK as i32).alpha(ALPHA as f64);
     let module = builder.build(&context).unwrap();
     assert!(module.params().unwrap().iter().any(|(name, ..)| name == "lora_up.weight"));
     let mut down = layer.down.clone();
