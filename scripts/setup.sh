@@ -29,7 +29,7 @@ for part in core "$@"; do
   for package in ${packages[$part]}; do
     is_installed "$package" || missing+=("$package")
   done
-  # A newer one may be there already; the plain package of Debian 12 is too old for the crates.
+  # One from elsewhere may be there already. Debian's package `cargo` is too old for the crates, this one is not.
   [[ $part != bindings ]] || command -v cargo >/dev/null || missing+=(cargo-web)
 done
 ((${#missing[@]})) || exit 0
