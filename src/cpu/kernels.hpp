@@ -34,6 +34,15 @@ struct Tile {
   bool first;
 };
 
+/// kTileRows rows of the weight, strides in elements. Without a base the product alone is stored.
+struct WeightRows {
+  lyc_dtype dtype;
+  const void *base;
+  std::int64_t base_stride;
+  void *out;
+  std::int64_t out_stride;
+};
+
 struct Kernels {
   const char *name;
 
@@ -44,6 +53,10 @@ struct Kernels {
 
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
+
+  // The same, straight from registers onto the weight: what merge() and store() give, bit for bit.
+  void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
+                        const WeightRows &rows, const float *times, std::int64_t times_stride);
 
   // One row each: factor * values; p (x) q from column `begin` of the product on.
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
