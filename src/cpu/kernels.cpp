@@ -271,7 +271,7 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
       for (std::int64_t v = 0; v < kVectors; ++v) {
         const std::int64_t at = column + v * kLanes;
         if (kTimes) sum[i][v] = hn::Mul(sum[i][v], load_vector(times + i * times_stride + at));
-        if (kBase) sum[i][v] = hn::Add(load_vector(base + i * base_stride + at), sum[i][v]);
+        if (kBase) sum[i][v] = hn::Add(sum[i][v], load_vector(base + i * base_stride + at));
       }
       HWY_UNROLL(2)
       for (std::int64_t v = 0; v < kVectors; v += 2)
@@ -331,26 +331,85 @@ void scaled(const float *values, float factor, std::int64_t n, const Tile &row) 
                    : scaled_row<false, false>(values, factor, n, row.data, nullptr);
 }
 
-// Segment after segment: p moves on with each, q begins anew until p has been through.
-template <bool kFirst>
-void kronecker_row(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n, float *to) {
-  std::int64_t at_p = split.p(begin), skipped = (begin + split.begin) % split.segment;
-  const float *segment = q + split.q(begin) - skipped;
-  for (std::int64_t column = 0; column < n; skipped = 0) {
-    const std::int64_t run = std::min(split.segment - skipped, n - column);
-    scaled_row<kFirst, false>(segment + skipped, p[at_p], run, to + column, nullptr);
-    column += run;
-    if (++at_p == split.count) {
-      at_p = 0;
-      segment += split.segment;
-    }
+/// A row of p (x) q as stretches of one factor: p moves on with each, q begins anew until p has been through.
+class Segments {
+ public:
+  Segments(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n)
+      : p_(p), split_(split), n_(n), at_p_(split.p(begin)), skipped_((begin + split.begin) % split.segment) {
+    q_ = q + split.q(begin) - skipped_;
   }
-}
+
+  bool next() {
+    column += length;
+    if (column == n_) return false;
+    length = std::min(split_.segment - skipped_, n_ - column);
+    values = q_ + skipped_;
+    factor = p_[at_p_];
+    skipped_ = 0;
+    if (++at_p_ == split_.count) {
+      at_p_ = 0;
+      q_ += split_.segment;
+    }
+    return true;
+  }
+
+  std::int64_t column = 0, length = 0;
+  const float *values = nullptr;
+  float factor = 0.0f;
+
+ private:
+  const float *p_, *q_;
+  const Split &split_;
+  std::int64_t n_, at_p_, skipped_;
+};
 
 void kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                const Tile &row) {
-  row.first ? kronecker_row<true>(p, q, split, begin, n, row.data)
-            : kronecker_row<false>(p, q, split, begin, n, row.data);
+  for (Segments part(p, q, split, begin, n); part.next();)
+    row.first ? scaled_row<true, false>(part.values, part.factor, part.length, row.data + part.column, nullptr)
+              : scaled_row<false, false>(part.values, part.factor, part.length, row.data + part.column, nullptr);
+}
+
+template <typename T, bool kBase>
+HWY_INLINE Floats merged(const T *base, const float *values, Floats factor) {
+  return kBase ? hn::MulAdd(factor, load_vector(values), load_vector(base)) : hn::Mul(factor, load_vector(values));
+}
+
+template <typename T, bool kBase>
+HWY_INLINE void merge_scaled_row(const T *base, const float *values, float factor, std::int64_t n, T *out) {
+  const Floats factors = hn::Set(kFloats, factor);
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    fetch<2 * kLanes>((kBase ? base : out) + i + kAhead);
+    store_pair(merged<T, kBase>(base + i, values + i, factors),
+               merged<T, kBase>(base + i + kLanes, values + i + kLanes, factors), out + i);
+  }
+  for (; i + kLanes <= n; i += kLanes) store_vector(merged<T, kBase>(base + i, values + i, factors), out + i);
+  if (i == n) return;
+  const Floats rest = load_part(values + i, n - i);
+  store_part(kBase ? hn::MulAdd(factors, rest, load_part(base + i, n - i)) : hn::Mul(factors, rest), n - i, out + i);
+}
+
+template <typename T>
+void merge_kronecker_into(Segments part, const WeightRows &rows) {
+  const T *base = static_cast<const T *>(rows.base);
+  T *out = static_cast<T *>(rows.out);
+  while (part.next())
+    base ? merge_scaled_row<T, true>(base + part.column, part.values, part.factor, part.length, out + part.column)
+         : merge_scaled_row<T, false>(out, part.values, part.factor, part.length, out + part.column);
+}
+
+void merge_kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
+                     const WeightRows &row) {
+  const Segments parts(p, q, split, begin, n);
+  switch (row.dtype) {
+    case LYC_DTYPE_BF16:
+      return merge_kronecker_into<Bf16>(parts, row);
+    case LYC_DTYPE_F16:
+      return merge_kronecker_into<F16>(parts, row);
+    default:
+      return merge_kronecker_into<float>(parts, row);
+  }
 }
 
 // -- DoRA ------------------------------------------------------------------------------------------------------
@@ -425,8 +484,8 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(), load,      store, merge, product, merge_product,
-                              scaled,        kronecker, norm,  norms, change,  changes};
+constexpr Kernels kKernels = {target_name(),   load, store, merge,  product, merge_product, scaled, kronecker,
+                              merge_kronecker, norm, norms, change, changes};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

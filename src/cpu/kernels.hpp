@@ -34,7 +34,7 @@ struct Tile {
   bool first;
 };
 
-/// kTileRows rows of the weight, strides in elements. Without a base the product alone is stored.
+/// Rows of the weight: out = base + product, or the product alone without a base. Strides in elements.
 struct WeightRows {
   lyc_dtype dtype;
   const void *base;
@@ -54,7 +54,7 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // The same, straight from registers onto the weight: what merge() and store() give, bit for bit.
+  // The same, straight from registers onto the weight.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride);
 
@@ -62,6 +62,8 @@ struct Kernels {
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
   void (*kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                     const Tile &row);
+  void (*merge_kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
+                          const WeightRows &row);
 
   // DoRA, with w a row of the weight and d one of the delta, V = w + d:
   // |V|^2 along the row; V^2 added to one sum per column; the change w * weight + d * delta, added unless row.first.

@@ -243,7 +243,7 @@ class TargetBuilder {
     if (plan_.adapters.size() != 1 || plan_.adapters[0].dora() || plan_.adapters[0].terms.size() != 1) return false;
     const TermPlan &term = plan_.adapters[0].terms[0];
     const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
-    return term.kind != TermKind::kKronecker && !last.whole && plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
+    return (term.kind == TermKind::kKronecker || !last.whole) && plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
            (!plan_.base ||
             (plan_.base.contiguous() && plan_.base.rows.count <= 1 && plan_.base.dtype == plan_.out.dtype));
   }

@@ -328,31 +328,44 @@ class TargetRun {
   void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
     const std::int64_t end = std::min(begin + kItemRows, t_.rows);
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
+    if (t_.direct && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
+      return merge_kronecker(begin, end, column, last - column);
     for (std::int64_t row = begin; row < end; row += kTileRows)
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
         if (t_.direct && height(row) == kTileRows && width(c) % kPanel == 0)
-          merge_direct(row, c, worker);
+          merge_product(row, c, worker);
         else
           compute_tile(row, c, worker);
   }
 
-  void merge_direct(std::int64_t row, std::int64_t column, int worker) {
+  WeightRows weight_rows(std::int64_t row, std::int64_t column) const {
+    const bool with_base = op_ != WeightOp::kDiff;
+    return {t_.out.dtype, with_base ? t_.base.at(row, column) : nullptr, with_base ? t_.base.rows.stride[0] : 0,
+            t_.out.at(row, column), t_.out.rows.stride[0]};
+  }
+
+  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
+    const TermPlan &term = t_.adapters[0].terms[0];
+    for (std::int64_t row = begin; row < end; ++row)
+      k_.merge_kronecker(packed_ + term.p_at + term.rows.p(row) * term.p_stride,
+                         packed_ + term.q_at + term.rows.q(row) * term.q_stride, term.columns, column, n,
+                         weight_rows(row, column));
+  }
+
+  void merge_product(std::int64_t row, std::int64_t column, int worker) {
     const AdapterPlan &adapter = t_.adapters[0];
     const TermPlan &term = adapter.terms[0];
-    const std::int64_t n = width(column);
     const ProductPlan *last = &term.p;
     float *times = nullptr;
+    const std::int64_t n = width(column);
     if (term.kind == TermKind::kHadamard) {
       last = &term.q;
       times = hadamard_tile(worker);
       add_product(term.p, factor(adapter, term), row, kTileRows, column, n, {times, t_.tile_stride(), nullptr, true},
                   worker);
     }
-    const bool with_base = op_ != WeightOp::kDiff;
-    const WeightRows rows = {t_.out.dtype, with_base ? t_.base.at(row, column) : nullptr,
-                             with_base ? t_.base.rows.stride[0] : 0, t_.out.at(row, column), t_.out.rows.stride[0]};
     k_.merge_product(packed_ + last->left.at + row * last->rank, packed_ + last->right.at + column * last->rank,
-                     last->rank, n / kPanel, rows, times, t_.tile_stride());
+                     last->rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride());
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
