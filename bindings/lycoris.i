@@ -38,6 +38,9 @@
 #elif defined(SWIGCSHARP)
 %include "csharp/patterns.i"
 #else  /* XML: only the names in other languages */
+%define LYC_STATUS(T, NAME)
+%rename(NAME) T;
+%enddef
 %define LYC_HANDLE(T, NAME)
 %rename(NAME) T;
 %enddef
@@ -58,7 +61,7 @@
 %enddef
 #endif
 
-LYC_ENUM(lyc_status, Status)
+LYC_STATUS(lyc_status, Status)
 LYC_ENUM(lyc_dtype, DType)
 LYC_ENUM(lyc_algo, Algo)
 LYC_ENUM(lyc_device_type, DeviceType)

@@ -21,7 +21,7 @@ configure_file(cmake/lycoris.pc.in ${PROJECT_BINARY_DIR}/lycoris.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/lycoris.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 install(FILES LICENSE THIRD_PARTY_NOTICES.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
-if(TARGET lycoris_cuda)  # next to the library, which looks for it there
+if(LYCORIS_CUDA STREQUAL "PLUGIN")  # next to the library, which looks for it there
   install(TARGETS lycoris_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
 if(TARGET lycoris_cli)

@@ -40,13 +40,3 @@ function(lycoris_add_test name)
     add_dependencies(thread_tests ${name})
   endif()
 endfunction()
-
-# lycoris_add_fuzzer(name SOURCES...): a libFuzzer program on the library's inside; tests/full runs it.
-add_custom_target(fuzzers)
-function(lycoris_add_fuzzer name)
-  add_executable(${name} ${ARGN})
-  target_link_libraries(${name} PRIVATE lycoris_core lycoris_options)
-  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
-  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/tests)
-  add_dependencies(fuzzers ${name})
-endfunction()

@@ -76,29 +76,21 @@ __device__ int column_of(Lane lane, int index) {
 
 __device__ int row_of(Lane lane, int index) { return index / 2 * 8 + lane.q * 2 + index % 2; }
 
+/// Out of line: it divides, and whoever needs it is slow anyway.
+__device__ __noinline__ std::int64_t nested_offset(const Axis &axis, const AxisStrides &strides, int x) {
+  std::int64_t offset = 0;
+  for (int l = 0; l < axis.levels; x /= axis.extent[l++]) offset += x % axis.extent[l] * strides.level[l];
+  return offset;
+}
+
 template <typename K>
 __device__ std::int64_t offset_of(const Axis &axis, const AxisStrides &strides, int x) {
-  if (K::kRegular || axis.levels == 1) return x * strides.level[0];
-  std::int64_t offset = 0;
-  for (int l = 0; l < axis.levels; ++l, x /= axis.extent[l - 1]) offset += x % axis.extent[l] * strides.level[l];
-  return offset;
+  return K::kRegular || axis.levels == 1 ? x * strides.level[0] : nested_offset(axis, strides, x);
 }
 
 // -- elements ---------------------------------------------------------------------------------------------------------
 
 __device__ bool is_wide(lyc_dtype dtype) { return dtype == LYC_DTYPE_F32; }
-
-__device__ std::uint32_t load_bits(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  return is_wide(dtype) ? static_cast<const std::uint32_t *>(data)[offset]
-                        : static_cast<const std::uint16_t *>(data)[offset];
-}
-
-__device__ void store_bits(void *data, lyc_dtype dtype, std::int64_t offset, std::uint32_t bits) {
-  if (is_wide(dtype))
-    static_cast<std::uint32_t *>(data)[offset] = bits;
-  else
-    static_cast<std::uint16_t *>(data)[offset] = static_cast<std::uint16_t>(bits);
-}
 
 /// Two neighbours of a packed row, by element type.
 struct F32 {
@@ -139,10 +131,11 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
     body(F16{});
 }
 
+/// An element of a factor.
 __device__ float load_float(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  const std::uint32_t bits = load_bits(data, dtype, offset);
-  if (dtype == LYC_DTYPE_F16) return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-  return __uint_as_float(dtype == LYC_DTYPE_BF16 ? bits << 16 : bits);
+  if (dtype == LYC_DTYPE_F32) return __ldg(static_cast<const float *>(data) + offset);
+  const unsigned short bits = __ldg(static_cast<const unsigned short *>(data) + offset);
+  return dtype == LYC_DTYPE_BF16 ? __uint_as_float(std::uint32_t{bits} << 16) : __half2float(__ushort_as_half(bits));
 }
 
 /// Element `index` of a packed row.
@@ -168,7 +161,8 @@ __device__ void pack(Packed<K> &row, int index, lyc_dtype dtype, std::uint32_t b
 
 // -- rows of a weight -------------------------------------------------------------------------------------------------
 
-// A weight is read once: it must not push the factors out of L1.
+// Weights are read and written by these alone. They are read once, so they must not push the factors out of L1. Being
+// opaque, and volatile so as to stay in order, they let the compiler keep descriptors in registers across a store.
 __device__ uint4 load_streaming(const uint4 *from) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -180,6 +174,31 @@ __device__ uint2 load_streaming(const uint2 *from) {
   uint2 v;
   asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
   return v;
+}
+
+__device__ std::uint32_t load_bits(const void *data, lyc_dtype dtype, std::int64_t offset) {
+  std::uint32_t wide;
+  std::uint16_t narrow;
+  if (is_wide(dtype)) {
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(wide) : "l"(static_cast<const std::uint32_t *>(data) + offset));
+    return wide;
+  }
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(narrow) : "l"(static_cast<const std::uint16_t *>(data) + offset));
+  return narrow;
+}
+
+__device__ void store_streaming(uint4 *to, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+}
+__device__ void store_streaming(uint2 *to, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y));
+}
+__device__ void store_bits(void *data, lyc_dtype dtype, std::int64_t offset, std::uint32_t bits) {
+  if (is_wide(dtype))
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(static_cast<std::uint32_t *>(data) + offset), "r"(bits));
+  else
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(static_cast<std::uint16_t *>(data) + offset),
+                 "h"(static_cast<std::uint16_t>(bits)));
 }
 
 /// Move one vector between a packed row and memory.
@@ -197,10 +216,10 @@ __device__ void load_vector(Packed<K> &row, int part, const char *from, bool wid
 template <typename K>
 __device__ void store_vector(const Packed<K> &row, int part, char *to, bool wide_elements) {
   if (K::kWide && !wide_elements)
-    *reinterpret_cast<uint2 *>(to) = make_uint2(row.word[2 * part], row.word[2 * part + 1]);
+    store_streaming(reinterpret_cast<uint2 *>(to), make_uint2(row.word[2 * part], row.word[2 * part + 1]));
   else
-    *reinterpret_cast<uint4 *>(to) =
-        make_uint4(row.word[4 * part], row.word[4 * part + 1], row.word[4 * part + 2], row.word[4 * part + 3]);
+    store_streaming(reinterpret_cast<uint4 *>(to), make_uint4(row.word[4 * part], row.word[4 * part + 1],
+                                                              row.word[4 * part + 2], row.word[4 * part + 3]));
 }
 
 /// Visit the thread's part of a row: `vector(part, address)` where a whole one can be moved, else `element(index,
@@ -309,10 +328,10 @@ __device__ void load_column_vectors(ColumnFragment &fragment, const LowRankTerm 
     for (int part = 0; part < kThreadColumns / kVec; ++part) {
       const auto *at = from + step.x + column_of<K>(step.lane, part * kVec);
       if constexpr (K::kWide) {
-        const uint2 v = *reinterpret_cast<const uint2 *>(at);
+        const uint2 v = __ldg(reinterpret_cast<const uint2 *>(at));
         columns[r][2 * part] = v.x, columns[r][2 * part + 1] = v.y;
       } else {
-        const uint4 v = *reinterpret_cast<const uint4 *>(at);
+        const uint4 v = __ldg(reinterpret_cast<const uint4 *>(at));
         columns[r][0] = v.x, columns[r][1] = v.y, columns[r][2] = v.z, columns[r][3] = v.w;
       }
     }
@@ -332,8 +351,8 @@ template <bool kAlongRank>
 __device__ uint2 load_ranks(const Factor &factor, std::int64_t offset, int rank, int rank_end) {
   const auto *from = static_cast<const std::uint16_t *>(factor.data) + offset;
   if (kAlongRank || (factor.load == FactorLoad::kAlongRank && rank + kThreadRanks <= rank_end))
-    return rank < rank_end ? *reinterpret_cast<const uint2 *>(from + rank) : make_uint2(0, 0);
-  const auto at = [&](int r) -> std::uint32_t { return r < rank_end ? from[r * factor.rank_stride] : 0; };
+    return rank < rank_end ? __ldg(reinterpret_cast<const uint2 *>(from + rank)) : make_uint2(0, 0);
+  const auto at = [&](int r) -> std::uint32_t { return r < rank_end ? __ldg(from + r * factor.rank_stride) : 0; };
   return make_uint2(pair(at(rank), at(rank + 1)), pair(at(rank + 2), at(rank + 3)));
 }
 
@@ -419,7 +438,7 @@ __device__ void load_columns_f32(float (&value)[kThreadColumns], const LowRankTe
 #pragma unroll
     for (int c = 0; c < kThreadColumns; c += 4) {
       const auto *at = static_cast<const float *>(factor.data) + from + step.x + column_of<K>(step.lane, c);
-      const float4 v = *reinterpret_cast<const float4 *>(at);
+      const float4 v = __ldg(reinterpret_cast<const float4 *>(at));
       value[c] = v.x, value[c + 1] = v.y, value[c + 2] = v.z, value[c + 3] = v.w;
     }
     return;
@@ -436,7 +455,7 @@ __device__ void load_columns_f32(float (&value)[kThreadColumns], const LowRankTe
 /// Four ranks of one row, in float32; 0 beyond the last rank.
 __device__ float4 load_ranks_f32(const Factor &factor, std::int64_t offset, int rank, int rank_end) {
   if (factor.load == FactorLoad::kAlongRank && factor.dtype == LYC_DTYPE_F32 && rank + 4 <= rank_end)
-    return *reinterpret_cast<const float4 *>(static_cast<const float *>(factor.data) + offset + rank);
+    return __ldg(reinterpret_cast<const float4 *>(static_cast<const float *>(factor.data) + offset + rank));
   const auto at = [&](int r) {
     return r < rank_end ? load_float(factor.data, factor.dtype, offset + r * factor.rank_stride) : 0.0f;
   };
@@ -526,9 +545,7 @@ struct TermSum {
 
 /// Blocks that must fit on a multiprocessor, which bounds the registers: 168 and 128 for the fast kernels.
 template <typename K>
-constexpr int blocks_wanted = !K::kRegular ? 2
-                              : K::kWide   ? 3
-                                           : 4;
+constexpr int blocks_wanted = K::kRegular ? (K::kWide ? 3 : 4) : 2;
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {

@@ -263,9 +263,24 @@ class Builder {
   std::array<TargetGroup, kKernelKinds> groups_;
 };
 
+std::int64_t strips_of(const MatrixTarget &target) { return (target.columns.size + kStripColumns - 1) / kStripColumns; }
+
 std::int64_t tiles_of(const MatrixTarget &target, std::int64_t tile_rows) {
-  const std::int64_t strips = (target.columns.size + kStripColumns - 1) / kStripColumns;
-  return strips * ((target.rows.size + tile_rows - 1) / tile_rows);
+  return strips_of(target) * ((target.rows.size + tile_rows - 1) / tile_rows);
+}
+
+/// Time in rows: as many rounds as it takes to give every tile a warp, times a tile's mean height. Finding its weight
+/// and loading its first rows costs a tile about as much as half a step.
+double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resident_warps) {
+  constexpr double kStartRows = kStepRows / 2;
+  double rows = 0.0;
+  std::int64_t tiles = 0;
+  for (const MatrixTarget &target : group.targets) {
+    tiles += tiles_of(target, tile_rows);
+    rows += static_cast<double>(strips_of(target)) * target.rows.size;
+  }
+  const auto rounds = static_cast<double>((tiles + resident_warps - 1) / resident_warps);
+  return rounds * (rows / static_cast<double>(tiles) + kStartRows);
 }
 
 }  // namespace
@@ -277,16 +292,11 @@ WeightLayout lay_out(const ops::WeightBatch &batch) {
 }
 
 void schedule(TargetGroup &group, std::int64_t resident_warps) {
-  // Time is the number of rounds that the device needs times the height of a tile; finding the tile and loading the
-  // first rows costs about as much as half a step.
-  constexpr std::int64_t kStartRows = kStepRows / 2;
-  std::int64_t best = std::numeric_limits<std::int64_t>::max();
+  double best = std::numeric_limits<double>::infinity();
   for (int rows = kMaxTileRows; rows >= kStepRows; rows -= kStepRows) {
-    std::int64_t tiles = 0;
-    for (const MatrixTarget &target : group.targets) tiles += tiles_of(target, rows);
-    const std::int64_t rounds = (tiles + resident_warps - 1) / resident_warps;
-    if (rounds * (rows + kStartRows) >= best) continue;
-    best = rounds * (rows + kStartRows);
+    const double price = cost(group, rows, resident_warps);
+    if (price >= best) continue;
+    best = price;
     group.tile_rows = rows;
   }
   std::int64_t tile = 0;

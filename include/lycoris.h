@@ -443,8 +443,8 @@ LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *n
 /* == 8. One weight ====================================================================================
  * Arithmetic is in F32 with one rounding at the store, whatever the dtypes. Multiplier 0 leaves every bit as it is.
  * A base of fewer rows or another shape than the module's delta is an error, never cut or reshaped; the exception is
- * a 1x1 kernel, which may be there or not. With a CUDA context the work is enqueued on exec's stream: nothing waits,
- * and memory must stay until the stream has passed.
+ * a 1x1 kernel, which may be there or not. Each call prepares, runs and releases a batch of one. With a CUDA context
+ * that waits for the device and cannot be captured; section 9 has what does not.
  */
 
 /** dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # What can be checked by reading: format, shell scripts, and what no commit may hold.
+#
+#   scripts/lint.sh [--fix]      --fix: format instead of complaining
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,9 +10,12 @@ fail() {
   exit 1
 }
 
+format=(--dry-run -Werror)
+[[ ${1:-} != --fix ]] || format=(-i)
+
 # The header is laid out in columns by hand; generated files look as their generator likes.
 git ls-files -z '*.c' '*.h' '*.cpp' '*.hpp' '*.cu' '*.cuh' ':!include/lycoris.h' ':!tests/bindings/layout_probe.c' |
-  xargs --null clang-format --dry-run -Werror
+  xargs --null clang-format "${format[@]}"
 
 git grep -lIzE '^#!.*\b(ba)?sh$' | xargs --null shellcheck scripts/stages.sh
 

@@ -6,7 +6,7 @@
 #     cmake --preset cuda && cmake --build --preset cuda
 set -eu
 
-root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 toolkit=$root/build/cuda-toolkit
 cuda=$toolkit/nvidia/cu13
 

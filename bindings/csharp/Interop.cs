@@ -250,9 +250,10 @@ namespace LibLycoris.Interop {
     internal Tensor* Base;
     internal Tensor* Out;
     internal long RowBegin;
+    internal long RowCount;
     internal int MultiplierIndex;
     internal Part Part;
-    internal fixed ulong Reserved[2];
+    internal ulong Reserved;
   }
 
   [StructLayout(LayoutKind.Sequential)]

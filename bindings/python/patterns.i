@@ -43,12 +43,14 @@
 
 /* ---- Status: an exception -------------------------------------------------------------------------------------- */
 
-%typemap(out) lyc_status {
+%define LYC_STATUS(T, NAME)
+%typemap(out) T {
   if (support_failed($1)) SWIG_fail;
   Py_INCREF(Py_None);
   $result = Py_None;
 }
-%typemap(out) lyc_status status "$result = PyLong_FromLong($1);" /* a field, not a result */
+%typemap(out) T status "$result = PyLong_FromLong($1);" /* a field, not a result */
+%enddef
 
 %define LYC_ENUM(T, NAME)
 %enddef

@@ -131,6 +131,7 @@ def pascal(name):
 
 RUST_NAMES = {"void": "c_void", "char": "c_char", "int8_t": "i8", "uint8_t": "u8", "int32_t": "i32", "uint32_t": "u32",
               "int64_t": "i64", "uint64_t": "u64", "size_t": "usize", "float": "f32", "double": "f64"}
+RUST_KEYWORDS = {"type": "kind"}
 
 
 def rust_type(t):
@@ -147,7 +148,7 @@ def rust_doc(docs, name, indent=""):
 
 
 def rust_signature(entry):
-    arguments = ", ".join(f"{p.name}: {rust_type(p.type)}" for p in entry.parameters)
+    arguments = ", ".join(f"{RUST_KEYWORDS.get(p.name, p.name)}: {rust_type(p.type)}" for p in entry.parameters)
     return f"({arguments})" + (f" -> {rust_type(entry.result)}" if entry.result else "")
 
 
@@ -158,10 +159,10 @@ def rust(model):
     for c in model.constants:
         out += rust_doc(docs, c.name) + [f"pub const {c.name}: u32 = {c.value};"]
     for e in model.enums:
-        out += [""] + rust_doc(docs, e.name) + [f"enumeration! {{ {e.name} {{"]
+        out += ["", "enumeration! {"] + rust_doc(docs, e.name, "    ") + [f"    {e.name} {{"]
         for short, item in short_names(e):
-            out += rust_doc(docs, item.name, "    ") + [f"    {short} = {item.value},"]
-        out += ["} }"]
+            out += rust_doc(docs, item.name, "        ") + [f"        {short} = {item.value},"]
+        out += ["    }", "}"]
     out += ["", "opaque! { " + ", ".join(o.name for o in model.opaques) + " }"]
     for c in model.callbacks:
         out += [""] + rust_doc(docs, c.name)

@@ -4,7 +4,7 @@
 
 #include "base/error.hpp"
 #include "base/wildcard.hpp"
-#include "io/names/resolver.hpp"
+#include "io/names/match.hpp"
 
 namespace lyc {
 namespace {
@@ -20,53 +20,39 @@ bool is_used(const MatchFilter &filter, std::string_view tensor, std::string_vie
          !any_matches(filter.excludes, tensor, layer);
 }
 
-class Matcher {
- public:
-  Matcher(const std::vector<io::TensorEntry> &base, const MatchFilter &filter)
-      : base_(base), filter_(filter), resolver_(base) {}
+std::vector<io::AdaptedLayer> adapted_layers(const MatchSource &source) {
+  std::vector<io::AdaptedLayer> layers;
+  for (std::size_t i = 0; i < source.layers.size(); ++i)
+    layers.push_back({source.layers[i], source.definitions[i]->has_part(LYC_PART_WEIGHT),
+                      source.definitions[i]->has_part(LYC_PART_BIAS)});
+  return layers;
+}
 
-  LayerMatch add(const std::string &layer, const Definition &definition, std::size_t source, std::size_t index,
-                 std::vector<Assignment> &assignments) {
-    LayerMatch result{source, index, Outcome::kUnmatched, {}};
-    const io::Resolution resolution = resolver_.resolve(layer);
-    if (!resolution) {
-      result.reason = resolution.failure;
-      return result;
-    }
-    if (resolution.adapter_rows != definition.shape.out)
-      fail(LYC_ERROR_MISMATCH, "the delta has ", definition.shape.out, " rows, ", name_of(resolution.targets.front()),
-           " takes ", resolution.adapter_rows);
-    std::vector<Assignment> found;
-    for (lyc_part part : {LYC_PART_WEIGHT, LYC_PART_BIAS}) {
-      if (!definition.has_part(part)) continue;
-      for (const io::RowTarget &target : resolution.targets) {
-        const auto tensor = part == LYC_PART_WEIGHT ? target.weight : target.bias;
-        if (!tensor) {
-          result.reason = concat("the base's layer has no ", part == LYC_PART_WEIGHT ? "weight" : "bias");
-          return result;
-        }
-        found.push_back({*tensor, source, index, part, target.base_row, target.rows, target.adapter_row,
-                         target.transposed && part == LYC_PART_WEIGHT});
-      }
-    }
-    result.outcome = Outcome::kExcluded;
-    for (const Assignment &assignment : found) {
-      if (!is_used(filter_, base_[assignment.tensor].name, layer)) continue;
+/// What a layer that found its tensors changes, as far as the filter lets it.
+std::vector<Assignment> assign(const io::Resolution &resolution, const Definition &definition,
+                               const std::vector<io::TensorEntry> &base, std::string_view layer,
+                               const MatchFilter &filter) {
+  std::vector<Assignment> assignments;
+  for (lyc_part part : {LYC_PART_WEIGHT, LYC_PART_BIAS}) {
+    if (!definition.has_part(part)) continue;
+    for (const io::RowTarget &target : resolution.targets) {
+      const std::size_t tensor = part == LYC_PART_WEIGHT ? *target.weight : *target.bias;
+      if (resolution.adapter_rows != definition.shape.out)
+        fail(LYC_ERROR_MISMATCH, "the delta has ", definition.shape.out, " rows, ", base[tensor].name, " takes ",
+             resolution.adapter_rows);
+      if (!is_used(filter, base[tensor].name, layer)) continue;
+      Assignment assignment;
+      assignment.tensor = tensor;
+      assignment.part = part;
+      assignment.base_row = target.base_row;
+      assignment.rows = target.rows;
+      assignment.adapter_row = target.adapter_row;
+      assignment.transposed = target.transposed && part == LYC_PART_WEIGHT;
       assignments.push_back(assignment);
-      result.outcome = Outcome::kMatched;
     }
-    return result;
   }
-
- private:
-  std::string name_of(const io::RowTarget &target) const {
-    return std::string(base_[target.weight ? *target.weight : *target.bias].name);
-  }
-
-  const std::vector<io::TensorEntry> &base_;
-  const MatchFilter &filter_;
-  io::NameResolver resolver_;
-};
+  return assignments;
+}
 
 }  // namespace
 
@@ -78,15 +64,27 @@ std::size_t Match::count(Outcome outcome) const {
 Match match(const std::vector<io::TensorEntry> &base, const std::string &base_name,
             const std::vector<MatchSource> &sources, const MatchFilter &filter) {
   Match result;
-  Matcher matcher(base, filter);
-  for (std::size_t s = 0; s < sources.size(); ++s)
-    for (std::size_t l = 0; l < sources[s].layers.size(); ++l) try {
+  const io::NameResolver resolver(base);
+  for (std::size_t s = 0; s < sources.size(); ++s) {
+    const MatchSource &source = sources[s];
+    const io::Matches found = io::match_layers(adapted_layers(source), resolver);
+    for (const io::MatchedLayer &layer : found.matched) try {
+        std::vector<Assignment> assignments = assign(layer.resolution, *source.definitions[layer.layer], base,
+                                                     source.layers[layer.layer], filter);
         result.layers.push_back(
-            matcher.add(sources[s].layers[l], *sources[s].definitions[l], s, l, result.assignments));
+            {s, layer.layer, assignments.empty() ? Outcome::kExcluded : Outcome::kMatched, std::string()});
+        for (Assignment &assignment : assignments) {
+          assignment.source = s;
+          assignment.layer = layer.layer;
+          result.assignments.push_back(assignment);
+        }
       } catch (const Error &error) {
-        throw Error(error.status(), concat(sources[s].name, " does not fit ", base_name, ": ", sources[s].layers[l],
+        throw Error(error.status(), concat(source.name, " does not fit ", base_name, ": ", source.layers[layer.layer],
                                            ": ", error.what()));
       }
+    for (const io::UnmatchedLayer &layer : found.unmatched)
+      result.layers.push_back({s, layer.layer, Outcome::kUnmatched, layer.reason});
+  }
   std::stable_sort(result.assignments.begin(), result.assignments.end(),
                    [](const Assignment &a, const Assignment &b) { return a.tensor < b.tensor; });
   return result;

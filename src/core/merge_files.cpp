@@ -3,17 +3,19 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <optional>
 #include <set>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "base/os.hpp"
 #include "base/tensor.hpp"
+#include "base/text.hpp"
 #include "base/threads.hpp"
 #include "base/wildcard.hpp"
 #include "core/execute.hpp"
 #include "core/operand.hpp"
-#include "io/container/safetensors_writer.hpp"
+#include "io/container/model_writer.hpp"
 
 // The output is cut into jobs: runs of untouched tensors, copied as bytes, and row blocks of touched ones, each read,
 // computed and written by one thread. Threads take jobs in the order of the file, so one reads while another computes
@@ -46,7 +48,6 @@ class Merge {
   // Deciding
   void check_paths() const;
   void check_tensors() const;
-  bool gives_folder() const;
   float multiplier_of(const Assignment &assignment) const;
   lyc_dtype out_dtype(std::size_t tensor) const;
   void plan_tensor(std::size_t tensor, const Assignment *begin, const Assignment *end);
@@ -54,14 +55,13 @@ class Merge {
   void plan();
 
   // Writing
-  void open_writers(const std::string &root);
-  io::Metadata out_metadata(const io::Shard &shard, bool changed) const;
+  io::ModelWriter make_writer() const;
+  io::Metadata out_metadata(const io::Shard &shard) const;
   Json operation() const;
   void run_jobs();
   void run_job(const Job &job, lyc_context &context);
   void copy(const Job &job);
   void compute(const Job &job, lyc_context &context);
-  void write_indexes(const std::string &root) const;
   void tell_progress() const;
   Ref<lyc_report> report(double seconds) const;
 
@@ -75,8 +75,7 @@ class Merge {
   std::vector<std::pair<std::size_t, std::size_t>> assignments_of_;  // by tensor: range in match_.assignments
   std::vector<float> multipliers_;                                   // beside match_.assignments
   std::vector<Job> jobs_;
-  std::vector<std::size_t> shard_of_;                                // by tensor
-  std::vector<io::SafetensorsWriter> writers_;                       // by shard
+  std::optional<io::ModelWriter> writer_;
   std::uint64_t out_bytes_ = 0, changed_ = 0;
   std::atomic<std::uint64_t> done_bytes_{0};
 };
@@ -114,23 +113,20 @@ Merge::Merge(lyc_context &context, const MergeRequest &request)
   plan();
 }
 
-bool Merge::gives_folder() const {
-  return base_.kind() != io::SourceKind::kFile && base_.kind() != io::SourceKind::kMemory;
-}
-
+/// Everything about the paths that can be known before the work.
 void Merge::check_paths() const {
   const std::string &out = request_.output;
+  const bool gives_folder = base_.kind() != io::SourceKind::kFile;
   require(!out.empty(), "the output has no name");
   require(!base_.is_input(out), out, " is the base itself; name another output");
   for (const AdapterFile &adapter : adapters_)
     require(!adapter.file.is_input(out), out, " is one of the adapters; name another output");
-  const bool looks_like_file = out.size() > 12 && out.compare(out.size() - 12, 12, ".safetensors") == 0;
-  require(!gives_folder() || !looks_like_file, request_.base, " is a folder of several files; the output must be a ",
-          "folder too, not ", out);
+  require(!gives_folder || !ends_with(out, ".safetensors"), request_.base,
+          " is a folder of several files; the output must be a folder too, not ", out);
   const os::FileType type = os::file_type(out);
   require(type == os::FileType::kMissing || request_.overwrite, out, " exists already");
-  require(type == os::FileType::kMissing || (type == os::FileType::kFolder) == gives_folder(), out,
-          gives_folder() ? " is a file; a folder has to be written there" : " is a folder; a file has to be written");
+  require(type == os::FileType::kMissing || (type == os::FileType::kFolder) == gives_folder, out,
+          gives_folder ? " is a file; a folder has to be written there" : " is a folder; a file has to be written");
 }
 
 /// What an adapter changes must be something that can be computed with.
@@ -198,7 +194,7 @@ void Merge::plan_tensor(std::size_t tensor, const Assignment *begin, const Assig
     return;
   }
   Job *last = jobs_.empty() ? nullptr : &jobs_.back();
-  if (last && !last->compute && last->bytes + info.size <= kCopyBytes && shard_of_[last->tensor] == shard_of_[tensor]) {
+  if (last && !last->compute && last->bytes + info.size <= kCopyBytes) {
     last->tensor_end = tensor + 1;
     last->bytes += info.size;
   } else {
@@ -207,9 +203,6 @@ void Merge::plan_tensor(std::size_t tensor, const Assignment *begin, const Assig
 }
 
 void Merge::plan() {
-  shard_of_.resize(entries_.size());
-  for (std::size_t s = 0; s < base_.shards().size(); ++s)
-    for (std::size_t i = 0; i < base_.shards()[s].count; ++i) shard_of_[base_.shards()[s].first + i] = s;
   const Assignment *const all = match_.assignments.data(), *const end = all + match_.assignments.size();
   const Assignment *next = all;
   for (std::size_t tensor = 0; tensor < entries_.size(); ++tensor) {
@@ -232,9 +225,12 @@ Json Merge::operation() const {
   return {{"operation", "merge"}, {"lycoris", LYCORIS_VERSION}, {"adapters", adapters}};
 }
 
-io::Metadata Merge::out_metadata(const io::Shard &shard, bool changed) const {
+/// What was there, and what was done, where something was.
+io::Metadata Merge::out_metadata(const io::Shard &shard) const {
   io::Metadata metadata = shard.metadata;
-  if (!changed) return metadata;
+  const auto has_assignments = [](const auto &range) { return range.first != range.second; };
+  const auto first = assignments_of_.begin() + static_cast<std::ptrdiff_t>(shard.first);
+  if (std::none_of(first, first + static_cast<std::ptrdiff_t>(shard.count), has_assignments)) return metadata;
   metadata.erase(kStaleHashKey);
   Json chain = Json::parse(metadata[kOperationsKey], nullptr, false);
   if (!chain.is_array()) chain = Json::array();
@@ -243,27 +239,17 @@ io::Metadata Merge::out_metadata(const io::Shard &shard, bool changed) const {
   return metadata;
 }
 
-void Merge::open_writers(const std::string &root) {
-  for (const io::Shard &shard : base_.shards()) {
-    std::vector<io::TensorInfo> tensors;
-    bool changed = false;
-    for (std::size_t i = shard.first; i < shard.first + shard.count; ++i) {
-      io::TensorInfo info = base_.tensors()[i];
-      info.name.erase(0, shard.prefix.size());
-      if (out_dtype(i) != info.dtype) info = io::make_tensor_info(info.name, out_dtype(i), info.shape);
-      changed = changed || assignments_of_[i].first != assignments_of_[i].second;
-      tensors.push_back(std::move(info));
-    }
-    const std::string path = gives_folder() ? os::join(root, shard.path) : root;
-    if (gives_folder()) os::make_folder(os::parent_folder(path));
-    writers_.emplace_back(path, out_metadata(shard, changed), std::move(tensors));
-  }
+io::ModelWriter Merge::make_writer() const {
+  std::vector<io::TensorInfo> tensors = base_.tensors();
+  for (std::size_t i = 0; i < tensors.size(); ++i)
+    if (out_dtype(i) != tensors[i].dtype) tensors[i] = io::make_tensor_info(tensors[i].name, out_dtype(i), tensors[i].shape);
+  return io::ModelWriter(request_.output, base_, std::move(tensors),
+                         [this](const io::Shard &shard) { return out_metadata(shard); });
 }
 
 void Merge::copy(const Job &job) {
-  const std::size_t s = shard_of_[job.tensor], first = base_.shards()[s].first;
   for (std::size_t tensor = job.tensor; tensor < job.tensor_end; ++tensor)
-    if (base_.tensors()[tensor].size > 0) writers_[s].copy_from(tensor - first, base_, tensor);
+    if (base_.tensors()[tensor].size > 0) writer_->copy(tensor, 0, base_.tensors()[tensor].size);
 }
 
 void Merge::compute(const Job &job, lyc_context &context) {
@@ -314,8 +300,7 @@ void Merge::compute(const Job &job, lyc_context &context) {
   }
   pass_through(base.out);
   run_weights(context, arrays, multipliers);
-  writers_[shard_of_[job.tensor]].write(job.tensor - base_.shards()[shard_of_[job.tensor]].first,
-                                        offset * dtype_size(dtype), output.data(), output.size());
+  writer_->write(job.tensor, offset * dtype_size(dtype), output.data(), output.size());
 }
 
 void Merge::run_job(const Job &job, lyc_context &context) try {
@@ -351,24 +336,6 @@ void Merge::run_jobs() {
   tell_progress();
 }
 
-void Merge::write_indexes(const std::string &root) const {
-  std::set<std::string> indexes;
-  for (const io::Shard &shard : base_.shards())
-    if (!shard.index.empty()) indexes.insert(shard.index);
-  for (const std::string &index : indexes) {
-    std::map<std::string, std::string> weight_map;
-    std::uint64_t total = 0;
-    for (std::size_t s = 0; s < base_.shards().size(); ++s) {
-      if (base_.shards()[s].index != index) continue;
-      for (const io::TensorInfo &info : writers_[s].tensors()) {
-        weight_map[info.name] = os::file_name(base_.shards()[s].path);
-        total += info.size;
-      }
-    }
-    os::write_text(os::join(root, index), io::render_index(weight_map, total));
-  }
-}
-
 Ref<lyc_report> Merge::report(double seconds) const {
   lyc_report_info figures{};
   count_match(match_, figures);
@@ -397,24 +364,9 @@ Ref<lyc_report> Merge::report(double seconds) const {
 
 Ref<lyc_report> Merge::run() {
   const double start = os::monotonic_seconds();
-  const os::Replace replace = request_.overwrite ? os::Replace::kYes : os::Replace::kNo;
-  if (!gives_folder()) {
-    open_writers(request_.output);
-    run_jobs();
-    writers_.front().finish(replace);
-  } else {
-    os::OutputFolder folder(request_.output);
-    open_writers(folder.staging_path());
-    run_jobs();
-    for (io::SafetensorsWriter &writer : writers_) writer.finish(os::Replace::kNo);
-    write_indexes(folder.staging_path());
-    for (const std::string &file : base_.other_files()) {
-      const std::string target = os::join(folder.staging_path(), file);
-      os::make_folder(os::parent_folder(target));
-      os::copy_file(os::join(base_.root(), file), target);
-    }
-    folder.commit(replace);
-  }
+  writer_.emplace(make_writer());
+  run_jobs();
+  writer_->finish(request_.overwrite ? os::Replace::kYes : os::Replace::kNo);
   return report(os::monotonic_seconds() - start);
 }
 

@@ -100,9 +100,10 @@ FIELD_AT(lyc_batch_item, module, 0);
 FIELD_AT(lyc_batch_item, base, 8);
 FIELD_AT(lyc_batch_item, out, 16);
 FIELD_AT(lyc_batch_item, row_begin, 24);
-FIELD_AT(lyc_batch_item, multiplier_index, 32);
-FIELD_AT(lyc_batch_item, part, 36);
-FIELD_AT(lyc_batch_item, reserved_, 40);
+FIELD_AT(lyc_batch_item, row_count, 32);
+FIELD_AT(lyc_batch_item, multiplier_index, 40);
+FIELD_AT(lyc_batch_item, part, 44);
+FIELD_AT(lyc_batch_item, reserved_, 48);
 
 SIZE_IS(lyc_network_options, 8);
 FIELD_AT(lyc_network_options, struct_size, 0);

@@ -83,6 +83,7 @@ int main(void) {
   OFFSET(lyc_batch_item, base);
   OFFSET(lyc_batch_item, out);
   OFFSET(lyc_batch_item, row_begin);
+  OFFSET(lyc_batch_item, row_count);
   OFFSET(lyc_batch_item, multiplier_index);
   OFFSET(lyc_batch_item, part);
   OFFSET(lyc_batch_item, reserved_);

@@ -16,15 +16,10 @@ std::vector<TensorInfo> tensors_of(const Shard &shard, const std::vector<TensorI
   return own;
 }
 
-Metadata with(Metadata metadata, const Metadata &additions) {
-  for (const auto &[key, value] : additions) metadata[key] = value;
-  return metadata;
-}
-
 }  // namespace
 
 ModelWriter::ModelWriter(const std::string &path, const TensorFile &source, std::vector<TensorInfo> tensors,
-                         const Metadata &additions)
+                         const std::function<Metadata(const Shard &)> &metadata)
     : source_(source), tensors_(std::move(tensors)) {
   require(source.kind() != SourceKind::kMemory, "a model in memory cannot be written anew");
   require(!source.is_input(path), "'", path, "' is an input and cannot be the output");
@@ -32,7 +27,7 @@ ModelWriter::ModelWriter(const std::string &path, const TensorFile &source, std:
   for (const Shard &shard : source.shards()) {
     const std::string file = folder_ ? os::join(folder_->staging_path(), shard.path) : path;
     if (folder_) os::make_folder(os::parent_folder(file));
-    shards_.emplace_back(file, with(shard.metadata, additions), tensors_of(shard, tensors_));
+    shards_.emplace_back(file, metadata(shard), tensors_of(shard, tensors_));
   }
 }
 

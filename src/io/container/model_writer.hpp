@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,11 +18,11 @@ namespace lyc::io {
 /// Nothing appears at the path before finish(). Several threads may write at once, each byte exactly once.
 class ModelWriter {
  public:
-  /// `tensors` are the source's, in its order; only their dtypes and sizes may differ. `additions` go into the metadata
-  /// of every file. The source must stay as long as the writer, and be files, not memory.
+  /// `tensors` are the source's, in its order; only their dtypes and sizes may differ. `metadata` says what the header of
+  /// a shard's new file holds. The source must stay as long as the writer, and be files, not memory.
   /// Errors: IO (a full disk is noticed here), INVALID_ARGUMENT (`path` is an input).
   ModelWriter(const std::string &path, const TensorFile &source, std::vector<TensorInfo> tensors,
-              const Metadata &additions);
+              const std::function<Metadata(const Shard &)> &metadata);
 
   /// Bytes `begin` .. `begin + size - 1` of a tensor.
   void write(std::size_t tensor, std::uint64_t begin, const void *data, std::size_t size);

@@ -14,6 +14,15 @@ using test::expect_error;
 using test::image_of;
 using test::TemporaryFolder;
 
+/// The old metadata and these entries.
+std::function<Metadata(const Shard &)> adding(Metadata additions) {
+  return [additions](const Shard &shard) {
+    Metadata metadata = shard.metadata;
+    for (const auto &[key, value] : additions) metadata[key] = value;
+    return metadata;
+  };
+}
+
 void copy_everything(ModelWriter &writer, const TensorFile &source) {
   for (std::size_t i = 0; i < source.tensors().size(); ++i) writer.copy(i, 0, source.tensors()[i].size);
 }
@@ -29,7 +38,7 @@ TEST(ModelWriter, WritesAFileForAFile) {
   const TemporaryFolder folder;
   const TensorFile source =
       TensorFile::open(folder.put("in.safetensors", image_of({{"a", "1"}, {"b", "22"}}, R"({"k":"v","l":"old"})")));
-  ModelWriter writer(folder / "out.safetensors", source, source.tensors(), {{"l", "new"}});
+  ModelWriter writer(folder / "out.safetensors", source, source.tensors(), adding({{"l", "new"}}));
   writer.write(0, 0, "x", 1);
   writer.copy(1, 0, 2);
   writer.finish(os::Replace::kNo);
@@ -53,7 +62,7 @@ TEST(ModelWriter, WritesAFolderForAFolder) {
   const std::size_t changed = source.find("text.v").value();
   tensors[changed] = make_tensor_info("text.v", LYC_DTYPE_F32, {4});
   {
-    ModelWriter writer(folder / "out", source, tensors, {{"by", "test"}});
+    ModelWriter writer(folder / "out", source, tensors, adding({{"by", "test"}}));
     for (std::size_t i = 0; i < tensors.size(); ++i)
       if (i != changed) writer.copy(i, 0, tensors[i].size);
     writer.write(changed, 0, "0123456789abcdef", 16);
@@ -75,7 +84,7 @@ TEST(ModelWriter, LeavesNothingWhenItIsGivenUp) {
   const TemporaryFolder folder;
   folder.put("in/m.safetensors", image_of({{"a", "1"}}));
   const TensorFile source = TensorFile::open(folder / "in");
-  { ModelWriter writer(folder / "out", source, source.tensors(), {}); }
+  { ModelWriter writer(folder / "out", source, source.tensors(), adding({})); }
   EXPECT_EQ(folder.names(), std::vector<std::string>{"in"});
 }
 
@@ -85,7 +94,7 @@ TEST(ModelWriter, RefusesItsInputAsOutput) {
   for (const std::string &input : {path, folder / "in"}) {
     const TensorFile source = TensorFile::open(input);
     expect_error(LYC_ERROR_INVALID_ARGUMENT, {input, "input"},
-                 [&] { ModelWriter(input, source, source.tensors(), {}); });
+                 [&] { ModelWriter(input, source, source.tensors(), adding({})); });
   }
 }
 
@@ -95,7 +104,7 @@ TEST(ModelWriter, ReplacesAFolderOnlyWhenAllowed) {
   folder.put("out/m.safetensors", "old");
   const TensorFile source = TensorFile::open(folder / "in");
   const auto write = [&](os::Replace replace) {
-    ModelWriter writer(folder / "out", source, source.tensors(), {});
+    ModelWriter writer(folder / "out", source, source.tensors(), adding({}));
     copy_everything(writer, source);
     writer.finish(replace);
   };

@@ -9,14 +9,7 @@
 namespace lyc::io {
 namespace {
 
-LayerRecord record(const char *layer, bool weight = true, bool bias = false) {
-  LayerRecord r;
-  r.layer = layer;
-  r.algo = LYC_ALGO_FULL;
-  r.weight = weight;
-  r.bias = bias;
-  return r;
-}
+AdaptedLayer layer(const char *name, bool weight = true, bool bias = false) { return {name, weight, bias}; }
 
 struct MatchLayers : testing::Test {
   MatchLayers() {
@@ -27,12 +20,12 @@ struct MatchLayers : testing::Test {
     entries = table.entries();
   }
   /// "layer" if matched, "layer: reason" if not.
-  std::vector<std::string> match(const std::vector<LayerRecord> &records) const {
-    const Matches matches = match_layers(records, NameResolver(entries));
-    std::vector<std::string> all(records.size());
-    for (const MatchedLayer &layer : matches.matched) all[layer.record] = records[layer.record].layer;
-    for (const UnmatchedLayer &layer : matches.unmatched)
-      all[layer.record] = records[layer.record].layer + ": " + layer.reason;
+  std::vector<std::string> match(const std::vector<AdaptedLayer> &layers) const {
+    const Matches matches = match_layers(layers, NameResolver(entries));
+    std::vector<std::string> all(layers.size());
+    for (const MatchedLayer &matched : matches.matched) all[matched.layer] = layers[matched.layer].name;
+    for (const UnmatchedLayer &unmatched : matches.unmatched)
+      all[unmatched.layer] = std::string(layers[unmatched.layer].name) + ": " + unmatched.reason;
     return all;
   }
   test::Table table;
@@ -41,28 +34,28 @@ struct MatchLayers : testing::Test {
 
 TEST_F(MatchLayers, TwoNamesOfOneLayerCountOnce) {
   EXPECT_THAT(
-      match({record("lora_unet_down_blocks_0_resnets_0_conv1"), record("lora_unet_input_blocks_1_0_in_layers_2")}),
+      match({layer("lora_unet_down_blocks_0_resnets_0_conv1"), layer("lora_unet_input_blocks_1_0_in_layers_2")}),
       testing::ElementsAre("lora_unet_down_blocks_0_resnets_0_conv1",
                            "lora_unet_input_blocks_1_0_in_layers_2: means the same rows of the base as "
                            "lora_unet_down_blocks_0_resnets_0_conv1, which is used"));
 }
 
 TEST_F(MatchLayers, WeightAndBiasAreDifferentTensors) {
-  const char *layer = "lora_unet_down_blocks_0_resnets_0_conv1";
-  EXPECT_THAT(match({record(layer, true, false), record(layer, false, true)}), testing::ElementsAre(layer, layer));
+  const char *name = "lora_unet_down_blocks_0_resnets_0_conv1";
+  EXPECT_THAT(match({layer(name, true, false), layer(name, false, true)}), testing::ElementsAre(name, name));
 }
 
 TEST_F(MatchLayers, FusedAndSplitCopiesCountOnce) {
   EXPECT_THAT(
-      match({record("lora_unet_transformer_blocks_0_attn_to_q"), record("lora_unet_transformer_blocks_0_attn_to_k"),
-             record("lora_unet_double_blocks_0_img_attn_qkv")}),
+      match({layer("lora_unet_transformer_blocks_0_attn_to_q"), layer("lora_unet_transformer_blocks_0_attn_to_k"),
+             layer("lora_unet_double_blocks_0_img_attn_qkv")}),
       testing::ElementsAre("lora_unet_transformer_blocks_0_attn_to_q", "lora_unet_transformer_blocks_0_attn_to_k",
                            testing::HasSubstr("means the same rows")));
 }
 
 TEST_F(MatchLayers, WhatTheBaseLacks) {
   EXPECT_THAT(
-      match({record("lora_unet_x", true, true), record("lora_unet_y")}),
+      match({layer("lora_unet_x", true, true), layer("lora_unet_y")}),
       testing::ElementsAre("lora_unet_x: the base's layer has no bias", "lora_unet_y: no such layer in the base"));
 }
 

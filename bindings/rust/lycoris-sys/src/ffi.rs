@@ -25,121 +25,139 @@ pub const LYC_ALLOW_UNMATCHED: u32 = 1;
 /// `lyc_merge_files()`: an existing output may be replaced.
 pub const LYC_OVERWRITE: u32 = 2;
 
-/// Result of a call. Numbers are stable and never reused; treat an unknown one as a failure.
-enumeration! { lyc_status {
-    OK = 0,
-    /// A value, shape, dtype or handle that the call cannot accept.
-    ERROR_INVALID_ARGUMENT = 1,
-    ERROR_OUT_OF_MEMORY = 2,
-    /// Meaningful, but this build, device or algorithm cannot do it.
-    ERROR_UNSUPPORTED = 3,
-    /// No tensor, module, file or device of that name or number.
-    ERROR_NOT_FOUND = 4,
-    /// The operating system refused; the message holds its reason.
-    ERROR_IO = 5,
-    /// A file is damaged or not of the expected format.
-    ERROR_FORMAT = 6,
-    /// Adapter and base do not fit: unmatched keys, wrong shapes.
-    ERROR_MISMATCH = 7,
-    /// A progress callback asked to stop.
-    ERROR_CANCELLED = 8,
-    /// A device call failed; `lyc_last_error_info()` has its code.
-    ERROR_DEVICE = 9,
-    /// A fault of the library; please report it.
-    ERROR_INTERNAL = 10,
-} }
+enumeration! {
+    /// Result of a call. Numbers are stable and never reused; treat an unknown one as a failure.
+    lyc_status {
+        OK = 0,
+        /// A value, shape, dtype or handle that the call cannot accept.
+        ERROR_INVALID_ARGUMENT = 1,
+        ERROR_OUT_OF_MEMORY = 2,
+        /// Meaningful, but this build, device or algorithm cannot do it.
+        ERROR_UNSUPPORTED = 3,
+        /// No tensor, module, file or device of that name or number.
+        ERROR_NOT_FOUND = 4,
+        /// The operating system refused; the message holds its reason.
+        ERROR_IO = 5,
+        /// A file is damaged or not of the expected format.
+        ERROR_FORMAT = 6,
+        /// Adapter and base do not fit: unmatched keys, wrong shapes.
+        ERROR_MISMATCH = 7,
+        /// A progress callback asked to stop.
+        ERROR_CANCELLED = 8,
+        /// A device call failed; `lyc_last_error_info()` has its code.
+        ERROR_DEVICE = 9,
+        /// A fault of the library; please report it.
+        ERROR_INTERNAL = 10,
+    }
+}
 
-/// Element types. Arithmetic is on F32, F16 and BF16; the others occur in files and are only carried along.
-enumeration! { lyc_dtype {
-    /// "Not given", or a type that the library does not know.
-    NONE = 0,
-    F32 = 1,
-    F16 = 2,
-    BF16 = 3,
-    F64 = 4,
-    I64 = 5,
-    I32 = 6,
-    I16 = 7,
-    I8 = 8,
-    U64 = 9,
-    U32 = 10,
-    U16 = 11,
-    U8 = 12,
-    BOOL = 13,
-    F8_E4M3 = 14,
-    F8_E5M2 = 15,
-} }
+enumeration! {
+    /// Element types. Arithmetic is on F32, F16 and BF16; the others occur in files and are only carried along.
+    lyc_dtype {
+        /// "Not given", or a type that the library does not know.
+        NONE = 0,
+        F32 = 1,
+        F16 = 2,
+        BF16 = 3,
+        F64 = 4,
+        I64 = 5,
+        I32 = 6,
+        I16 = 7,
+        I8 = 8,
+        U64 = 9,
+        U32 = 10,
+        U16 = 11,
+        U8 = 12,
+        BOOL = 13,
+        F8_E4M3 = 14,
+        F8_E5M2 = 15,
+    }
+}
 
-/// Adapter families. DoRA, Tucker cores and rank-stabilised scale are options on top of them.
-enumeration! { lyc_algo {
-    /// "Find out from the tensors."
-    NONE = 0,
-    /// LoRA, also on convolutions: dW = scale * up down. arXiv:2106.09685
-    LOCON = 1,
-    /// dW = scale * (w1_a w1_b) o (w2_a w2_b). arXiv:2108.06098
-    LOHA = 2,
-    /// dW = scale * w1 (x) w2, each whole or low-rank. arXiv:2212.10650
-    LOKR = 3,
-    /// dW = diff, db = diff_b.
-    FULL = 4,
-    /// The same for norm layers: w_norm, b_norm.
-    NORM = 5,
-} }
+enumeration! {
+    /// Adapter families. DoRA, Tucker cores and rank-stabilised scale are options on top of them.
+    lyc_algo {
+        /// "Find out from the tensors."
+        NONE = 0,
+        /// LoRA, also on convolutions: dW = scale * up down. arXiv:2106.09685
+        LOCON = 1,
+        /// dW = scale * (w1_a w1_b) o (w2_a w2_b). arXiv:2108.06098
+        LOHA = 2,
+        /// dW = scale * w1 (x) w2, each whole or low-rank. arXiv:2212.10650
+        LOKR = 3,
+        /// dW = diff, db = diff_b.
+        FULL = 4,
+        /// The same for norm layers: w_norm, b_norm.
+        NORM = 5,
+    }
+}
 
-/// Where memory is.
-enumeration! { lyc_device_type {
-    CPU = 0,
-    CUDA = 1,
-} }
+enumeration! {
+    /// Where memory is.
+    lyc_device_type {
+        CPU = 0,
+        CUDA = 1,
+    }
+}
 
-/// Order of a weight's axes: out features O, in features I, kernel axes K (none for linear layers, 1 to 3 for
-/// convolutions; for grouped ones I is per group). Each tag serves linear layers too. 1-D tensors ignore it.
-enumeration! { lyc_layout {
-    /// \[O, I, K...\]: PyTorch; linear \[O, I\].
-    OIHW = 0,
-    /// \[K..., I, O\]: Flame, TensorFlow, JAX; linear \[I, O\].
-    HWIO = 1,
-    /// \[O, K..., I\]: channels-last weights; linear \[O, I\].
-    OHWI = 2,
-} }
+enumeration! {
+    /// Order of a weight's axes: out features O, in features I, kernel axes K (none for linear layers, 1 to 3 for
+    /// convolutions; for grouped ones I is per group). Each tag serves linear layers too. 1-D tensors ignore it.
+    lyc_layout {
+        /// \[O, I, K...\]: PyTorch; linear \[O, I\].
+        OIHW = 0,
+        /// \[K..., I, O\]: Flame, TensorFlow, JAX; linear \[I, O\].
+        HWIO = 1,
+        /// \[O, K..., I\]: channels-last weights; linear \[O, I\].
+        OHWI = 2,
+    }
+}
 
-/// How a DoRA magnitude g acts, with V = W + dW and n = its norm. All are the same at multiplier m = 1.
-enumeration! { lyc_dora_rule {
-    /// What the file's dialect says; INTERPOLATE where it says nothing.
-    DEFAULT = 0,
-    /// W + m (g V / n - W).
-    INTERPOLATE = 1,
-    /// V (1 + m (g / n - 1)): the magnitude only is blended.
-    LYCORIS = 2,
-    /// g V / n with V = W + m dW, and no epsilon in n.
-    PEFT = 3,
-} }
+enumeration! {
+    /// How a DoRA magnitude g acts, with V = W + dW and n = its norm. All are the same at multiplier m = 1.
+    lyc_dora_rule {
+        /// What the file's dialect says; INTERPOLATE where it says nothing.
+        DEFAULT = 0,
+        /// W + m (g V / n - W).
+        INTERPOLATE = 1,
+        /// V (1 + m (g / n - 1)): the magnitude only is blended.
+        LYCORIS = 2,
+        /// g V / n with V = W + m dW, and no epsilon in n.
+        PEFT = 3,
+    }
+}
 
-/// Along which axis a DoRA magnitude has its entries. arXiv:2402.09353
-enumeration! { lyc_dora_axis {
-    /// No DoRA.
-    NONE = 0,
-    /// One per output row: shape \[O, 1, ...\].
-    OUT = 1,
-    /// One per input column, over rows and kernel: shape \[1, I, 1, ...\].
-    IN = 2,
-} }
+enumeration! {
+    /// Along which axis a DoRA magnitude has its entries. arXiv:2402.09353
+    lyc_dora_axis {
+        /// No DoRA.
+        NONE = 0,
+        /// One per output row: shape \[O, 1, ...\].
+        OUT = 1,
+        /// One per input column, over rows and kernel: shape \[1, I, 1, ...\].
+        IN = 2,
+    }
+}
 
-/// Which tensor of the layer.
-enumeration! { lyc_part {
-    WEIGHT = 0,
-    /// `diff_b`, `b_norm`, `lora_B.bias`.
-    BIAS = 1,
-} }
+enumeration! {
+    /// Which tensor of the layer.
+    lyc_part {
+        WEIGHT = 0,
+        /// `diff_b`, `b_norm`, `lora_B.bias`.
+        BIAS = 1,
+    }
+}
 
-enumeration! { lyc_batch_op {
-    /// out = base + sum of deltas.
-    MERGE = 0,
-    /// out = base - sum of deltas, where all of them are invertible.
-    UNMERGE = 1,
-    /// out = sum of deltas; `out` must not be `base`.
-    DIFF = 2,
-} }
+enumeration! {
+    lyc_batch_op {
+        /// out = base + sum of deltas.
+        MERGE = 0,
+        /// out = base - sum of deltas, where all of them are invertible.
+        UNMERGE = 1,
+        /// out = sum of deltas; `out` must not be `base`.
+        DIFF = 2,
+    }
+}
 
 opaque! { lyc_context, lyc_file, lyc_writer, lyc_module, lyc_batch, lyc_network, lyc_report }
 
@@ -311,14 +329,16 @@ pub struct lyc_batch_item {
     pub base: *const lyc_tensor,
     /// NULL = in place. Items with the same base have the same out.
     pub out: *const lyc_tensor,
-    /// First row (output feature) of the delta that the weight takes. 0, unless an adapter of a fused layer goes
-    /// to its parts.
+    /// First row (output feature) of the delta that the weight takes, and
     pub row_begin: i64,
+    /// how many, where an adapter of a fused layer goes to its parts. 0 = all rows, and the weight must have as
+    /// many.
+    pub row_count: i64,
     /// Which of the run's multipliers counts.
     pub multiplier_index: i32,
     pub part: lyc_part,
     /// 0.
-    pub reserved_: [u64; 2],
+    pub reserved_: u64,
 }
 
 /// Growing.
@@ -415,7 +435,7 @@ layout! {
         reserved_, shape }
     lyc_module_info { struct_size, flags, algo, rank, alpha, scale, dora_axis, dora_rule, needs_base,
         invertible, out_features, in_elements }
-    lyc_batch_item { module, base, out, row_begin, multiplier_index, part, reserved_ }
+    lyc_batch_item { module, base, out, row_begin, row_count, multiplier_index, part, reserved_ }
     lyc_network_options { struct_size, dora_rule }
     lyc_multiplier_rule { pattern, adapter_index, multiplier }
     lyc_match_options { struct_size, flags, includes, include_count, excludes, exclude_count }
@@ -460,14 +480,14 @@ functions! {
     /// Check a descriptor: dtype, shape, strides, alignment, capacity.
     fn lyc_tensor_check(tensor: *const lyc_tensor) -> lyc_status;
     /// Number of devices of a type. No CUDA back end or driver counts as 0 and is not an error.
-    fn lyc_device_count(type: lyc_device_type, out_count: *mut i32) -> lyc_status;
+    fn lyc_device_count(kind: lyc_device_type, out_count: *mut i32) -> lyc_status;
     fn lyc_device_info_init(info: *mut lyc_device_info, struct_size: usize);
-    fn lyc_device_get_info(type: lyc_device_type, index: i32, info: *mut lyc_device_info) -> lyc_status;
+    fn lyc_device_get_info(kind: lyc_device_type, index: i32, info: *mut lyc_device_info) -> lyc_status;
     /// Load a back end from this file (absolute path) instead of the default places. Errors: NOT_FOUND,
     /// UNSUPPORTED (another version, or one is loaded already).
     fn lyc_backend_load(path: *const c_char) -> lyc_status;
     /// Which back ends are there, which file they came from, or every place tried and why it failed.
-    fn lyc_backend_explain(type: lyc_device_type, buffer: *mut c_char, capacity: usize, out_length: *mut usize) -> lyc_status;
+    fn lyc_backend_explain(kind: lyc_device_type, buffer: *mut c_char, capacity: usize, out_length: *mut usize) -> lyc_status;
     fn lyc_context_options_init(options: *mut lyc_context_options, struct_size: usize);
     /// Create a context; options NULL = CPU, defaults. Errors: NOT_FOUND (no such device), UNSUPPORTED (no back
     /// end).
@@ -524,8 +544,9 @@ functions! {
     /// Parameters in the order in which files list them. `out_tensor` shows the memory in use.
     fn lyc_module_param_count(module: *const lyc_module, out_count: *mut usize) -> lyc_status;
     fn lyc_module_get_param(module: *const lyc_module, index: usize, out_name: *mut *const c_char, out_tensor: *mut lyc_tensor) -> lyc_status;
-    /// Use the caller's memory for a parameter: same shape, any of F32, F16, BF16, on the context's device. It
-    /// must stay until the module is gone or the parameter is bound anew; values may change between calls.
+    /// Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's
+    /// device. It must stay until the module is gone or the parameter is bound anew; values may change between
+    /// calls.
     fn lyc_module_bind_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     /// Copy values into, or out of, a parameter; dtypes are converted, CPU tensors only. Not for use while work
     /// that reads the parameter is under way.

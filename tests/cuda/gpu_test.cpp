@@ -1,0 +1,416 @@
+// What the CUDA back end does on a GPU. Without one, every test says that it is skipped; with LYCORIS_REQUIRE_GPU=1 it
+// fails instead.
+#include <chrono>
+#include <cstdlib>
+#include <cuda.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <limits>
+#include <thread>
+
+#include "cuda/device_case.hpp"
+#include "reference/weight_reference.hpp"
+#include "support/tolerance.hpp"
+
+namespace lyc::test {
+namespace {
+
+using ops::WeightOp;
+using testing::ElementsAreArray;
+using testing::HasSubstr;
+
+constexpr WeightOp kOps[] = {WeightOp::kMerge, WeightOp::kUnmerge, WeightOp::kDiff};
+
+class Gpu : public testing::Test {
+ protected:
+  void SetUp() override {
+    backend_ = core::find_backend(LYC_DEVICE_CUDA);
+    std::int32_t count = 0;
+    if (backend_) backend_->device_count(&count, nullptr);
+    if (count == 0) {
+      if (std::getenv("LYCORIS_REQUIRE_GPU")) FAIL() << core::explain_backend(LYC_DEVICE_CUDA);
+      GTEST_SKIP() << "skipped: no GPU";
+    }
+    const ops::BackendContextOptions options = {0, 0};
+    ops::Failure failure = {};
+    ASSERT_EQ(backend_->context_create(&options, &context_, &failure), LYC_OK) << failure.message;
+  }
+  void TearDown() override {
+    if (context_) backend_->context_destroy(context_);
+  }
+
+  void expect_reference(WeightCase &c, WeightOp op) {
+    const ops::WeightBatch batch = c.batch();
+    const auto want = reference_weight(batch, op, c.multipliers.data());
+    DeviceCase device(batch);
+    Plan plan(*backend_, context_, device.batch());
+    DeviceMemory workspace(plan.info.workspace_size);
+    plan.run(op, c.multipliers.data(), nullptr, false, workspace.data());
+    ok(cudaDeviceSynchronize());
+    for (std::size_t t = 0; t < want.size(); ++t) {
+      const ops::Operand &out = batch.targets[t].out;
+      EXPECT_TRUE(near(device.out_values(static_cast<std::int64_t>(t)), want[t],
+                       tolerance(out.dtype, out.numel(), want[t].size())))
+          << "target " << t << ", " << out.out << " x " << out.in << " x " << out.kernel_size() << " "
+          << dtype_name(out.dtype) << "\n"
+          << plan.explain();
+    }
+    EXPECT_TRUE(device.slack_untouched());
+  }
+
+  const ops::Backend *backend_ = nullptr;
+  ops::BackendContext *context_ = nullptr;
+};
+
+/// Low-rank terms only, of any dtype, layout and rank.
+TargetChoice low_rank_target(Random &random) {
+  TargetChoice target = random_target(random);
+  for (AdapterChoice &adapter : target.adapters) {
+    adapter.axis = ops::DoraAxis::kNone;
+    for (TermChoice &term : adapter.terms) {
+      term.kind = ops::TermKind::kProduct;
+      term.p = Half::kLowRank;
+      term.rank = random.one_of<std::int64_t>({1, 2, 4, 5, 9, 16, 17, 33});
+    }
+  }
+  return target;
+}
+
+AdapterChoice low_rank(std::int64_t rank, std::int64_t row_begin = 0) {
+  TermChoice term;
+  term.rank = rank;
+  term.row_begin = row_begin;
+  return {{term}};
+}
+
+/// Contiguous factors of one dtype: what files hold, and what the fast kernels take.
+void use_plain_factors(WeightCase &c, lyc_dtype dtype, Random &random) {
+  for (ops::Term &term : c.terms()) {
+    const ops::Operand &up = term.p.up, &down = term.p.down;
+    term.p.up = c.arena().random({up.out, up.in, {1, 1, 1}}, dtype, random, 0.5);
+    term.p.down =
+        c.arena().random({down.out, down.in, {down.kernel[0], down.kernel[1], down.kernel[2]}}, dtype, random, 0.5);
+  }
+}
+
+WeightCase plain_case(std::uint64_t seed, lyc_dtype weights, lyc_dtype factors, Order order, bool in_place) {
+  WeightCase c(seed);
+  Random random(seed + 1);
+  const auto add = [&](Shape shape, std::vector<AdapterChoice> adapters) {
+    c.add({shape, weights, weights, order, order, in_place, std::move(adapters)});
+  };
+  add({64, 64, {1, 1, 1}}, {low_rank(4)});
+  add({320, 192, {1, 1, 1}}, {low_rank(16)});
+  add({130, 128, {1, 1, 1}}, {low_rank(20), low_rank(8)});
+  add({192, 320, {1, 1, 1}}, {low_rank(64, 7)});
+  add({64, 64, {3, 3, 1}}, {low_rank(12)});
+  add({111, 7, {1, 1, 1}}, {low_rank(3)});
+  use_plain_factors(c, factors, random);
+  return c;
+}
+
+TEST_F(Gpu, RandomLowRankTargetsMatchTheReference) {
+  for (std::uint64_t seed = 0; seed < 6; ++seed) {
+    Random random(seed);
+    for (WeightOp op : kOps) {
+      WeightCase c(100 + seed);
+      for (int t = 0; t < 24; ++t) c.add(low_rank_target(random));
+      SCOPED_TRACE(seed);
+      expect_reference(c, op);
+    }
+  }
+}
+
+TEST_F(Gpu, PlainTargetsMatchTheReference) {
+  std::uint64_t seed = 0;
+  for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32})
+    for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32})
+      for (Order order : {Order::kOIHW, Order::kHWIO, Order::kOHWI})
+        for (WeightOp op : kOps) {
+          SCOPED_TRACE(testing::Message() << dtype_name(weights) << " " << dtype_name(factors));
+          ++seed;
+          WeightCase c = plain_case(seed, weights, factors, order, seed % 2 == 0);
+          expect_reference(c, op);
+        }
+}
+
+TEST_F(Gpu, MixedWeightTypesMatchTheReference) {
+  WeightCase c(7);
+  Random random(8);
+  for (lyc_dtype base : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32})
+    for (lyc_dtype out : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32})
+      c.add({{96, 128, {1, 1, 1}}, base, out, Order::kOIHW, Order::kOIHW, false, {low_rank(16)}});
+  use_plain_factors(c, LYC_DTYPE_BF16, random);
+  for (WeightOp op : kOps) expect_reference(c, op);
+}
+
+TEST_F(Gpu, MatchesTheCpuBackEnd) {
+  const ops::Backend &cpu = core::backend_for(LYC_DEVICE_CPU);
+  const ops::BackendContextOptions options = {0, 0};
+  ops::BackendContext *cpu_context = nullptr;
+  ASSERT_EQ(cpu.context_create(&options, &cpu_context, nullptr), LYC_OK);
+  for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
+    WeightCase c(21);
+    Random random(22);
+    for (Shape shape : {Shape{1280, 1280}, Shape{640, 2048}, Shape{320, 640, {3, 3, 1}}, Shape{3072, 768}})
+      c.add({shape, dtype, dtype, Order::kOIHW, Order::kOIHW, true, {low_rank(16)}});
+    use_plain_factors(c, dtype, random);
+    DeviceCase device(c.batch());
+    Plan plan(*backend_, context_, device.batch());
+    plan.run(WeightOp::kMerge, c.multipliers.data());
+    ok(cudaDeviceSynchronize());
+    {
+      Plan on_cpu(cpu, cpu_context, c.batch());
+      std::vector<char> workspace(on_cpu.info.workspace_size + 256);
+      void *start = workspace.data();
+      std::size_t space = workspace.size();
+      on_cpu.run(WeightOp::kMerge, c.multipliers.data(), nullptr, false, std::align(256, 1, start, space));
+    }
+    for (std::size_t t = 0; t < c.targets().size(); ++t)
+      EXPECT_TRUE(near(device.out_values(static_cast<std::int64_t>(t)), values(c.targets()[t].out),
+                       tolerance(dtype, 16, static_cast<std::size_t>(c.targets()[t].out.numel()))));
+  }
+  cpu.context_destroy(cpu_context);
+}
+
+TEST_F(Gpu, MultiplierZeroKeepsEveryBit) {
+  for (bool in_place : {true, false})
+    for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32}) {
+      WeightCase c = plain_case(30, dtype, LYC_DTYPE_BF16, Order::kOIHW, in_place);
+      Random random(31);
+      std::vector<std::vector<unsigned char>> before;
+      for (const ops::WeightTarget &target : c.targets()) {  // any bits at all: NaN of every kind, -0, infinities
+        auto *bytes = static_cast<unsigned char *>(target.base.data);
+        for (std::size_t b = 0; b < bytes_of(target.base); ++b) bytes[b] = static_cast<unsigned char>(random.bits());
+        before.emplace_back(bytes, bytes + bytes_of(target.base));
+      }
+      DeviceCase device(c.batch());
+      Plan plan(*backend_, context_, device.batch());
+      const std::vector<float> zeros(c.multipliers.size(), 0.0f);
+      for (WeightOp op : {WeightOp::kMerge, WeightOp::kUnmerge}) {
+        plan.run(op, zeros.data());
+        ok(cudaDeviceSynchronize());
+        EXPECT_EQ(device.all_bytes(), before);
+      }
+    }
+}
+
+TEST_F(Gpu, AnAdapterThatIsOffIsNotRead) {
+  WeightCase c(40);
+  Random random(41);
+  c.add({{128, 128, {1, 1, 1}},
+         LYC_DTYPE_BF16,
+         LYC_DTYPE_BF16,
+         Order::kOIHW,
+         Order::kOIHW,
+         false,
+         {low_rank(16), low_rank(8)}});
+  use_plain_factors(c, LYC_DTYPE_BF16, random);
+  fill(c.terms()[0].p.up, random, std::numeric_limits<double>::infinity());
+  c.multipliers = {0.0f, 0.75f};
+  for (WeightOp op : kOps) expect_reference(c, op);
+}
+
+TEST_F(Gpu, MultipliersComeByValueFromTheDeviceOrFromTheWorkspace) {
+  WeightCase few = plain_case(50, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false), many(51);
+  Random random(52);
+  for (int t = 0; t < 700; ++t)
+    many.add({{16, 64, {1, 1, 1}}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, false, {low_rank(4)}});
+  use_plain_factors(many, LYC_DTYPE_BF16, random);
+  for (WeightCase *c : {&few, &many}) {
+    const std::size_t size = c->multipliers.size() * sizeof(float);
+    DeviceCase device(c->batch());
+    Plan plan(*backend_, context_, device.batch());
+    DeviceMemory workspace(plan.info.workspace_size), multipliers(size);
+    EXPECT_EQ(plan.info.workspace_size > 0, c == &many);
+    plan.run(WeightOp::kMerge, c->multipliers.data(), nullptr, false, workspace.data());
+    const auto by_value = device.all_bytes();
+    device.reset();
+    multipliers.write(c->multipliers.data());
+    plan.run(WeightOp::kMerge, static_cast<const float *>(multipliers.data()), nullptr, true);
+    EXPECT_EQ(device.all_bytes(), by_value);
+
+    const std::vector<float> ones(c->multipliers.size(), 1.0f);
+    device.reset();
+    plan.run(WeightOp::kMerge, ones.data(), nullptr, false, workspace.data());
+    const auto with_ones = device.all_bytes();
+    device.reset();
+    plan.run(WeightOp::kMerge, nullptr, nullptr, false, workspace.data());
+    EXPECT_EQ(device.all_bytes(), with_ones);
+  }
+}
+
+TEST_F(Gpu, MergeThenUnmergeGivesTheBase) {
+  WeightCase c = plain_case(60, LYC_DTYPE_F32, LYC_DTYPE_BF16, Order::kOIHW, true);
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
+  plan.run(WeightOp::kMerge, c.multipliers.data());
+  plan.run(WeightOp::kUnmerge, c.multipliers.data());
+  ok(cudaDeviceSynchronize());
+  for (std::size_t t = 0; t < c.targets().size(); ++t)
+    EXPECT_TRUE(near(device.out_values(static_cast<std::int64_t>(t)), values(c.targets()[t].base), {0x1p-18, 0x1p-20}));
+}
+
+class Stream {
+ public:
+  Stream() { ok(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+TEST_F(Gpu, CaptureHoldsOnlyTheStatedLaunchesAndReplaysBitForBit) {
+  WeightCase c = plain_case(70, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, true);
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
+  plan.run(WeightOp::kMerge, c.multipliers.data());
+  const auto eager = device.all_bytes();
+
+  const Stream stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));  // refuses allocation and synchronisation
+  plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
+  ok(cudaStreamEndCapture(stream, &graph));
+  std::size_t count = 0;
+  ok(cudaGraphGetNodes(graph, nullptr, &count));
+  EXPECT_EQ(static_cast<std::int32_t>(count), plan.info.launches);
+  std::vector<cudaGraphNode_t> nodes(count);
+  ok(cudaGraphGetNodes(graph, nodes.data(), &count));
+  for (cudaGraphNode_t node : nodes) {
+    cudaGraphNodeType type;
+    ok(cudaGraphNodeGetType(node, &type));
+    EXPECT_EQ(type, cudaGraphNodeTypeKernel);
+  }
+  ok(cudaGraphInstantiate(&executable, graph, 0));
+  for (int replay = 0; replay < 3; ++replay) {
+    device.reset();
+    ok(cudaGraphLaunch(executable, stream));
+    ok(cudaStreamSynchronize(stream));
+    EXPECT_EQ(device.all_bytes(), eager);
+  }
+  ok(cudaGraphExecDestroy(executable));
+  ok(cudaGraphDestroy(graph));
+}
+
+TEST_F(Gpu, RunsAllocateNothing) {
+  WeightCase c = plain_case(80, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false);
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
+  plan.run(WeightOp::kMerge, c.multipliers.data());
+  ok(cudaDeviceSynchronize());
+  std::size_t before, after, total;
+  ok(cudaMemGetInfo(&before, &total));
+  for (int i = 0; i < 1000; ++i) plan.run(WeightOp::kMerge, c.multipliers.data());
+  ok(cudaDeviceSynchronize());
+  ok(cudaMemGetInfo(&after, &total));
+  EXPECT_EQ(before, after);
+}
+
+TEST_F(Gpu, RunsInStreamOrderWithoutWaiting) {
+  using std::chrono::milliseconds;
+  WeightCase c = plain_case(90, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false);
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
+  plan.run(WeightOp::kMerge, c.multipliers.data());
+  const auto want = device.all_bytes();
+  device.reset();
+
+  const ops::Operand base = device.batch().targets[1].base;
+  DeviceMemory kept(bytes_of(base));
+  ok(cudaMemcpy(kept.data(), base.data, kept.size(), cudaMemcpyDeviceToDevice));
+  ok(cudaMemset(base.data, 0, kept.size()));
+  ok(cudaDeviceSynchronize());
+  const Stream stream;
+  const auto start = std::chrono::steady_clock::now();
+  ok(cudaLaunchHostFunc(
+      stream, [](void *) { std::this_thread::sleep_for(milliseconds(300)); }, nullptr));
+  ok(cudaMemcpyAsync(base.data, kept.data(), kept.size(), cudaMemcpyDeviceToDevice, stream));
+  plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(200));
+  ok(cudaStreamSynchronize(stream));
+  EXPECT_EQ(device.all_bytes(), want);
+}
+
+TEST_F(Gpu, TwoRunsGiveTheSameBits) {
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
+    WeightCase c = plain_case(110, LYC_DTYPE_BF16, factors, Order::kOIHW, false);
+    DeviceCase device(c.batch());
+    Plan plan(*backend_, context_, device.batch());
+    plan.run(WeightOp::kMerge, c.multipliers.data());
+    const auto first = device.all_bytes();
+    device.reset();
+    plan.run(WeightOp::kMerge, c.multipliers.data());
+    EXPECT_EQ(device.all_bytes(), first);
+  }
+}
+
+TEST_F(Gpu, ForeignErrorsStayWhereTheyAre) {
+  WeightCase c = plain_case(120, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, true);
+  DeviceCase device(c.batch());
+  EXPECT_EQ(cudaMemcpy(nullptr, nullptr, 16, cudaMemcpyDeviceToDevice), cudaErrorInvalidValue);
+  Plan plan(*backend_, context_, device.batch());
+  plan.run(WeightOp::kMerge, c.multipliers.data());
+  EXPECT_EQ(cudaPeekAtLastError(), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidValue);
+  ok(cudaDeviceSynchronize());
+}
+
+TEST_F(Gpu, LeavesAThreadWithoutContextAsItWas) {
+  void *address = nullptr;
+  ok(cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &address, 12000, cudaEnableDefault, nullptr));
+  const auto current = reinterpret_cast<decltype(&cuCtxGetCurrent)>(address);
+  WeightCase c = plain_case(130, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, true);
+  DeviceCase device(c.batch());
+  std::thread([&] {
+    CUcontext ours = reinterpret_cast<CUcontext>(1);
+    EXPECT_EQ(current(&ours), CUDA_SUCCESS);
+    EXPECT_EQ(ours, nullptr);
+    const ops::BackendContextOptions options = {0, 0};
+    ops::BackendContext *context = nullptr;
+    ASSERT_EQ(backend_->context_create(&options, &context, nullptr), LYC_OK);
+    {
+      Plan plan(*backend_, context, device.batch());
+      plan.run(WeightOp::kMerge, c.multipliers.data());
+    }
+    void *memory = nullptr;
+    ASSERT_EQ(backend_->memory_allocate(context, 64, nullptr, &memory, nullptr), LYC_OK);
+    backend_->memory_release(context, memory, 64, nullptr);
+    backend_->context_destroy(context);
+    EXPECT_EQ(current(&ours), CUDA_SUCCESS);
+    EXPECT_EQ(ours, nullptr);
+  }).join();
+}
+
+TEST_F(Gpu, ParametersAreWrittenAndReadBack) {
+  const std::vector<unsigned char> bytes = {1, 2, 3, 4, 5, 6, 7};
+  std::vector<unsigned char> back(bytes.size());
+  void *memory = nullptr;
+  ASSERT_EQ(backend_->memory_allocate(context_, bytes.size(), nullptr, &memory, nullptr), LYC_OK);
+  ASSERT_EQ(backend_->memory_write(context_, memory, bytes.data(), bytes.size(), nullptr), LYC_OK);
+  ASSERT_EQ(backend_->memory_read(context_, back.data(), memory, back.size(), nullptr), LYC_OK);
+  backend_->memory_release(context_, memory, bytes.size(), nullptr);
+  EXPECT_THAT(back, ElementsAreArray(bytes));
+}
+
+TEST_F(Gpu, RefusesWhatItCannotCompute) {
+  WeightCase c(140);
+  TermChoice term;
+  term.kind = ops::TermKind::kHadamard;
+  c.add({{8, 8, {1, 1, 1}}, LYC_DTYPE_F32, LYC_DTYPE_F32, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+  const ops::WeightBatch batch = c.batch();
+  ops::WeightPlan *plan = nullptr;
+  ops::Failure failure = {};
+  EXPECT_EQ(backend_->weight_prepare(context_, &batch, &plan, &failure), LYC_ERROR_UNSUPPORTED);
+  EXPECT_THAT(failure.message, HasSubstr("Hadamard"));
+
+  const ops::BackendContextOptions options = {1000, 0};
+  ops::BackendContext *context = nullptr;
+  EXPECT_EQ(backend_->context_create(&options, &context, &failure), LYC_ERROR_NOT_FOUND);
+  EXPECT_THAT(failure.message, HasSubstr("device 1000"));
+}
+
+}  // namespace
+}  // namespace lyc::test

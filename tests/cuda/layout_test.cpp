@@ -1,0 +1,158 @@
+#include <functional>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.hpp"
+#include "support/weight_case.hpp"
+#include "weight_layout.hpp"
+
+namespace lyc::cuda {
+namespace {
+
+using test::AdapterChoice;
+using test::Order;
+using test::Shape;
+using test::TermChoice;
+using test::WeightCase;
+using testing::HasSubstr;
+
+AdapterChoice low_rank(std::int64_t rank) {
+  TermChoice term;
+  term.rank = rank;
+  return {{term}};
+}
+
+/// One weight with contiguous factors.
+class Layout : public testing::Test {
+ protected:
+  WeightLayout lay_out_one(Shape shape, Order order, std::int64_t rank = 16, lyc_dtype weight = LYC_DTYPE_BF16,
+                           lyc_dtype factor = LYC_DTYPE_BF16) {
+    add(shape, order, rank, weight, factor);
+    return lay_out(case_.batch());
+  }
+
+  void add(Shape shape, Order order, std::int64_t rank, lyc_dtype weight, lyc_dtype factor) {
+    case_.add({shape, weight, weight, order, order, true, {low_rank(rank)}});
+    ops::Term &term = case_.terms().back();
+    term.p.up = case_.arena().random({shape.out, rank, {1, 1, 1}}, factor, random_, 1.0);
+    shape.out = rank;
+    term.p.down = case_.arena().random(shape, factor, random_, 1.0);
+  }
+
+  WeightCase case_{1};
+  test::Random random_{2};
+};
+
+TEST_F(Layout, LinearRowsAreOut) {
+  const WeightLayout layout = lay_out_one({192, 320}, Order::kOIHW);
+  ASSERT_EQ(layout.groups.size(), 1u);
+  const TargetGroup &group = layout.groups[0];
+  EXPECT_TRUE(group.kind.regular && group.kind.tensor_cores && !group.kind.wide);
+  EXPECT_EQ(group.targets[0].rows.size, 192);
+  EXPECT_EQ(group.targets[0].columns.size, 320);
+  EXPECT_EQ(group.targets[0].base.row.level[0], 320);
+  EXPECT_EQ(layout.terms[0].row_factor.load, FactorLoad::kAlongRank);
+  EXPECT_EQ(layout.terms[0].column_factor.load, FactorLoad::kAlongAxis);
+}
+
+TEST_F(Layout, ConvolutionColumnsAreInAndKernelInOneAxis) {
+  const WeightLayout layout = lay_out_one({64, 64, {3, 3, 1}}, Order::kOIHW);
+  const MatrixTarget &target = layout.groups[0].targets[0];
+  EXPECT_TRUE(layout.groups[0].kind.regular);
+  EXPECT_EQ(target.columns.levels, 1);
+  EXPECT_EQ(target.columns.size, 576);
+}
+
+TEST_F(Layout, TransposedWeightsSwapTheFactors) {
+  const WeightLayout layout = lay_out_one({192, 320}, Order::kHWIO);
+  const MatrixTarget &target = layout.groups[0].targets[0];
+  EXPECT_EQ(target.rows.size, 320);
+  EXPECT_EQ(target.columns.size, 192);
+  EXPECT_EQ(layout.terms[0].column_factor.data, case_.terms()[0].p.up.data);
+  EXPECT_EQ(layout.terms[0].column_factor.load, FactorLoad::kAlongRank);
+}
+
+TEST_F(Layout, FactorsOfAnotherMemoryOrderKeepTheAxesApart) {
+  const WeightLayout layout = lay_out_one({64, 64, {3, 3, 1}}, Order::kHWIO);
+  const MatrixTarget &target = layout.groups[0].targets[0];
+  EXPECT_EQ(target.rows.levels, 2);  // I within K, because down has K within I
+  EXPECT_EQ(target.rows.extent[0], 64);
+  EXPECT_EQ(target.rows.extent[1], 9);
+  EXPECT_EQ(target.columns.size, 64);
+}
+
+TEST_F(Layout, WhatHasOddSizesOrRanksIsNotRegular) {
+  add({64, 111}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  add({64, 128}, Order::kOIHW, 3, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  add({64, 128}, Order::kGaps, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  const WeightLayout layout = lay_out(case_.batch());
+  ASSERT_EQ(layout.groups.size(), 1u);
+  EXPECT_FALSE(layout.groups[0].kind.regular);
+}
+
+TEST_F(Layout, GroupsByKernel) {
+  for (lyc_dtype weight : {LYC_DTYPE_BF16, LYC_DTYPE_F32, LYC_DTYPE_F16})
+    for (lyc_dtype factor : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) add({64, 64}, Order::kOIHW, 16, weight, factor);
+  const WeightLayout layout = lay_out(case_.batch());
+  ASSERT_EQ(layout.groups.size(), 4u);
+  for (const TargetGroup &group : layout.groups) EXPECT_EQ(group.targets.size(), group.kind.wide ? 1u : 2u);
+}
+
+TEST_F(Layout, SmallBatchesGetLowTilesAndLargeOnesHighTiles) {
+  constexpr std::int64_t kResident = 132 * 16;
+  WeightLayout layout = lay_out_one({3072, 3072}, Order::kOIHW);
+  TargetGroup &group = layout.groups[0];
+  schedule(group, kResident);
+  EXPECT_LE(group.tile_count, kResident);  // one round
+  EXPECT_LT(group.tile_rows, kMaxTileRows);
+  EXPECT_EQ(group.tile_rows % kStepRows, 0);
+
+  schedule(group, 1);
+  EXPECT_EQ(group.tile_rows, kMaxTileRows);
+  EXPECT_EQ(group.tile_count, 48u * 24u);
+}
+
+TEST_F(Layout, TilesOfTargetsFollowEachOther) {
+  add({100, 64}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  add({16, 640}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  add({128, 128}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  WeightLayout layout = lay_out(case_.batch());
+  schedule(layout.groups[0], 1);
+  EXPECT_THAT(layout.groups[0].first_tile, testing::ElementsAre(0u, 1u, 11u));
+  EXPECT_EQ(layout.groups[0].tile_count, 13u);
+  EXPECT_THAT(describe(layout), HasSubstr("3 weights, 13 tiles of 128 x 64"));
+}
+
+TEST_F(Layout, RowsOfAFusedAdapterBeginLater) {
+  add({64, 64}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  ops::Term &term = case_.terms().back();
+  term.p.up = case_.arena().random({192, 4, {1, 1, 1}}, LYC_DTYPE_BF16, random_, 1.0);
+  term.row_begin = 128;
+  const WeightLayout layout = lay_out(case_.batch());
+  EXPECT_EQ(layout.terms[0].row_factor.data, static_cast<const std::uint16_t *>(term.p.up.data) + 128 * 4);
+  term.row_begin = 129;
+  EXPECT_THROW(lay_out(case_.batch()), Error);
+}
+
+TEST_F(Layout, RefusesByName) {
+  const auto message = [&](const std::function<void(WeightCase &)> &spoil) {
+    WeightCase c(3);
+    c.add({{8, 8}, LYC_DTYPE_F32, LYC_DTYPE_F32, Order::kOIHW, Order::kOIHW, true, {low_rank(4)}});
+    spoil(c);
+    try {
+      lay_out(c.batch());
+    } catch (const Error &error) {
+      EXPECT_EQ(error.status(), LYC_ERROR_UNSUPPORTED);
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].kind = ops::TermKind::kHadamard; }), HasSubstr("Hadamard"));
+  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].kind = ops::TermKind::kKronecker; }), HasSubstr("Kronecker"));
+  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].p.core = c.terms()[0].p.up; }), HasSubstr("Tucker"));
+  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].p.up = {}; }), HasSubstr("whole"));
+  EXPECT_THAT(message([](WeightCase &c) { c.targets()[0].base.dtype = LYC_DTYPE_F8_E4M3; }), HasSubstr("f8_e4m3"));
+}
+
+}  // namespace
+}  // namespace lyc::cuda

@@ -1,0 +1,37 @@
+#!/bin/bash
+# Everything that wants a GPU: tests, the sanitizer's four tools on a small part of them, the benchmark. Takes the folder
+# of a build (default: build/cuda-dev), which may come from another machine; says "skipped" where there is no GPU.
+#
+#     tests/gpu/run.sh [build folder] [words that a benchmark's name must contain]...
+set -u
+
+build=${1:-$(dirname "$0")/../../build/cuda-dev}
+[ $# -gt 0 ] && shift
+build=$(CDPATH= cd -- "$build" && pwd) || exit 1
+export LYCORIS_BACKEND_DIR="$build/lib" LYCORIS_REQUIRE_GPU=1
+failed=0
+
+if ! nvidia-smi -L 2>/dev/null | grep -q GPU; then
+  echo "skipped: no GPU"
+  exit 0
+fi
+
+echo "== tests"
+"$build/bin/lycoris_gpu_test" --gtest_brief=1 || failed=1
+
+echo "== sanitizer"
+if command -v compute-sanitizer >/dev/null; then
+  small='Gpu.MixedWeightTypesMatchTheReference:Gpu.MultipliersCome*:Gpu.TwoRuns*'
+  for tool in memcheck racecheck initcheck synccheck; do
+    echo "-- $tool"
+    timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
+      "$build/bin/lycoris_gpu_test" --gtest_brief=1 --gtest_filter="$small" 2>&1 | tail -n 6
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+  done
+else
+  echo "skipped: no compute-sanitizer"
+fi
+
+echo "== benchmark"
+"$build/bin/cuda_weight_bench" "$@" || failed=1
+exit $failed
