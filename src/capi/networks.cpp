@@ -35,7 +35,8 @@ MergeRequest merge_request(const lyc_merge_options &options) {
   require(options.multipliers != nullptr || options.multiplier_count == 0, "multipliers is NULL");
   for (size_t i = 0; i < options.multiplier_count; ++i) {
     const lyc_multiplier_rule &rule = options.multipliers[i];
-    request.multipliers.push_back({rule.pattern ? rule.pattern : "", rule.adapter_index, rule.multiplier});
+    request.multipliers.push_back({std::nullopt, rule.adapter_index, rule.multiplier});
+    if (rule.pattern) request.multipliers.back().pattern = rule.pattern;
   }
   request.progress = options.progress;
   request.user_data = options.user_data;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <set>
 
@@ -19,22 +20,48 @@
 
 // The output is cut into jobs: runs of untouched tensors, copied as bytes, and row blocks of touched ones, each read,
 // computed and written by one thread. Threads take jobs in the order of the file, so one reads while another computes
-// and a third writes, and memory is bounded by threads times the size of a block. Factors are read for the block that
-// needs them and forgotten.
+// and a third writes, and memory is bounded by threads times the size of a block. A thread keeps the factors of one
+// tensor at a time.
 namespace lyc {
 namespace {
 
-constexpr std::uint64_t kBlockBytes = 32u << 20;   // of a touched tensor; rows of more than that make a block of one
-constexpr std::uint64_t kCopyBytes = 64u << 20;    // of a run of untouched ones
+constexpr std::uint64_t kBlockBytes = 32u << 20;     // of a touched tensor; rows of more than that make a block of one
+constexpr std::uint64_t kCopyBytes = 64u << 20;      // of a run of untouched ones
 constexpr std::uint64_t kMemoryBudget = 640u << 20;  // for all blocks in flight, as far as single ones allow
 constexpr const char *kOperationsKey = "lycoris.operations", *kStaleHashKey = "modelspec.hash_sha256";
 
 struct Job {
-  std::size_t tensor = 0;                   // first, or only one
-  std::size_t tensor_end = 0;               // copies: one past the last
-  bool compute = false;                     // else the bytes are copied
-  std::int64_t row_begin = 0, row_count = 0;  // of the tensor, for compute
-  std::uint64_t bytes = 0;                  // of output
+  std::size_t tensor = 0;                     // first, or only one
+  std::size_t tensor_end = 0;                 // copies: one past the last
+  bool compute = false;                       // else the bytes are copied
+  std::int64_t row_begin = 0, row_count = 0;  // compute: of the tensor, or numbers where it is only converted
+  std::uint64_t bytes = 0;                    // of output
+};
+
+/// Memory that is kept from block to block: fresh pages cost as much as the arithmetic on them.
+class Scratch {
+ public:
+  char *get(std::size_t size) {
+    if (size > size_) {
+      memory_.reset();
+      memory_.reset(new char[size]);
+      size_ = size;
+    }
+    return memory_.get();
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  std::size_t size_ = 0;
+};
+
+/// What belongs to one thread.
+struct Worker {
+  Ref<lyc_context> context;
+  Scratch input, output;
+  std::size_t tensor = SIZE_MAX;        // whose factors are here
+  std::vector<Definition> definitions;  // beside its assignments
+  std::vector<DeviceBuffer> factors;
 };
 
 /// Everything that is decided before the first byte is written.
@@ -50,7 +77,8 @@ class Merge {
   void check_tensors() const;
   float multiplier_of(const Assignment &assignment) const;
   lyc_dtype out_dtype(std::size_t tensor) const;
-  void plan_tensor(std::size_t tensor, const Assignment *begin, const Assignment *end);
+  bool is_changed(std::size_t tensor) const;
+  void plan_tensor(std::size_t tensor);
   void plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row_bytes, bool whole);
   void plan();
 
@@ -59,9 +87,10 @@ class Merge {
   io::Metadata out_metadata(const io::Shard &shard) const;
   Json operation() const;
   void run_jobs();
-  void run_job(const Job &job, lyc_context &context);
+  void run_job(const Job &job, Worker &worker);
   void copy(const Job &job);
-  void compute(const Job &job, lyc_context &context);
+  void load_factors(std::size_t tensor, Worker &worker) const;
+  void compute(const Job &job, Worker &worker);
   void tell_progress() const;
   Ref<lyc_report> report(double seconds) const;
 
@@ -72,8 +101,9 @@ class Merge {
   std::vector<AdapterFile> adapters_;
   std::vector<MatchSource> sources_;
   Match match_;
-  std::vector<std::pair<std::size_t, std::size_t>> assignments_of_;  // by tensor: range in match_.assignments
-  std::vector<float> multipliers_;                                   // beside match_.assignments
+  std::vector<Assignment> active_;  // of match_.assignments: those that are not switched off
+  std::vector<float> multipliers_;  // beside active_, never 0
+  std::vector<std::pair<std::ptrdiff_t, std::ptrdiff_t>> active_of_;  // by tensor: range in active_
   std::vector<Job> jobs_;
   std::optional<io::ModelWriter> writer_;
   std::uint64_t out_bytes_ = 0, changed_ = 0;
@@ -108,7 +138,6 @@ Merge::Merge(lyc_context &context, const MergeRequest &request)
   for (const AdapterFile &adapter : adapters_) sources_.push_back(source_of(adapter));
   match_ = match(entries_, request.base, sources_, request.filter);
   require_matched(match_, request.base, sources_, request.allow_unmatched);
-  for (const Assignment &assignment : match_.assignments) multipliers_.push_back(multiplier_of(assignment));
   check_tensors();
   plan();
 }
@@ -146,9 +175,9 @@ void Merge::check_tensors() const {
       check_fits(*sources_[assignment.source].definitions[assignment.layer], rows,
                  {assignment.adapter_row, assignment.rows, 0, assignment.part});
     } catch (const Error &error) {
-      throw Error(error.status(), concat(sources_[assignment.source].name, " does not fit ", request_.base, ": ",
-                                         sources_[assignment.source].layers[assignment.layer], " on ", info.name,
-                                         ": ", error.what()));
+      throw Error(error.status(),
+                  concat(sources_[assignment.source].name, " does not fit ", request_.base, ": ",
+                         sources_[assignment.source].layers[assignment.layer], " on ", info.name, ": ", error.what()));
     }
   }
 }
@@ -158,8 +187,8 @@ float Merge::multiplier_of(const Assignment &assignment) const {
   const std::string_view tensor = entries_[assignment.tensor].name;
   for (const MultiplierRule &rule : request_.multipliers) {
     if (rule.adapter >= 0 && static_cast<std::size_t>(rule.adapter) != assignment.source) continue;
-    if (rule.pattern.empty() || matches_wildcard(rule.pattern, tensor) ||
-        matches_wildcard(rule.pattern, sources_[assignment.source].layers[assignment.layer]))
+    if (!rule.pattern || matches_wildcard(*rule.pattern, tensor) ||
+        matches_wildcard(*rule.pattern, sources_[assignment.source].layers[assignment.layer]))
       multiplier = rule.multiplier;
   }
   return multiplier;
@@ -179,37 +208,45 @@ void Merge::plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row
   }
 }
 
-void Merge::plan_tensor(std::size_t tensor, const Assignment *begin, const Assignment *end) {
+/// Whether anything of the tensor in the file will be different.
+bool Merge::is_changed(std::size_t tensor) const {
+  return active_of_[tensor].first != active_of_[tensor].second || out_dtype(tensor) != base_.tensors()[tensor].dtype;
+}
+
+void Merge::plan_tensor(std::size_t tensor) {
   const io::TensorInfo &info = base_.tensors()[tensor];
-  bool active = false, whole = false;
-  for (const Assignment *a = begin; a != end; ++a) {
-    active = active || multipliers_[static_cast<std::size_t>(a - match_.assignments.data())] != 0.0f;
-    whole = whole || a->transposed || !sources_[a->source].definitions[a->layer]->row_separable();
-  }
-  changed_ += active;
-  const bool converted = out_dtype(tensor) != info.dtype;
-  if ((active || converted) && info.size > 0) {
-    const std::int64_t rows = active ? info.shape[0] : static_cast<std::int64_t>(info.size / dtype_size(info.dtype));
-    plan_blocks(tensor, rows, info.size / dtype_size(info.dtype) / rows * dtype_size(out_dtype(tensor)), whole);
+  const auto [first, last] = active_of_[tensor];
+  changed_ += first != last;
+  if (is_changed(tensor) && info.size > 0) {
+    const bool whole = std::any_of(active_.begin() + first, active_.begin() + last, [&](const Assignment &a) {
+      return a.transposed || !sources_[a.source].definitions[a.layer]->row_separable();
+    });
+    const auto elements = static_cast<std::int64_t>(info.size / dtype_size(info.dtype));
+    const std::int64_t rows = first == last ? elements : info.shape[0];
+    plan_blocks(tensor, rows, static_cast<std::uint64_t>(elements / rows) * dtype_size(out_dtype(tensor)), whole);
     return;
   }
-  Job *last = jobs_.empty() ? nullptr : &jobs_.back();
-  if (last && !last->compute && last->bytes + info.size <= kCopyBytes) {
-    last->tensor_end = tensor + 1;
-    last->bytes += info.size;
+  Job *previous = jobs_.empty() ? nullptr : &jobs_.back();
+  if (previous && !previous->compute && previous->bytes + info.size <= kCopyBytes) {
+    previous->tensor_end = tensor + 1;
+    previous->bytes += info.size;
   } else {
     jobs_.push_back({tensor, tensor + 1, false, 0, 0, info.size});
   }
 }
 
 void Merge::plan() {
-  const Assignment *const all = match_.assignments.data(), *const end = all + match_.assignments.size();
-  const Assignment *next = all;
+  auto next = match_.assignments.begin();
   for (std::size_t tensor = 0; tensor < entries_.size(); ++tensor) {
-    const Assignment *const first = next;
-    while (next != end && next->tensor == tensor) ++next;
-    assignments_of_.emplace_back(first - all, next - all);
-    plan_tensor(tensor, first, next);
+    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(active_.size());
+    for (; next != match_.assignments.end() && next->tensor == tensor; ++next) {
+      const float multiplier = multiplier_of(*next);
+      if (multiplier == 0) continue;
+      active_.push_back(*next);
+      multipliers_.push_back(multiplier);
+    }
+    active_of_.emplace_back(first, static_cast<std::ptrdiff_t>(active_.size()));
+    plan_tensor(tensor);
   }
   for (const Job &job : jobs_) out_bytes_ += job.bytes;
 }
@@ -218,19 +255,21 @@ Json Merge::operation() const {
   Json adapters = Json::array();
   for (std::size_t s = 0; s < adapters_.size(); ++s) {
     std::set<float> multipliers;
-    for (std::size_t i = 0; i < multipliers_.size(); ++i)
-      if (match_.assignments[i].source == s) multipliers.insert(multipliers_[i]);
+    for (std::size_t i = 0; i < active_.size(); ++i)
+      if (active_[i].source == s) multipliers.insert(multipliers_[i]);
     adapters.push_back({{"file", os::file_name(adapters_[s].path)}, {"multipliers", multipliers}});
   }
-  return {{"operation", "merge"}, {"lycoris", LYCORIS_VERSION}, {"adapters", adapters}};
+  Json operation = {{"operation", "merge"}, {"lycoris", LYCORIS_VERSION}, {"adapters", adapters}};
+  if (request_.dtype != LYC_DTYPE_NONE) operation["dtype"] = dtype_name(request_.dtype);
+  return operation;
 }
 
 /// What was there, and what was done, where something was.
 io::Metadata Merge::out_metadata(const io::Shard &shard) const {
   io::Metadata metadata = shard.metadata;
-  const auto has_assignments = [](const auto &range) { return range.first != range.second; };
-  const auto first = assignments_of_.begin() + static_cast<std::ptrdiff_t>(shard.first);
-  if (std::none_of(first, first + static_cast<std::ptrdiff_t>(shard.count), has_assignments)) return metadata;
+  bool changed = false;
+  for (std::size_t i = shard.first; i < shard.first + shard.count; ++i) changed = changed || is_changed(i);
+  if (!changed) return metadata;
   metadata.erase(kStaleHashKey);
   Json chain = Json::parse(metadata[kOperationsKey], nullptr, false);
   if (!chain.is_array()) chain = Json::array();
@@ -242,7 +281,8 @@ io::Metadata Merge::out_metadata(const io::Shard &shard) const {
 io::ModelWriter Merge::make_writer() const {
   std::vector<io::TensorInfo> tensors = base_.tensors();
   for (std::size_t i = 0; i < tensors.size(); ++i)
-    if (out_dtype(i) != tensors[i].dtype) tensors[i] = io::make_tensor_info(tensors[i].name, out_dtype(i), tensors[i].shape);
+    if (out_dtype(i) != tensors[i].dtype)
+      tensors[i] = io::make_tensor_info(tensors[i].name, out_dtype(i), tensors[i].shape);
   return io::ModelWriter(request_.output, base_, std::move(tensors),
                          [this](const io::Shard &shard) { return out_metadata(shard); });
 }
@@ -252,30 +292,41 @@ void Merge::copy(const Job &job) {
     if (base_.tensors()[tensor].size > 0) writer_->copy(tensor, 0, base_.tensors()[tensor].size);
 }
 
-void Merge::compute(const Job &job, lyc_context &context) {
+void Merge::load_factors(std::size_t tensor, Worker &worker) const {
+  if (worker.tensor == tensor) return;
+  worker.tensor = tensor;
+  worker.definitions.clear();
+  worker.factors.clear();
+  for (std::ptrdiff_t i = active_of_[tensor].first; i < active_of_[tensor].second; ++i) {
+    const Assignment &assignment = active_[static_cast<std::size_t>(i)];
+    const AdapterFile &adapter = adapters_[assignment.source];
+    worker.definitions.push_back(
+        load_layer(adapter, adapter.layers[assignment.layer], *worker.context, worker.factors));
+  }
+}
+
+void Merge::compute(const Job &job, Worker &worker) {
   const io::TensorInfo &info = base_.tensors()[job.tensor];
-  const auto [first, last] = assignments_of_[job.tensor];
-  const Assignment *const begin = match_.assignments.data() + first, *const end = match_.assignments.data() + last;
+  const auto [first, last] = active_of_[job.tensor];
+  const Assignment *const begin = active_.data() + first, *const end = active_.data() + last;
   const lyc_dtype dtype = out_dtype(job.tensor);
 
-  // Rows of the weight; a tensor that is only converted is one long row of numbers.
-  const bool is_block = begin != end && job.row_count <= (info.shape.empty() ? 0 : info.shape[0]);
-  Shape shape = is_block ? info.shape : Shape{job.row_count};
+  Shape shape = begin != end ? info.shape : Shape{job.row_count};
   shape[0] = job.row_count;
   const std::int64_t row_elements = checked_numel(shape.data() + 1, shape.size() - 1, info.name);
-  const std::int64_t elements = row_elements * job.row_count;
-  std::vector<char> input(static_cast<std::size_t>(elements) * dtype_size(info.dtype));
-  const std::uint64_t offset = static_cast<std::uint64_t>(job.row_begin * row_elements);
-  base_.read(job.tensor, input.data(), offset * dtype_size(info.dtype), input.size());
-  std::vector<char> converted(dtype == info.dtype ? 0 : static_cast<std::size_t>(elements) * dtype_size(dtype));
-  std::vector<char> &output = dtype == info.dtype ? input : converted;
+  const auto elements = static_cast<std::size_t>(row_elements * job.row_count);
+  const auto offset = static_cast<std::uint64_t>(job.row_begin * row_elements);
+  const std::size_t in_size = elements * dtype_size(info.dtype), out_size = elements * dtype_size(dtype);
+  char *const input = worker.input.get(in_size);
+  char *const output = dtype == info.dtype ? input : worker.output.get(out_size);
+  base_.read(job.tensor, input, offset * dtype_size(info.dtype), in_size);
 
-  lyc_tensor from = make_tensor(input.data(), info.dtype, shape), to = make_tensor(output.data(), dtype, shape);
+  lyc_tensor from = make_tensor(input, info.dtype, shape), to = make_tensor(output, dtype, shape);
   if (begin != end && begin->transposed) from.layout = to.layout = LYC_LAYOUT_HWIO;
   const ops::Operand base = weight_operand(from, info.name), out = weight_operand(to, info.name);
 
+  load_factors(job.tensor, worker);
   WeightArrays arrays;
-  std::vector<DeviceBuffer> factors;
   std::vector<float> multipliers;
   std::int64_t row = 0;  // of the block
   const auto pass_through = [&](std::int64_t until) {
@@ -291,21 +342,20 @@ void Merge::compute(const Job &job, lyc_context &context) {
     const ops::Operand weight = slice_rows(out, from_row, part.row_count);
     arrays.begin_target(slice_rows(base, from_row, part.row_count), weight);
     for (const Assignment *a : segment.assignments) {
-      const AdapterFile &adapter = adapters_[a->source];
-      const Definition definition = load_layer(adapter, adapter.layers[a->layer], context, factors);
-      lower(definition, weight, placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())), arrays);
-      multipliers.push_back(multipliers_[static_cast<std::size_t>(a - match_.assignments.data())]);
+      lower(worker.definitions[static_cast<std::size_t>(a - begin)], weight,
+            placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())), arrays);
+      multipliers.push_back(multipliers_[static_cast<std::size_t>(a - active_.data())]);
     }
     row = to_row;
   }
   pass_through(base.out);
-  run_weights(context, arrays, multipliers);
-  writer_->write(job.tensor, offset * dtype_size(dtype), output.data(), output.size());
+  run_weights(*worker.context, arrays, multipliers);
+  writer_->write(job.tensor, offset * dtype_size(dtype), output, out_size);
 }
 
-void Merge::run_job(const Job &job, lyc_context &context) try {
+void Merge::run_job(const Job &job, Worker &worker) try {
   if (job.compute)
-    compute(job, context);
+    compute(job, worker);
   else
     copy(job);
   done_bytes_ += job.bytes;
@@ -324,13 +374,13 @@ void Merge::run_jobs() {
     if (job.compute) largest = std::max(largest, job.bytes);
   const auto fitting = static_cast<int>(std::clamp<std::uint64_t>(kMemoryBudget / largest, 1, 4096));
   ThreadPool pool(std::min(fitting, context_.backend->context_threads(context_.device)));
-  std::vector<Ref<lyc_context>> contexts;  // one thread each
+  std::vector<Worker> workers(static_cast<std::size_t>(pool.threads()));
   lyc_context_options options = context_.options;
   options.threads = 1;
-  for (int i = 0; i < pool.threads(); ++i) contexts.emplace_back(new lyc_context(options));
+  for (Worker &worker : workers) worker.context = Ref<lyc_context>(new lyc_context(options));
   tell_progress();
   pool.parallel_for(static_cast<std::int64_t>(jobs_.size()), [&](std::int64_t index, int worker) {
-    run_job(jobs_[static_cast<std::size_t>(index)], *contexts[static_cast<std::size_t>(worker)]);
+    run_job(jobs_[static_cast<std::size_t>(index)], workers[static_cast<std::size_t>(worker)]);
     if (worker == 0) tell_progress();  // worker 0 is the calling thread
   });
   tell_progress();
@@ -380,8 +430,8 @@ Ref<lyc_report> merge_files(lyc_context &context, const MergeRequest &request) {
           ", must be f32, f16, bf16 or none");
   for (const MultiplierRule &rule : request.multipliers) {
     require(std::isfinite(rule.multiplier), "a multiplier is not a finite number");
-    require(rule.adapter < static_cast<int>(request.adapters.size()), "a multiplier is for adapter ", rule.adapter,
-            ", there are ", request.adapters.size());
+    require(rule.adapter >= -1 && rule.adapter < static_cast<int>(request.adapters.size()),
+            "a multiplier is for adapter ", rule.adapter, ", there are ", request.adapters.size());
   }
   return Merge(context, request).run();
 }

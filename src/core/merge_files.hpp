@@ -1,6 +1,7 @@
 // Adapters merged into a base, file to file, in bounded memory.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,8 +12,8 @@
 namespace lyc {
 
 struct MultiplierRule {
-  std::string pattern;  // "" = every layer
-  int adapter = -1;     // -1 = all
+  std::optional<std::string> pattern;  // none: every layer
+  int adapter = -1;                    // -1 = all
   float multiplier = 1;
 };
 
