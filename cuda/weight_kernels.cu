@@ -230,13 +230,21 @@ template <typename K, typename Vector, typename Element>
 __device__ void visit_row(const Matrix &matrix, const MatrixTarget &target, Lane lane, int y, int strip_column,
                           Vector vector, Element element) {
   constexpr int kVec = K::kVector;
-  const std::int64_t row = offset_of<K>(target.rows, matrix.row, y);
+  const int size = K::kWide && is_wide(matrix.dtype) ? 4 : 2;
+  auto *data = static_cast<char *>(matrix.data);
+  if constexpr (K::kRegular) {
+    char *row = data + static_cast<std::int64_t>(y) * matrix.row_bytes + strip_column * size;
 #pragma unroll
-  for (int part = 0; part < kThreadColumns / kVec; ++part) {
-    const int first = strip_column + column_of<K>(lane, part * kVec);
-    if (K::kRegular || (matrix.vectors && first + kVec <= target.columns.size)) {
-      vector(part, static_cast<char *>(matrix.data) + (row + first) * (is_wide(matrix.dtype) ? 4 : 2));
-    } else {
+    for (int part = 0; part < kThreadColumns / kVec; ++part) vector(part, row + column_of<K>(lane, part * kVec) * size);
+  } else {
+    const std::int64_t row = offset_of<K>(target.rows, matrix.row, y);
+#pragma unroll
+    for (int part = 0; part < kThreadColumns / kVec; ++part) {
+      const int first = strip_column + column_of<K>(lane, part * kVec);
+      if (matrix.vectors && first + kVec <= target.columns.size) {
+        vector(part, data + (row + first) * size);
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < kVec; ++i)
         if (first + i < target.columns.size)
@@ -315,13 +323,13 @@ struct Step {
 
 /// 16 ranks of one term, ready for multiplication. In shared memory.
 struct Chunk {
-  const LowRankTerm *term;
-  const void *rows;  // the row factor at this chunk's first rank
-  std::int64_t row_stride, rank_stride;
-  float scale;
+  const char *rows;  // the row factor at this chunk's first rank
+  std::int32_t row_bytes;
   std::int16_t ranks;  // up to 16; the others count as 0
   bool last;           // of its term
   bool bf16;           // the row factor's dtype
+  const LowRankTerm *term;
+  float scale;
 };
 
 /// What the column fragments of a warp's tile are made of, in the registers of mma's operand A: [chunk][part][m tile].
@@ -431,40 +439,33 @@ struct RowFragment {
   uint2 part[K::kParts];
 };
 
-__device__ uint2 load_four_16(const Chunk &chunk, std::int64_t offset, int ranks) {
-  const auto at = [&](int r) { return r < ranks ? load_16(chunk.rows, offset + r * chunk.rank_stride) : 0; };
-  return make_uint2(pair(at(0), at(1)), pair(at(2), at(3)));
-}
-
-__device__ float4 load_four(const Chunk &chunk, std::int64_t offset, int ranks) {
-  const lyc_dtype dtype = chunk.term->row_factor.dtype;
-  const auto at = [&](int r) {
-    return r < ranks ? load_float(chunk.rows, dtype, offset + r * chunk.rank_stride) : 0.0f;
-  };
-  return make_float4(at(0), at(1), at(2), at(3));
+template <typename K>
+__device__ RowFragment<K> load_row_vector(const Chunk &chunk, int y, int rank) {
+  RowFragment<K> fragment = {};
+  const char *at = chunk.rows + static_cast<std::int64_t>(y) * chunk.row_bytes + rank * sizeof(std::uint16_t);
+  if (rank < chunk.ranks) fragment.part[0] = __ldg(reinterpret_cast<const uint2 *>(at));
+  return fragment;
 }
 
 template <typename K>
-__device__ RowFragment<K> load_row(const Chunk &chunk, const MatrixTarget &target, int y, int rank) {
+__device__ RowFragment<K> load_row_elements(const Chunk &chunk, const MatrixTarget &target, int y, int rank) {
   RowFragment<K> fragment;
-  const std::int64_t row = K::kRegular || target.rows.levels == 1
-                               ? y * chunk.row_stride
-                               : nested_offset(target.rows, chunk.term->row_factor.axis, y);
-  const std::int64_t offset = row + rank * chunk.rank_stride;
-  const int ranks = chunk.ranks - rank;  // from this one on
+  const Factor &factor = chunk.term->row_factor;
+  const std::int64_t offset = offset_of<K>(target.rows, factor.axis, y) + rank * factor.rank_stride;
   if constexpr (K::kNative) {
-    fragment.part[0] = make_uint2(0, 0);
-    if (!K::kRegular)
-      fragment.part[0] = load_four_16(chunk, offset, ranks);
-    else if (ranks > 0)
-      fragment.part[0] =
-          __ldg(reinterpret_cast<const uint2 *>(static_cast<const std::uint16_t *>(chunk.rows) + offset));
+    const auto at = [&](int r) {
+      return rank + r < chunk.ranks ? load_16(chunk.rows, offset + r * factor.rank_stride) : 0;
+    };
+    fragment.part[0] = make_uint2(pair(at(0), at(1)), pair(at(2), at(3)));
   } else {
-    float4 value = load_four(chunk, offset, ranks);
+    float value[kThreadRanks];
+#pragma unroll
+    for (int r = 0; r < kThreadRanks; ++r)
+      value[r] = rank + r < chunk.ranks ? load_float(chunk.rows, factor.dtype, offset + r * factor.rank_stride) : 0.0f;
 #pragma unroll
     for (int p = 0; p < K::kParts; ++p) {
-      fragment.part[p].x = cut(value.x, value.y);
-      fragment.part[p].y = cut(value.z, value.w);
+      fragment.part[p].x = cut(value[0], value[1]);
+      fragment.part[p].y = cut(value[2], value[3]);
     }
   }
   return fragment;
@@ -527,7 +528,11 @@ __device__ void add_staged(Fragment &wide, const Staged &staged, int count, cons
 #pragma unroll
     for (int n = 0; n < kRowGroups; ++n) {
       const int y = min(step.y + n * 8 + step.lane.g, target.rows.size - 1);
-      rows[n] = load_row<K>(chunk, target, y, step.lane.q * kThreadRanks);
+      const int rank = step.lane.q * kThreadRanks;
+      if constexpr (K::kRegular && K::kNative)
+        rows[n] = load_row_vector<K>(chunk, y, rank);
+      else
+        rows[n] = load_row_elements<K>(chunk, target, y, rank);
     }
     if (!K::kNative || chunk.bf16)
       multiply_chunk<K, true>(sum, staged, c, rows);
@@ -606,14 +611,13 @@ class Terms {
     const bool last = rank_ + ranks == term.rank;
     if (threadIdx.x % 32 == 0) {
       const std::int64_t skipped = rank_ * row.rank_stride * (is_wide(row.dtype) ? 4 : 2);
-      staged.chunks[chunk] = {&term,
-                              static_cast<const char *>(row.data) + skipped,
-                              row.axis.level[0],
-                              row.rank_stride,
-                              scale(term),
+      staged.chunks[chunk] = {static_cast<const char *>(row.data) + skipped,
+                              row.row_bytes,
                               static_cast<std::int16_t>(ranks),
                               last,
-                              row.dtype == LYC_DTYPE_BF16};
+                              row.dtype == LYC_DTYPE_BF16,
+                              &term,
+                              scale(term)};
     }
     const int rank = rank_ + step.lane.q * kThreadRanks;
     const bool inside = K::kRegular || step.x + column_of<K>(step.lane, kThreadColumns - 1) < target_.columns.size;

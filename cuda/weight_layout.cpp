@@ -92,6 +92,12 @@ bool multiples_of(const AxisStrides &strides, std::int64_t elements) {
 
 bool aligned(const void *data, std::int64_t bytes) { return reinterpret_cast<std::uintptr_t>(data) % bytes == 0; }
 
+/// From one element of an axis to the next; 0 if that is none or too far for 32 bits, and so not regular.
+std::int32_t step_bytes(const Axis &axis, const AxisStrides &strides, lyc_dtype dtype) {
+  const std::int64_t bytes = strides.level[0] * static_cast<std::int64_t>(dtype_size(dtype));
+  return axis.levels == 1 && bytes <= std::numeric_limits<std::int32_t>::max() ? static_cast<std::int32_t>(bytes) : 0;
+}
+
 bool contiguous(const Axis &axis, const AxisStrides &strides) { return axis.levels == 1 && strides.level[0] == 1; }
 
 /// The matrix a weight becomes: which nested axes are rows and which are columns.
@@ -110,17 +116,19 @@ Sides choose_sides(const ops::WeightTarget &target, const std::vector<Part> &par
   return {out, in, true};
 }
 
-Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tensor, const Axis &columns, int vector) {
-  Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, tensor), strides_of(sides.columns, tensor)};
+Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tensor, const MatrixTarget &target,
+                   int vector) {
+  Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, tensor), strides_of(sides.columns, tensor), 0};
   const auto bytes = static_cast<std::int64_t>(dtype_size(operand.dtype)) * vector;
-  matrix.vectors = operand.data && contiguous(columns, matrix.column) && multiples_of(matrix.row, vector) &&
+  matrix.vectors = operand.data && contiguous(target.columns, matrix.column) && multiples_of(matrix.row, vector) &&
                    aligned(operand.data, bytes);
+  matrix.row_bytes = step_bytes(target.rows, matrix.row, operand.dtype);
   return matrix;
 }
 
 Factor make_factor(const Operand &operand, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
                    std::size_t part) {
-  return {operand.data, operand.dtype, 0, rank_stride, strides_of(nested, kFirstFactor + part)};
+  return {operand.data, operand.dtype, 0, rank_stride, strides_of(nested, kFirstFactor + part), 0};
 }
 
 constexpr int kRankVector = 4;  // ranks that one thread takes at a time
@@ -182,9 +190,10 @@ int chunks_of(const std::vector<LowRankTerm> &terms) {
 
 /// Whether the kernels that check nothing can take it.
 bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &terms, KernelKind kind) {
-  const auto whole = [](const Matrix &matrix) { return !matrix.data || matrix.vectors; };
+  const auto whole = [](const Matrix &matrix) { return !matrix.data || (matrix.vectors && matrix.row_bytes > 0); };
   const auto direct = [&](const LowRankTerm &term) {
-    return !kind.native || (term.row_factor.vectors && term.rank % kRankVector == 0);
+    const bool vectors = term.row_factor.vectors && term.row_factor.row_bytes > 0 && term.rank % kRankVector == 0;
+    return !kind.native || vectors;
   };
   return whole(target.base) && whole(target.out) && target.rows.levels == 1 && target.columns.levels == 1 &&
          target.columns.size % kStripColumns == 0 && chunks_of(terms) <= max_chunks(kind) &&
@@ -199,6 +208,7 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
   Factor column = make_factor(down, down.stride_out, sides.out_is_row ? sides.columns : sides.rows, p);
   if (!sides.out_is_row) std::swap(row, column);
   find_vectors(row, column, target.columns, vector);
+  row.row_bytes = step_bytes(target.rows, row.axis, row.dtype);
   return {row,
           column,
           term.scalar.data,
@@ -228,8 +238,8 @@ class Builder {
     MatrixTarget matrix{};
     matrix.rows = make_axis(sides.rows);
     matrix.columns = make_axis(sides.columns);
-    matrix.base = make_matrix(target.base, sides, kBase, matrix.columns, vector);
-    matrix.out = make_matrix(target.out, sides, kOut, matrix.columns, vector);
+    matrix.base = make_matrix(target.base, sides, kBase, matrix, vector);
+    matrix.out = make_matrix(target.out, sides, kOut, matrix, vector);
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 

@@ -29,6 +29,7 @@ struct Matrix {
   lyc_dtype dtype;
   std::int32_t vectors;  // 1: whole vectors of a thread are aligned and contiguous along columns
   AxisStrides row, column;
+  std::int32_t row_bytes;  // of a regular target: from row to row
 };
 
 struct Factor {
@@ -37,6 +38,7 @@ struct Factor {
   std::int32_t vectors;  // 1: what a thread takes at once is contiguous and aligned: columns, or four ranks of a row
   std::int64_t rank_stride;
   AxisStrides axis;
+  std::int32_t row_bytes;  // of a regular target's row factor: from row to row
 };
 
 /// multiplier * coefficient * scalar * row_factor column_factor
