@@ -90,7 +90,7 @@ TEST_F(Layout, WhatHasOddColumnsOrStridesIsNotRegular) {
 }
 
 TEST_F(Layout, ChunksAreStagedUpToWhatFits) {
-  EXPECT_EQ(lay_out_one({64, 64}, Order::kOIHW, 33).groups[0].chunk_capacity, 3);
+  EXPECT_EQ(lay_out_one({64, 64}, Order::kOIHW, 36).groups[0].chunk_capacity, 3);
   add({64, 64}, Order::kOIHW, 1000, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
   const WeightLayout layout = lay_out(case_.batch());
   ASSERT_EQ(layout.groups.size(), 2u);
