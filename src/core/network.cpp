@@ -57,8 +57,8 @@ BaseTable base_table(const lyc_context &context, const std::vector<std::string> 
     table.shapes.push_back(weight ? std::move(shape) : Shape{});
   }
   for (std::size_t i = 0; i < names.size(); ++i)
-    table.entries.push_back({names[i], tensors[i].dtype, table.shapes[i].data(),
-                             static_cast<std::int32_t>(table.shapes[i].size())});
+    table.entries.push_back(
+        {names[i], tensors[i].dtype, table.shapes[i].data(), static_cast<std::int32_t>(table.shapes[i].size())});
   return table;
 }
 
@@ -81,10 +81,17 @@ std::vector<BatchItem> items_of(const Match &match, const BaseTable &table, cons
     require(writable_once(whole), table.entries[first->tensor].name, " has strides by which elements share memory");
     for (const Segment &segment : segments(first, last))
       for (const Assignment *a : segment.assignments) {
+        const lyc_network &network = *networks[a->source];
+        const lyc_network::Entry &entry = network.entries[a->layer];
         const ops::Operand rows =
             slice_rows(a->transposed ? flipped(whole) : whole, segment.row_begin, segment.row_count);
-        items.push_back({networks[a->source]->entries[a->layer].module.get(), rows, rows,
-                         placement_in(segment, *a, static_cast<std::int32_t>(a->source))});
+        const Placement placement = placement_in(segment, *a, static_cast<std::int32_t>(a->source));
+        try {
+          check_fits(entry.module->definition, rows, placement);
+        } catch (const Error &error) {
+          throw Error(error.status(), concat(network.path, ": ", entry.name, ": ", error.what()));
+        }
+        items.push_back({entry.module.get(), rows, rows, placement});
       }
     first = last;
   }
@@ -105,8 +112,8 @@ MatchedBatch create_batch(lyc_context &context, const std::vector<lyc_network *>
   require_matched(found, base_name, sources, allow_unmatched);
 
   MatchedBatch result;
-  result.batch = create_batch(context, items_of(found, table, tensors, networks),
-                              static_cast<std::int32_t>(networks.size()));
+  result.batch =
+      create_batch(context, items_of(found, table, tensors, networks), static_cast<std::int32_t>(networks.size()));
   Json content = {{"operation", "match"}, {"layers", describe_match(found, table.entries, sources)}};
   for (const lyc_network *network : networks)
     content["adapters"].push_back({{"path", network->path}, {"leftovers", network->leftovers}});

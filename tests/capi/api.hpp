@@ -1,18 +1,20 @@
 // The C functions as tests use them: handles that release themselves, calls that must succeed, files as tensors.
 #pragma once
 
-#include <gtest/gtest.h>
-#include <unistd.h>
-
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <gtest/gtest.h>
 #include <map>
 #include <memory>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 #include "base/dtype.hpp"
 #include "lycoris.h"
+#include "support/random.hpp"
 
 namespace lyc::test {
 
@@ -35,7 +37,8 @@ inline void ok(lyc_status status) { ASSERT_EQ(status, LYC_OK) << lyc_last_error_
 inline void fails(lyc_status got, lyc_status expected, const std::vector<std::string> &words = {}) {
   const std::string message = lyc_last_error_message();
   EXPECT_EQ(got, expected) << lyc_status_name(got) << ": " << message;
-  for (const std::string &word : words) EXPECT_NE(message.find(word), std::string::npos) << "'" << word << "' is not in: " << message;
+  for (const std::string &word : words)
+    EXPECT_NE(message.find(word), std::string::npos) << "'" << word << "' is not in: " << message;
 }
 
 inline Context make_context(int threads = 1) {
@@ -158,6 +161,36 @@ inline Module make_module(lyc_context *context, const Tensors &factors, const ly
   return Module(module);
 }
 
+/// Random values of any shape.
+inline Tensor random_tensor(std::vector<int64_t> shape, std::uint64_t seed, lyc_dtype dtype = LYC_DTYPE_F32) {
+  Tensor tensor(std::move(shape), dtype);
+  Random random(seed);
+  for (int64_t i = 0; i < tensor.count(); ++i) tensor.set(i, random.normal());
+  return tensor;
+}
+
+/// Factors of a LoRA of rank 3 for a linear layer, with whatever goes on top.
+inline Tensors lora(int64_t out, int64_t in, std::uint64_t seed = 1, Tensors more = {}) {
+  more["lora_up.weight"] = random_tensor({out, 3}, seed);
+  more["lora_down.weight"] = random_tensor({3, in}, seed + 1);
+  return more;
+}
+
+inline lyc_module_info info_of(const Module &module) {
+  lyc_module_info info;
+  lyc_module_info_init(&info, sizeof info);
+  ok(lyc_module_get_info(module.get(), &info));
+  return info;
+}
+
+/// W + dW, or dW alone, of one module.
+inline Tensor merged(const Module &module, const Tensor &base, float multiplier = 1, const lyc_exec *exec = nullptr) {
+  const Tensor out = base;
+  const lyc_tensor view = out.view();
+  ok(lyc_merge(module.get(), &view, multiplier, nullptr, exec));
+  return out;
+}
+
 /// A folder that goes away with the object.
 class Folder {
  public:
@@ -169,7 +202,8 @@ class Folder {
   const std::string &path() const { return path_; }
   std::vector<std::string> names() const {
     std::vector<std::string> list;
-    for (const auto &entry : std::filesystem::directory_iterator(path_)) list.push_back(entry.path().filename().string());
+    for (const auto &entry : std::filesystem::directory_iterator(path_))
+      list.push_back(entry.path().filename().string());
     std::sort(list.begin(), list.end());
     return list;
   }
