@@ -78,6 +78,16 @@ std::vector<Shape> flux() {
   return shapes;
 }
 
+class Stream {
+ public:
+  Stream() { ok(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 /// Device memory filled with random values of a type; a random block is made once and repeated.
 class Memory {
  public:
@@ -237,48 +247,51 @@ class Prepared {
   ops::WeightPlan *plan_ = nullptr;
 };
 
-/// Median microseconds of replaying what `enqueue` enqueues.
-double time_graph(const std::function<void(cudaStream_t)> &enqueue, int replays) {
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
+/// Median microseconds of what `enqueue` enqueues.
+double time_stream(const std::function<void(cudaStream_t)> &enqueue, int repeats) {
+  const Stream stream;
   cudaEvent_t begin, end;
-  ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   ok(cudaEventCreate(&begin));
   ok(cudaEventCreate(&end));
-  ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  enqueue(stream);
-  ok(cudaStreamEndCapture(stream, &graph));
-  ok(cudaGraphInstantiate(&executable, graph, 0));
   std::vector<float> times;
-  for (int replay = -3; replay < replays; ++replay) {
+  for (int repeat = -3; repeat < repeats; ++repeat) {
     float milliseconds;
     ok(cudaEventRecord(begin, stream));
-    ok(cudaGraphLaunch(executable, stream));
+    enqueue(stream);
     ok(cudaEventRecord(end, stream));
     ok(cudaEventSynchronize(end));
     ok(cudaEventElapsedTime(&milliseconds, begin, end));
-    if (replay >= 0) times.push_back(milliseconds);
+    if (repeat >= 0) times.push_back(milliseconds);
   }
-  ok(cudaGraphExecDestroy(executable));
-  ok(cudaGraphDestroy(graph));
   ok(cudaEventDestroy(begin));
   ok(cudaEventDestroy(end));
-  ok(cudaStreamDestroy(stream));
   std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
   return 1e3 * static_cast<double>(times[times.size() / 2]);
 }
 
-/// Bytes read plus written per microsecond by a large copy.
+/// The same, captured into a graph beforehand.
+double time_graph(const std::function<void(cudaStream_t)> &enqueue, int repeats) {
+  const Stream stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  enqueue(stream);
+  ok(cudaStreamEndCapture(stream, &graph));
+  ok(cudaGraphInstantiate(&executable, graph, 0));
+  const double us = time_stream([&](cudaStream_t on) { ok(cudaGraphLaunch(executable, on)); }, repeats);
+  ok(cudaGraphExecDestroy(executable));
+  ok(cudaGraphDestroy(graph));
+  return us;
+}
+
+/// Bytes read plus written per microsecond by a large copy. Not in a graph: there, copies take a slower way.
 double copy_rate() {
   constexpr std::int64_t kCount = std::int64_t{1} << 31;
   const Memory from(kCount, LYC_DTYPE_BF16), to(kCount, LYC_DTYPE_BF16);
-  const double us = time_graph(
-      [&](cudaStream_t stream) {
-        ok(cudaMemcpyAsync(to.data, from.data, kCount * 2, cudaMemcpyDeviceToDevice, stream));
-      },
-      20);
-  return 4.0 * kCount / us;
+  const auto copy = [&](cudaStream_t stream) {
+    ok(cudaMemcpyAsync(to.data, from.data, kCount * 2, cudaMemcpyDeviceToDevice, stream));
+  };
+  return 4.0 * kCount / time_stream(copy, 20);
 }
 
 void report(const ops::Backend &backend, ops::BackendContext *context, const Case &c, double rate) {

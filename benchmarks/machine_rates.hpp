@@ -11,6 +11,10 @@ double copy_rate(ThreadPool &pool);
 /// float32 operations per second of independent fused multiply-adds in registers.
 double fma_rate(ThreadPool &pool);
 
+/// Seconds by the wall clock; with `by_processor_time`, the process's processor time, for a machine that is not idle.
+double now();
+void by_processor_time();
+
 /// Seconds of the best of `repeats` calls: neighbours on a shared machine only ever add time.
 template <typename Body>
 double best_seconds(int repeats, Body &&body);
@@ -18,15 +22,14 @@ double best_seconds(int repeats, Body &&body);
 }  // namespace lyc::bench
 
 #include <algorithm>
-#include <chrono>
 
 template <typename Body>
 double lyc::bench::best_seconds(int repeats, Body &&body) {
   double best = 1e30;
   for (int i = 0; i < repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = now();
     body();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(best, now() - start);
   }
   return best;
 }

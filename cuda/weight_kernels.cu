@@ -5,15 +5,16 @@
 // columns are the fast path. out may be base, so neither is __restrict__.
 //
 // Work.     A tile is 64 columns wide and up to 128 rows high; a warp takes one tile, finds its weight by searching the
-//           tiles' prefix sums 32 at a time, and walks down 16 rows a step. The next step's base is on its way while
-//           this step is computed. Warps share nothing but the L1 cache, which holds the factors of their tiles.
+//           tiles' prefix sums 32 at a time, stages the tile's column factors in shared memory, and walks down 16 rows
+//           a step. The next step's base is on its way while this step is computed. Warps share nothing but the L1
+//           cache.
 // Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. Factors come from L2 once
 // per
-//           tile (rank / 128 of the base's bytes along columns, rank / 64 along rows) and from L1 once per step.
-// Numerics. 16-bit factors: tensor cores, whose products are exact and whose sums are float32. Otherwise float32 FMA.
-// One
-//           rounding, at the store. No term is touched whose multiplier is 0; if that is all of them, out gets base's
-//           bits.
+//           tile: rank / 128 of the base's bytes along columns, rank / 64 along rows, shared by the block's warps in
+//           L1.
+// Numerics. Tensor cores, whose products are exact and whose sums are float32: 16-bit factors of one dtype as they are,
+//           others in three bf16 parts. One rounding, at the store. A term whose multiplier is 0 is not touched; if
+//           that is all of them, out gets base's bits.
 //
 // A warp's step is a 64 x 16 piece of the transposed matrix, in the fragments of mma.m16n8k16: the instruction's m runs
 // along columns, n along rows, k along ranks. Which column an m stands for is ours to choose, so we let thread (g, q) =
@@ -21,6 +22,7 @@
 // the same way: thread q owns ranks 4q to 4q + 3 of each 16.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <type_traits>
 
 #include "weight_kernels.hpp"
 
@@ -32,7 +34,6 @@ constexpr int kThreadColumns = 8;            // columns that a thread owns in ea
 constexpr int kRowGroups = kStepRows / 8;    // n tiles of a step
 constexpr int kThreadRows = 2 * kRowGroups;  // rows that a thread owns in a step
 constexpr int kMTiles = kThreadColumns / 2;  // m tiles of a step: a thread owns columns 2j and 2j + 1 of m tile j
-constexpr int kRankChunk = 16;               // k of the instruction
 constexpr int kThreadRanks = kRankChunk / 4;
 
 /// A kernel's properties as a type.
@@ -40,7 +41,8 @@ template <int kIndex>
 struct Kind {
   static constexpr bool kWide = kernel_kind(kIndex).wide;
   static constexpr bool kRegular = kernel_kind(kIndex).regular;
-  static constexpr bool kTensorCores = kernel_kind(kIndex).tensor_cores;
+  static constexpr bool kNative = kernel_kind(kIndex).native;
+  static constexpr int kParts = parts_of(kernel_kind(kIndex));
   static constexpr int kVector = vector_columns(kernel_kind(kIndex));  // columns in one access
 };
 
@@ -228,13 +230,21 @@ template <typename K, typename Vector, typename Element>
 __device__ void visit_row(const Matrix &matrix, const MatrixTarget &target, Lane lane, int y, int strip_column,
                           Vector vector, Element element) {
   constexpr int kVec = K::kVector;
-  const std::int64_t row = offset_of<K>(target.rows, matrix.row, y);
+  const int size = K::kWide && is_wide(matrix.dtype) ? 4 : 2;
+  auto *data = static_cast<char *>(matrix.data);
+  if constexpr (K::kRegular) {
+    char *row = data + static_cast<std::int64_t>(y) * matrix.row_bytes + strip_column * size;
 #pragma unroll
-  for (int part = 0; part < kThreadColumns / kVec; ++part) {
-    const int first = strip_column + column_of<K>(lane, part * kVec);
-    if (K::kRegular || (matrix.vectors && first + kVec <= target.columns.size)) {
-      vector(part, static_cast<char *>(matrix.data) + (row + first) * (is_wide(matrix.dtype) ? 4 : 2));
-    } else {
+    for (int part = 0; part < kThreadColumns / kVec; ++part) vector(part, row + column_of<K>(lane, part * kVec) * size);
+  } else {
+    const std::int64_t row = offset_of<K>(target.rows, matrix.row, y);
+#pragma unroll
+    for (int part = 0; part < kThreadColumns / kVec; ++part) {
+      const int first = strip_column + column_of<K>(lane, part * kVec);
+      if (matrix.vectors && first + kVec <= target.columns.size) {
+        vector(part, data + (row + first) * size);
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < kVec; ++i)
         if (first + i < target.columns.size)
@@ -302,31 +312,76 @@ __device__ void round_to(Packed<K> (&rows)[kThreadRows], const Fragment &wide, l
 
 // -- products ---------------------------------------------------------------------------------------------------------
 
-/// The part of a term's product that a step covers.
+// A factor that the tensor cores do not take as it is, is split into three bf16 parts, v = v0 + v1 + v2 exactly, by
+// cutting off 8 bits at a time. Of the nine products the six largest are summed; the others are below 2^-22 of the
+// whole.
+
 struct Step {
-  const MatrixTarget &target;
   Lane lane;
   int y, x;  // of its first row and column
 };
 
-__device__ std::uint32_t pair(std::uint32_t low, std::uint32_t high) { return low | high << 16; }
+/// 16 ranks of one term, ready for multiplication. In shared memory.
+struct Chunk {
+  const char *rows;  // the row factor at this chunk's first rank
+  std::int32_t row_bytes;
+  std::int16_t ranks;  // up to 16; the others count as 0
+  bool last;           // of its term
+  bool bf16;           // the row factor's dtype
+  const LowRankTerm *term;
+  float scale;
+};
 
-/// The m fragments of one rank chunk: the thread's ranks x its columns, as the registers of mma's operand A.
-struct ColumnFragment {
-  std::uint32_t a[kMTiles][4];
+/// What the column fragments of a warp's tile are made of, in the registers of mma's operand A: [chunk][part][m tile].
+/// Each thread reads back what it wrote itself, so this is no more than room that registers lack.
+struct Staged {
+  Chunk *chunks;
+  uint4 *fragments;  // of this thread
+  int capacity;      // in chunks
+
+  template <typename K>
+  __device__ uint4 &fragment(int chunk, int part, int j) const {
+    return fragments[((chunk * K::kParts + part) * kMTiles + j) * 32];
+  }
 };
 
 template <typename K>
-__device__ void load_column_vectors(ColumnFragment &fragment, const LowRankTerm &term, int rank, const Step &step) {
-  const Factor &factor = term.column_factor;
+__device__ Staged staged_of_warp(int capacity) {
+  extern __shared__ uint4 shared[];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int fragments = capacity * K::kParts * kMTiles * 32;
+  auto *chunks = reinterpret_cast<Chunk *>(shared + kWarpsPerBlock * fragments);
+  return {chunks + warp * capacity, shared + warp * fragments + lane, capacity};
+}
+
+__device__ std::uint32_t pair(std::uint32_t low, std::uint32_t high) { return low | high << 16; }
+
+/// Part `part` of two values, as a register of an operand.
+__device__ std::uint32_t cut(float &low, float &high) {
+  const std::uint32_t low_bits = __float_as_uint(low) & 0xffff0000u, high_bits = __float_as_uint(high) & 0xffff0000u;
+  const auto rest = [](float value, std::uint32_t bits) {
+    return isfinite(value) ? value - __uint_as_float(bits) : 0.0f;  // infinity has no rest
+  };
+  low = rest(low, low_bits);
+  high = rest(high, high_bits);
+  return low_bits >> 16 | high_bits;
+}
+
+__device__ std::uint32_t load_16(const void *data, std::int64_t offset) {
+  return __ldg(static_cast<const std::uint16_t *>(data) + offset);
+}
+
+/// Four ranks of the thread's columns, whole vectors at once: only where everything is inside and aligned.
+template <typename K>
+__device__ void stage_vectors(const Staged &staged, int chunk, const Factor &factor, int rank, const Step &step) {
   constexpr int kVec = K::kVector;
   std::uint32_t columns[kThreadRanks][kThreadColumns / 2];  // two columns a word
 #pragma unroll
   for (int r = 0; r < kThreadRanks; ++r) {
-    const auto *from = static_cast<const std::uint16_t *>(factor.data) + (rank + r) * factor.rank_stride;
+    const auto *from = static_cast<const std::uint16_t *>(factor.data) + (rank + r) * factor.rank_stride + step.x;
 #pragma unroll
     for (int part = 0; part < kThreadColumns / kVec; ++part) {
-      const auto *at = from + step.x + column_of<K>(step.lane, part * kVec);
+      const auto *at = from + column_of<K>(step.lane, part * kVec);
       if constexpr (K::kWide) {
         const uint2 v = __ldg(reinterpret_cast<const uint2 *>(at));
         columns[r][2 * part] = v.x, columns[r][2 * part + 1] = v.y;
@@ -339,158 +394,158 @@ __device__ void load_column_vectors(ColumnFragment &fragment, const LowRankTerm 
 #pragma unroll
   for (int j = 0; j < kMTiles; ++j) {
     constexpr unsigned kLow = 0x5410, kHigh = 0x7632;
-    fragment.a[j][0] = __byte_perm(columns[0][j], columns[1][j], kLow);
-    fragment.a[j][1] = __byte_perm(columns[0][j], columns[1][j], kHigh);
-    fragment.a[j][2] = __byte_perm(columns[2][j], columns[3][j], kLow);
-    fragment.a[j][3] = __byte_perm(columns[2][j], columns[3][j], kHigh);
+    staged.fragment<K>(chunk, 0, j) =
+        make_uint4(__byte_perm(columns[0][j], columns[1][j], kLow), __byte_perm(columns[0][j], columns[1][j], kHigh),
+                   __byte_perm(columns[2][j], columns[3][j], kLow), __byte_perm(columns[2][j], columns[3][j], kHigh));
   }
 }
 
-/// Four ranks of one row or column of a 16-bit factor; 0 beyond the last rank.
-template <bool kAlongRank>
-__device__ uint2 load_ranks(const Factor &factor, std::int64_t offset, int rank, int rank_end) {
-  const auto *from = static_cast<const std::uint16_t *>(factor.data) + offset;
-  if (kAlongRank || (factor.load == FactorLoad::kAlongRank && rank + kThreadRanks <= rank_end))
-    return rank < rank_end ? __ldg(reinterpret_cast<const uint2 *>(from + rank)) : make_uint2(0, 0);
-  const auto at = [&](int r) -> std::uint32_t { return r < rank_end ? __ldg(from + r * factor.rank_stride) : 0; };
-  return make_uint2(pair(at(rank), at(rank + 1)), pair(at(rank + 2), at(rank + 3)));
+/// The same, element by element, from any strides and dtype.
+template <typename K>
+__device__ void stage_elements(const Staged &staged, int chunk, const LowRankTerm &term, int rank,
+                               const MatrixTarget &target, const Step &step) {
+  const Factor &factor = term.column_factor;
+  for (int j = 0; j < kMTiles; ++j) {
+    std::uint32_t part[K::kParts][4];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int x = step.x + column_of<K>(step.lane, 2 * j + c);
+      const bool inside = K::kRegular || x < target.columns.size;
+      const std::int64_t column = inside ? offset_of<K>(target.columns, factor.axis, x) : 0;
+#pragma unroll
+      for (int r = 0; r < kThreadRanks; r += 2) {
+        const bool first = inside && rank + r < term.rank, second = inside && rank + r + 1 < term.rank;
+        const std::int64_t offset = column + (rank + r) * factor.rank_stride;
+        if constexpr (K::kNative) {
+          part[0][c + r] = pair(first ? load_16(factor.data, offset) : 0,
+                                second ? load_16(factor.data, offset + factor.rank_stride) : 0);
+        } else {
+          float low = first ? load_float(factor.data, factor.dtype, offset) : 0.0f;
+          float high = second ? load_float(factor.data, factor.dtype, offset + factor.rank_stride) : 0.0f;
+#pragma unroll
+          for (int p = 0; p < K::kParts; ++p) part[p][c + r] = cut(low, high);
+        }
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < K::kParts; ++p)
+      staged.fragment<K>(chunk, p, j) = make_uint4(part[p][0], part[p][1], part[p][2], part[p][3]);
+  }
+}
+
+/// The thread's four ranks of one row in a chunk, as the registers of mma's operand B; 0 beyond the last rank.
+template <typename K>
+struct RowFragment {
+  uint2 part[K::kParts];
+};
+
+template <typename K>
+__device__ RowFragment<K> load_row_vector(const Chunk &chunk, int y, int rank) {
+  RowFragment<K> fragment = {};
+  const char *at = chunk.rows + static_cast<std::int64_t>(y) * chunk.row_bytes + rank * sizeof(std::uint16_t);
+  if (rank < chunk.ranks) fragment.part[0] = __ldg(reinterpret_cast<const uint2 *>(at));
+  return fragment;
 }
 
 template <typename K>
-__device__ ColumnFragment load_columns(const LowRankTerm &term, int rank, const Step &step) {
-  ColumnFragment fragment;
-  const Axis &columns = step.target.columns;
-  const bool inside = K::kRegular || step.x + column_of<K>(step.lane, kThreadColumns - 1) < columns.size;
-  if (term.column_factor.load == FactorLoad::kAlongAxis && rank + kThreadRanks <= term.rank && inside) {
-    load_column_vectors<K>(fragment, term, rank, step);
-    return fragment;
-  }
+__device__ RowFragment<K> load_row_elements(const Chunk &chunk, const MatrixTarget &target, int y, int rank) {
+  RowFragment<K> fragment;
+  const Factor &factor = chunk.term->row_factor;
+  const std::int64_t offset = offset_of<K>(target.rows, factor.axis, y) + rank * factor.rank_stride;
+  if constexpr (K::kNative) {
+    const auto at = [&](int r) {
+      return rank + r < chunk.ranks ? load_16(chunk.rows, offset + r * factor.rank_stride) : 0;
+    };
+    fragment.part[0] = make_uint2(pair(at(0), at(1)), pair(at(2), at(3)));
+  } else {
+    float value[kThreadRanks];
 #pragma unroll
-  for (int c = 0; c < kThreadColumns; ++c) {
-    const int x = step.x + column_of<K>(step.lane, c);
-    uint2 ranks = make_uint2(0, 0);
-    if (K::kRegular || x < columns.size)
-      ranks = load_ranks<K::kRegular>(term.column_factor, offset_of<K>(columns, term.column_factor.axis, x), rank,
-                                      term.rank);
-    fragment.a[c / 2][c % 2] = ranks.x;
-    fragment.a[c / 2][c % 2 + 2] = ranks.y;
+    for (int r = 0; r < kThreadRanks; ++r)
+      value[r] = rank + r < chunk.ranks ? load_float(chunk.rows, factor.dtype, offset + r * factor.rank_stride) : 0.0f;
+#pragma unroll
+    for (int p = 0; p < K::kParts; ++p) {
+      fragment.part[p].x = cut(value[0], value[1]);
+      fragment.part[p].y = cut(value[2], value[3]);
+    }
   }
   return fragment;
 }
 
 template <bool kBf16>
-__device__ void multiply(float (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
+__device__ void multiply(float (&d)[4], uint4 a, uint2 b) {
   if constexpr (kBf16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
   else
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
-template <bool kBf16>
-__device__ void multiply_chunk(float (&sum)[kRowGroups][kMTiles][4], const ColumnFragment &columns,
-                               const uint2 (&rows)[kRowGroups]) {
-#pragma unroll
-  for (int n = 0; n < kRowGroups; ++n)
-#pragma unroll
-    for (int j = 0; j < kMTiles; ++j) multiply<kBf16>(sum[n][j], columns.a[j], rows[n]);
-}
+/// Sums of a step in the fragments of mma's operand C: [row group][m tile].
+struct Sum {
+  float value[kRowGroups][kMTiles][4];
+};
 
-/// wide += scale * product, on tensor cores.
-template <typename K>
-__device__ void add_product_mma(Fragment &wide, const LowRankTerm &term, float scale, const Step &step) {
-  float sum[kRowGroups][kMTiles][4] = {};
-  for (int chunk = 0; chunk < term.rank; chunk += kRankChunk) {
-    const int rank = chunk + step.lane.q * kThreadRanks;
-    const ColumnFragment columns = load_columns<K>(term, rank, step);
-    uint2 rows[kRowGroups];
+template <typename K, bool kBf16>
+__device__ void multiply_chunk(Sum &sum, const Staged &staged, int chunk, const RowFragment<K> (&rows)[kRowGroups]) {
 #pragma unroll
-    for (int n = 0; n < kRowGroups; ++n) {
-      const int y = min(step.y + n * 8 + step.lane.g, step.target.rows.size - 1);
-      rows[n] =
-          load_ranks<false>(term.row_factor, offset_of<K>(step.target.rows, term.row_factor.axis, y), rank, term.rank);
-    }
-    if (term.row_factor.dtype == LYC_DTYPE_BF16)
-      multiply_chunk<true>(sum, columns, rows);
-    else
-      multiply_chunk<false>(sum, columns, rows);
-  }
+  for (int j = 0; j < kMTiles; ++j) {
+    if constexpr (K::kNative) {
+      const uint4 column = staged.fragment<K>(chunk, 0, j);
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r)
+      for (int n = 0; n < kRowGroups; ++n) multiply<kBf16>(sum.value[n][j], column, rows[n].part[0]);
+    } else {
+      const uint4 column[3] = {staged.fragment<K>(chunk, 0, j), staged.fragment<K>(chunk, 1, j),
+                               staged.fragment<K>(chunk, 2, j)};
 #pragma unroll
-    for (int c = 0; c < kThreadColumns; ++c)
-      wide.value[r][c] = fmaf(scale, sum[r / 2][c / 2][c % 2 * 2 + r % 2], wide.value[r][c]);
-}
-
-/// The thread's columns of one rank, in float32.
-template <typename K>
-__device__ void load_columns_f32(float (&value)[kThreadColumns], const LowRankTerm &term, int rank, const Step &step) {
-  const Factor &factor = term.column_factor;
-  const Axis &columns = step.target.columns;
-  const std::int64_t from = rank * factor.rank_stride;
-  if (factor.load == FactorLoad::kAlongAxis && factor.dtype == LYC_DTYPE_F32 &&
-      (K::kRegular || step.x + column_of<K>(step.lane, kThreadColumns - 1) < columns.size)) {
+      for (int n = 0; n < kRowGroups; ++n) {
+        float part[4] = {};  // of this chunk alone: tensor cores truncate, so the long sum is rounded outside them
+        multiply<true>(part, column[2], rows[n].part[0]);
+        multiply<true>(part, column[1], rows[n].part[1]);
+        multiply<true>(part, column[0], rows[n].part[2]);
+        multiply<true>(part, column[1], rows[n].part[0]);
+        multiply<true>(part, column[0], rows[n].part[1]);
+        multiply<true>(part, column[0], rows[n].part[0]);
 #pragma unroll
-    for (int c = 0; c < kThreadColumns; c += 4) {
-      const auto *at = static_cast<const float *>(factor.data) + from + step.x + column_of<K>(step.lane, c);
-      const float4 v = __ldg(reinterpret_cast<const float4 *>(at));
-      value[c] = v.x, value[c + 1] = v.y, value[c + 2] = v.z, value[c + 3] = v.w;
-    }
-    return;
-  }
-#pragma unroll
-  for (int c = 0; c < kThreadColumns; ++c) {
-    const int x = step.x + column_of<K>(step.lane, c);
-    value[c] = K::kRegular || x < columns.size
-                   ? load_float(factor.data, factor.dtype, from + offset_of<K>(columns, factor.axis, x))
-                   : 0.0f;
-  }
-}
-
-/// Four ranks of one row, in float32; 0 beyond the last rank.
-__device__ float4 load_ranks_f32(const Factor &factor, std::int64_t offset, int rank, int rank_end) {
-  if (factor.load == FactorLoad::kAlongRank && factor.dtype == LYC_DTYPE_F32 && rank + 4 <= rank_end)
-    return __ldg(reinterpret_cast<const float4 *>(static_cast<const float *>(factor.data) + offset + rank));
-  const auto at = [&](int r) {
-    return r < rank_end ? load_float(factor.data, factor.dtype, offset + r * factor.rank_stride) : 0.0f;
-  };
-  return make_float4(at(rank), at(rank + 1), at(rank + 2), at(rank + 3));
-}
-
-/// wide += scale * product, in float32 FMA.
-template <typename K>
-__device__ void add_product_fma(Fragment &wide, const LowRankTerm &term, float scale, const Step &step) {
-  Fragment sum = {};
-  for (int rank = 0; rank < term.rank; rank += 4) {
-    float4 row[kThreadRows];
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      const int y = min(step.y + row_of(step.lane, r), step.target.rows.size - 1);
-      row[r] =
-          load_ranks_f32(term.row_factor, offset_of<K>(step.target.rows, term.row_factor.axis, y), rank, term.rank);
-    }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (rank + k >= term.rank) break;
-      float column[kThreadColumns];
-      load_columns_f32<K>(column, term, rank + k, step);
-#pragma unroll
-      for (int r = 0; r < kThreadRows; ++r) {
-        const float value = k == 0 ? row[r].x : k == 1 ? row[r].y : k == 2 ? row[r].z : row[r].w;
-#pragma unroll
-        for (int c = 0; c < kThreadColumns; ++c) sum.value[r][c] = fmaf(value, column[c], sum.value[r][c]);
+        for (int i = 0; i < 4; ++i) sum.value[n][j][i] += part[i];
       }
     }
   }
+}
+
+/// wide += scale * product of the chunks that are staged.
+template <typename K>
+__device__ void add_staged(Fragment &wide, const Staged &staged, int count, const MatrixTarget &target,
+                           const Step &step) {
+  Sum sum = {};
+  for (int c = 0; c < count; ++c) {
+    const Chunk &chunk = staged.chunks[c];
+    RowFragment<K> rows[kRowGroups];
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r)
+    for (int n = 0; n < kRowGroups; ++n) {
+      const int y = min(step.y + n * 8 + step.lane.g, target.rows.size - 1);
+      const int rank = step.lane.q * kThreadRanks;
+      if constexpr (K::kRegular && K::kNative)
+        rows[n] = load_row_vector<K>(chunk, y, rank);
+      else
+        rows[n] = load_row_elements<K>(chunk, target, y, rank);
+    }
+    if (!K::kNative || chunk.bf16)
+      multiply_chunk<K, true>(sum, staged, c, rows);
+    else
+      multiply_chunk<K, false>(sum, staged, c, rows);
+    if (!chunk.last && c + 1 < count) continue;
 #pragma unroll
-    for (int c = 0; c < kThreadColumns; ++c) wide.value[r][c] = fmaf(scale, sum.value[r][c], wide.value[r][c]);
+    for (int r = 0; r < kThreadRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kThreadColumns; ++i)
+        wide.value[r][i] = fmaf(chunk.scale, sum.value[r / 2][i / 2][i % 2 * 2 + r % 2], wide.value[r][i]);
+    sum = {};
+  }
 }
 
 // -- tiles ------------------------------------------------------------------------------------------------------------
@@ -509,76 +564,146 @@ __device__ int find_target(const TargetTable &table, std::uint32_t tile) {
   return first;
 }
 
-__device__ float multiplier_of(const Parameters &p, const LowRankTerm &term) {
-  return p.multipliers.device ? p.multipliers.device[term.multiplier_index]
-                              : p.multipliers.values[term.multiplier_index];
-}
-
-/// The terms of a target at the multipliers of this run.
+/// The terms of a target, taken chunk by chunk; terms whose multiplier is 0 are passed over.
 template <typename K>
-struct TermSum {
-  const Parameters &parameters;
-  const LowRankTerm *terms;
-  int count;
-
-  __device__ bool is_off() const {
-    for (int t = 0; t < count; ++t)
-      if (multiplier_of(parameters, terms[t]) != 0.0f) return false;
-    return true;
+class Terms {
+ public:
+  __device__ Terms(const Parameters &parameters, const MatrixTarget &target)
+      : parameters_(parameters), target_(target), terms_(parameters.table.terms + target.first_term) {
+    skip_idle();
   }
 
-  __device__ void add_to(Fragment &wide, const Step &step) const {
-    for (int t = 0; t < count; ++t) {
-      const LowRankTerm &term = terms[t];
-      float scale = multiplier_of(parameters, term);
-      if (scale == 0.0f) continue;
-      scale *= term.coefficient;
-      if (term.scalar) scale *= load_float(term.scalar, term.scalar_dtype, 0);
-      if (parameters.op == ops::WeightOp::kUnmerge) scale = -scale;
-      if constexpr (K::kTensorCores)
-        add_product_mma<K>(wide, term, scale, step);
-      else
-        add_product_fma<K>(wide, term, scale, step);
+  __device__ bool at_end() const { return term_ == target_.term_count; }
+  __device__ void restart() {
+    term_ = 0;
+    skip_idle();
+  }
+
+  /// Stage as many of the next chunks as there is room for.
+  __device__ int stage(const Staged &staged, const Step &step) {
+    __syncwarp();  // nobody reads the old chunks any more
+    int count = 0;
+    for (; count < staged.capacity && !at_end(); ++count) stage_next(staged, count, step);
+    __syncwarp();
+    return count;
+  }
+
+ private:
+  __device__ float multiplier(const LowRankTerm &term) const {
+    const Multipliers &multipliers = parameters_.multipliers;
+    return multipliers.device ? multipliers.device[term.multiplier_index] : multipliers.values[term.multiplier_index];
+  }
+
+  __device__ float scale(const LowRankTerm &term) const {
+    float scale = multiplier(term) * term.coefficient;
+    if (term.scalar) scale *= load_float(term.scalar, term.scalar_dtype, 0);
+    return parameters_.op == ops::WeightOp::kUnmerge ? -scale : scale;
+  }
+
+  __device__ void skip_idle() {
+    while (!at_end() && multiplier(terms_[term_]) == 0.0f) ++term_;
+  }
+
+  __device__ void stage_next(const Staged &staged, int chunk, const Step &step) {
+    const LowRankTerm &term = terms_[term_];
+    const Factor &row = term.row_factor, &column = term.column_factor;
+    const int ranks = min(term.rank - rank_, kRankChunk);
+    const bool last = rank_ + ranks == term.rank;
+    if (threadIdx.x % 32 == 0) {
+      const std::int64_t skipped = rank_ * row.rank_stride * (is_wide(row.dtype) ? 4 : 2);
+      staged.chunks[chunk] = {static_cast<const char *>(row.data) + skipped,
+                              row.row_bytes,
+                              static_cast<std::int16_t>(ranks),
+                              last,
+                              row.dtype == LYC_DTYPE_BF16,
+                              &term,
+                              scale(term)};
     }
+    const int rank = rank_ + step.lane.q * kThreadRanks;
+    const bool inside = K::kRegular || step.x + column_of<K>(step.lane, kThreadColumns - 1) < target_.columns.size;
+    if (K::kNative && column.vectors && inside && rank + kThreadRanks <= term.rank)
+      stage_vectors<K>(staged, chunk, column, rank, step);
+    else
+      stage_elements<K>(staged, chunk, term, rank, target_, step);
+    rank_ += ranks;
+    if (!last) return;
+    rank_ = 0;
+    ++term_;
+    skip_idle();
   }
+
+  const Parameters &parameters_;
+  const MatrixTarget &target_;
+  const LowRankTerm *terms_;
+  int term_ = 0, rank_ = 0;
 };
 
-/// Blocks that must fit on a multiprocessor, which bounds the registers: 168 and 128 for the fast kernels.
+/// The rows of a strip that a warp works on.
+struct Tile {
+  int x, y_begin, y_end;
+};
+
+/// Bit for bit.
+template <typename K>
+__device__ void copy_tile(const MatrixTarget &target, Lane lane, const Tile &tile) {
+  for (int y = tile.y_begin; y < tile.y_end; y += kStepRows) {
+    Packed<K> rows[kThreadRows] = {};
+    load_rows<K>(rows, target, lane, y, tile.x);
+    store_rows<K>(rows, target, lane, y, tile.x);
+  }
+}
+
+template <typename K>
+__device__ void merge_tile(Terms<K> &terms, const Staged &staged, const MatrixTarget &target, Lane lane,
+                           const Tile &tile, bool has_base) {
+  Packed<K> rows[kThreadRows] = {};
+  if (has_base) load_rows<K>(rows, target, lane, tile.y_begin, tile.x);
+  int count = terms.stage(staged, {lane, tile.y_begin, tile.x});
+  const bool all_staged = K::kRegular || terms.at_end();
+
+  for (int y = tile.y_begin; y < tile.y_end; y += kStepRows) {
+    const Step step{lane, y, tile.x};
+    Fragment wide = {};
+    if (has_base) {
+      wide = widen<K>(rows, target.base.dtype);
+      if (y + kStepRows < tile.y_end) load_rows<K>(rows, target, lane, y + kStepRows, tile.x);
+    }
+    add_staged<K>(wide, staged, count, target, step);
+    if (!all_staged) {  // the other chunks, and then the first again, for the next step
+      while (!terms.at_end()) {
+        count = terms.stage(staged, step);
+        add_staged<K>(wide, staged, count, target, step);
+      }
+      terms.restart();
+      count = terms.stage(staged, step);
+    }
+    Packed<K> merged[kThreadRows];
+    round_to<K>(merged, wide, target.out.dtype);
+    store_rows<K>(merged, target, lane, y, tile.x);
+  }
+}
+
+/// Blocks that must fit on a multiprocessor, which bounds the registers.
 template <typename K>
 constexpr int blocks_wanted = K::kRegular ? (K::kWide ? 3 : 4) : 2;
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
-  const std::uint32_t tile = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
-  if (tile >= p.table.tile_count) return;
-  const int index = find_target(p.table, tile);
-  const MatrixTarget &target = p.table.targets[index];
+  const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
+  if (number >= p.table.tile_count) return;
+  const int index = find_target(p.table, number);
+  // A copy lets the few strides of a regular target live in registers; nested ones are read where they are.
+  const std::conditional_t<K::kRegular, MatrixTarget, const MatrixTarget &> target = p.table.targets[index];
   const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns;
-  const int local = static_cast<int>(tile - p.table.first_tile[index]);
-  const int x = local % strips * kStripColumns, y_begin = local / strips * p.table.tile_rows;
-  const int y_end = min(target.rows.size, y_begin + p.table.tile_rows);
+  const int local = static_cast<int>(number - p.table.first_tile[index]), y = local / strips * p.table.tile_rows;
+  const Tile tile{local % strips * kStripColumns, y, min(target.rows.size, y + p.table.tile_rows)};
 
-  const Lane lane = lane_of_thread();
+  Terms<K> terms(p, target);
   const bool has_base = p.op != ops::WeightOp::kDiff;
-  Packed<K> next[kThreadRows] = {};
-  if (has_base) load_rows<K>(next, target, lane, y_begin, x);
-
-  const TermSum<K> terms{p, p.table.terms + target.first_term, target.term_count};
-  const bool keep_bits = has_base && target.base.dtype == target.out.dtype && terms.is_off();
-  if (keep_bits && target.base.data == target.out.data) return;
-
-  for (int y = y_begin; y < y_end; y += kStepRows) {
-    Packed<K> rows[kThreadRows];
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) rows[r] = next[r];
-    if (has_base && y + kStepRows < y_end) load_rows<K>(next, target, lane, y + kStepRows, x);
-    if (!keep_bits) {
-      Fragment wide = {};
-      if (has_base) wide = widen<K>(rows, target.base.dtype);
-      terms.add_to(wide, {target, lane, y, x});
-      round_to<K>(rows, wide, target.out.dtype);
-    }
-    store_rows<K>(rows, target, lane, y, x);
+  if (has_base && terms.at_end() && target.base.dtype == target.out.dtype) {
+    if (target.base.data != target.out.data) copy_tile<K>(target, lane_of_thread(), tile);
+  } else {
+    merge_tile<K>(terms, staged_of_warp<K>(p.table.chunk_capacity), target, lane_of_thread(), tile, has_base);
   }
 }
 
@@ -597,21 +722,34 @@ constexpr Kernel kKernels[kKernelKinds] = {low_rank_kernel<Kind<0>>, low_rank_ke
                                            low_rank_kernel<Kind<6>>, low_rank_kernel<Kind<7>>};
 
 template <typename... Arguments>
-cudaError_t launch(const void *kernel, unsigned blocks, cudaStream_t stream, Arguments... arguments) {
+cudaError_t launch(const void *kernel, unsigned blocks, std::size_t shared, cudaStream_t stream,
+                   Arguments... arguments) {
   void *addresses[] = {&arguments...};
-  return cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), addresses, 0, stream);
+  return cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), addresses, shared, stream);
+}
+
+const void *kernel_of(KernelKind kind) { return reinterpret_cast<const void *>(kKernels[index_of(kind)]); }
+
+std::size_t shared_bytes(KernelKind kind, int chunk_capacity) {
+  const std::size_t fragments = sizeof(uint4) * kMTiles * 32 * static_cast<std::size_t>(parts_of(kind));
+  return kWarpsPerBlock * static_cast<std::size_t>(chunk_capacity) * (fragments + sizeof(Chunk));
 }
 
 }  // namespace
 
-cudaError_t resident_blocks(KernelKind kind, int *blocks) {
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kKernels[index_of(kind)], kThreads, 0);
+cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks) {
+  const std::size_t most = shared_bytes(kind, max_chunks(kind));
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel_of(kind), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
+  if (status != cudaSuccess) return status;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel_of(kind), kThreads,
+                                                       shared_bytes(kind, chunk_capacity));
 }
 
 cudaError_t launch_low_rank(KernelKind kind, const TargetTable &table, ops::WeightOp op, const Multipliers &multipliers,
                             cudaStream_t stream) {
   const unsigned blocks = (table.tile_count + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  return launch(reinterpret_cast<const void *>(kKernels[index_of(kind)]), blocks, stream,
+  return launch(kernel_of(kind), blocks, shared_bytes(kind, table.chunk_capacity), stream,
                 Parameters{table, op, multipliers});
 }
 
@@ -621,7 +759,7 @@ cudaError_t launch_store_multipliers(const float *host, int count, float *device
     StoredMultipliers values{};
     for (int i = 0; i < part; ++i) values.value[i] = host[first + i];
     const cudaError_t status =
-        launch(reinterpret_cast<const void *>(store_multipliers_kernel), 1, stream, values, device + first, part);
+        launch(reinterpret_cast<const void *>(store_multipliers_kernel), 1, 0, stream, values, device + first, part);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;

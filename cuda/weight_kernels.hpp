@@ -13,8 +13,9 @@ struct Multipliers {
   float values[kInlineMultipliers];
 };
 
-/// Blocks of this kernel that one multiprocessor of the current device holds at once.
-cudaError_t resident_blocks(KernelKind kind, int *blocks);
+/// Blocks of this kernel that one multiprocessor of the current device holds at once; also lets the kernel have the
+/// shared memory that it needs.
+cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks);
 
 /// Enqueue one launch for all targets of the table.
 cudaError_t launch_low_rank(KernelKind kind, const TargetTable &table, ops::WeightOp op, const Multipliers &multipliers,

@@ -92,6 +92,12 @@ bool multiples_of(const AxisStrides &strides, std::int64_t elements) {
 
 bool aligned(const void *data, std::int64_t bytes) { return reinterpret_cast<std::uintptr_t>(data) % bytes == 0; }
 
+/// From one element of an axis to the next; 0 if that is none or too far for 32 bits, and so not regular.
+std::int32_t step_bytes(const Axis &axis, const AxisStrides &strides, lyc_dtype dtype) {
+  const std::int64_t bytes = strides.level[0] * static_cast<std::int64_t>(dtype_size(dtype));
+  return axis.levels == 1 && bytes <= std::numeric_limits<std::int32_t>::max() ? static_cast<std::int32_t>(bytes) : 0;
+}
+
 bool contiguous(const Axis &axis, const AxisStrides &strides) { return axis.levels == 1 && strides.level[0] == 1; }
 
 /// The matrix a weight becomes: which nested axes are rows and which are columns.
@@ -110,31 +116,29 @@ Sides choose_sides(const ops::WeightTarget &target, const std::vector<Part> &par
   return {out, in, true};
 }
 
-Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tensor, const Axis &columns, int vector) {
-  Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, tensor), strides_of(sides.columns, tensor)};
+Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tensor, const MatrixTarget &target,
+                   int vector) {
+  Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, tensor), strides_of(sides.columns, tensor), 0};
   const auto bytes = static_cast<std::int64_t>(dtype_size(operand.dtype)) * vector;
-  matrix.vectors = operand.data && contiguous(columns, matrix.column) && multiples_of(matrix.row, vector) &&
+  matrix.vectors = operand.data && contiguous(target.columns, matrix.column) && multiples_of(matrix.row, vector) &&
                    aligned(operand.data, bytes);
+  matrix.row_bytes = step_bytes(target.rows, matrix.row, operand.dtype);
   return matrix;
 }
 
 Factor make_factor(const Operand &operand, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
                    std::size_t part) {
-  return {operand.data, operand.dtype, FactorLoad::kElements, rank_stride, strides_of(nested, kFirstFactor + part)};
+  return {operand.data, operand.dtype, 0, rank_stride, strides_of(nested, kFirstFactor + part), 0};
 }
 
 constexpr int kRankVector = 4;  // ranks that one thread takes at a time
 
-void choose_load(Factor &factor, const Axis &axis, int axis_vector) {
-  const auto size = static_cast<std::int64_t>(dtype_size(factor.dtype));
-  const bool full_precision = factor.dtype == LYC_DTYPE_F32;
-  const int along_axis = full_precision ? 4 : axis_vector;  // 16 bytes at most
-  if (axis_vector > 1 && contiguous(axis, factor.axis) && factor.rank_stride % along_axis == 0 &&
-      aligned(factor.data, size * along_axis))
-    factor.load = FactorLoad::kAlongAxis;
-  else if (factor.rank_stride == 1 && multiples_of(factor.axis, kRankVector) &&
-           aligned(factor.data, size * kRankVector))
-    factor.load = FactorLoad::kAlongRank;
+/// Row factors are taken four ranks at a time, 16-bit column factors a vector of columns.
+void find_vectors(Factor &row, Factor &column, const Axis &columns, int vector) {
+  const auto size = static_cast<std::int64_t>(dtype_size(row.dtype));
+  row.vectors = row.rank_stride == 1 && multiples_of(row.axis, kRankVector) && aligned(row.data, size * kRankVector);
+  column.vectors = column.dtype != LYC_DTYPE_F32 && contiguous(columns, column.axis) &&
+                   column.rank_stride % vector == 0 && aligned(column.data, 2 * vector);
 }
 
 void refuse(const ops::Adapter &adapter, const ops::Term &term) {
@@ -176,19 +180,24 @@ Part make_part(const Operand &out, const ops::Adapter &adapter, const ops::Term 
   return {&term, rows_of(up, term.row_begin, out.out), adapter.multiplier_index};
 }
 
-bool for_tensor_cores(const Part &part) {
-  return part.up.dtype == part.term->p.down.dtype && part.up.dtype != LYC_DTYPE_F32;
+bool is_native(const Part &part) { return part.up.dtype == part.term->p.down.dtype && part.up.dtype != LYC_DTYPE_F32; }
+
+int chunks_of(const std::vector<LowRankTerm> &terms) {
+  int chunks = 0;
+  for (const LowRankTerm &term : terms) chunks += (term.rank + kRankChunk - 1) / kRankChunk;
+  return chunks;
 }
 
-bool is_direct(const LowRankTerm &term) {
-  return term.rank % kRankVector == 0 && term.column_factor.load != FactorLoad::kElements;
-}
-
-/// Whether the kernels without bounds checks along columns can take it.
-bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &terms) {
-  const auto whole = [&](const Matrix &matrix) { return !matrix.data || matrix.vectors; };
+/// Whether the kernels that check nothing can take it.
+bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &terms, KernelKind kind) {
+  const auto whole = [](const Matrix &matrix) { return !matrix.data || (matrix.vectors && matrix.row_bytes > 0); };
+  const auto direct = [&](const LowRankTerm &term) {
+    const bool vectors = term.row_factor.vectors && term.row_factor.row_bytes > 0 && term.rank % kRankVector == 0;
+    return !kind.native || vectors;
+  };
   return whole(target.base) && whole(target.out) && target.rows.levels == 1 && target.columns.levels == 1 &&
-         target.columns.size % kStripColumns == 0 && std::all_of(terms.begin(), terms.end(), is_direct);
+         target.columns.size % kStripColumns == 0 && chunks_of(terms) <= max_chunks(kind) &&
+         std::all_of(terms.begin(), terms.end(), direct);
 }
 
 LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides &sides, const MatrixTarget &target,
@@ -198,8 +207,8 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
   Factor row = make_factor(up, up.stride_in, sides.out_is_row ? sides.rows : sides.columns, p);
   Factor column = make_factor(down, down.stride_out, sides.out_is_row ? sides.columns : sides.rows, p);
   if (!sides.out_is_row) std::swap(row, column);
-  choose_load(row, target.rows, 1);
-  choose_load(column, target.columns, vector);
+  find_vectors(row, column, target.columns, vector);
+  row.row_bytes = step_bytes(target.rows, row.axis, row.dtype);
   return {row,
           column,
           term.scalar.data,
@@ -222,23 +231,25 @@ class Builder {
     if (!target.base.data) layout_.has_all_bases = false;
     const std::vector<Part> parts = parts_of(target);
     KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
-                    std::all_of(parts.begin(), parts.end(), for_tensor_cores)};
+                    std::all_of(parts.begin(), parts.end(), is_native)};
     const int vector = vector_columns(kind);
 
     const Sides sides = choose_sides(target, parts);
     MatrixTarget matrix{};
     matrix.rows = make_axis(sides.rows);
     matrix.columns = make_axis(sides.columns);
-    matrix.base = make_matrix(target.base, sides, kBase, matrix.columns, vector);
-    matrix.out = make_matrix(target.out, sides, kOut, matrix.columns, vector);
+    matrix.base = make_matrix(target.base, sides, kBase, matrix, vector);
+    matrix.out = make_matrix(target.out, sides, kOut, matrix, vector);
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
-    kind.regular = is_regular(matrix, terms);
+    kind.regular = is_regular(matrix, terms, kind);
     matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
     matrix.term_count = static_cast<std::int32_t>(terms.size());
     layout_.terms.insert(layout_.terms.end(), terms.begin(), terms.end());
-    groups_[index_of(kind)].targets.push_back(matrix);
+    TargetGroup &group = groups_[index_of(kind)];
+    group.targets.push_back(matrix);
+    group.chunk_capacity = std::max(group.chunk_capacity, std::min(chunks_of(terms), max_chunks(kind)));
   }
 
   WeightLayout take() {
@@ -312,7 +323,7 @@ void schedule(TargetGroup &group, std::int64_t resident_warps) {
 std::string describe(const WeightLayout &layout) {
   std::string text;
   for (const TargetGroup &group : layout.groups)
-    text += concat("low-rank, ", group.kind.tensor_cores ? "tensor cores" : "float32 FMA", ", ",
+    text += concat("low-rank, ", group.kind.native ? "16-bit factors, " : "factors in three parts, ",
                    group.kind.wide ? "32" : "16", "-bit weights",
                    group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
                    " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");

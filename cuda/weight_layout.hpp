@@ -15,6 +15,7 @@ struct TargetGroup {
   std::vector<std::uint32_t> first_tile;
   std::uint32_t tile_count = 0;
   std::int32_t tile_rows = 0;
+  std::int32_t chunk_capacity = 0;  // of the target with most ranks, up to what fits
 };
 
 struct WeightLayout {

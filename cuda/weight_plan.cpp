@@ -50,7 +50,8 @@ void upload(WeightPlan &plan) {
     const TargetGroup &group = plan.layout.groups[g];
     plan.tables.push_back({at<MatrixTarget>(plan.memory, targets[g]), at<LowRankTerm>(plan.memory, terms),
                            at<std::uint32_t>(plan.memory, first_tiles[g]),
-                           static_cast<std::int32_t>(group.targets.size()), group.tile_count, group.tile_rows});
+                           static_cast<std::int32_t>(group.targets.size()), group.tile_count, group.tile_rows,
+                           group.chunk_capacity});
   }
 }
 
@@ -93,7 +94,7 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   plan->layout = lay_out(batch);
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;
-    check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
   upload(*plan);

@@ -29,17 +29,16 @@ struct Matrix {
   lyc_dtype dtype;
   std::int32_t vectors;  // 1: whole vectors of a thread are aligned and contiguous along columns
   AxisStrides row, column;
+  std::int32_t row_bytes;  // of a regular target: from row to row
 };
-
-/// How the elements of a factor that one thread needs lie in memory.
-enum class FactorLoad : std::int32_t { kElements, kAlongAxis, kAlongRank };
 
 struct Factor {
   const void *data;
   lyc_dtype dtype;
-  FactorLoad load;
+  std::int32_t vectors;  // 1: what a thread takes at once is contiguous and aligned: columns, or four ranks of a row
   std::int64_t rank_stride;
   AxisStrides axis;
+  std::int32_t row_bytes;  // of a regular target's row factor: from row to row
 };
 
 /// multiplier * coefficient * scalar * row_factor column_factor
@@ -66,25 +65,29 @@ struct TargetTable {
   std::int32_t target_count;
   std::uint32_t tile_count;
   std::int32_t tile_rows;
+  std::int32_t chunk_capacity;  // that a warp stages at a time
 };
 
 inline constexpr int kStripColumns = 64;
 inline constexpr int kStepRows = 16;           // a warp computes its tile in steps of this many rows
 inline constexpr int kMaxTileRows = 128;       // taller tiles no longer save factor loads that matter
+inline constexpr int kRankChunk = 16;          // ranks that one instruction takes
 inline constexpr int kWarpsPerBlock = 4;       // warps share nothing but the L1 cache
 inline constexpr int kInlineMultipliers = 64;  // by value in a kernel's parameters; more go through the workspace
 
 /// Kernels, by what makes one faster than another.
 struct KernelKind {
-  bool wide;          // base or out is float32, so a 16-byte vector has 4 elements, else 8
-  bool regular;       // plain rows, columns in whole strips and vectors, factors too: no bounds to check along columns
-  bool tensor_cores;  // 16-bit factors of one dtype; everything else is multiplied in float32 FMA
+  bool wide;     // base or out is float32, so a 16-byte vector has 4 elements, else 8
+  bool regular;  // everything is aligned and moves by whole vectors, columns come in whole strips, chunks fit at once
+  bool native;   // 16-bit factors of one dtype, as tensor cores take them; others go there in three parts
 };
 inline constexpr int kKernelKinds = 8;
-constexpr int index_of(KernelKind kind) {
-  return (kind.wide ? 1 : 0) + (kind.regular ? 0 : 2) + (kind.tensor_cores ? 0 : 4);
-}
+constexpr int index_of(KernelKind kind) { return (kind.wide ? 1 : 0) + (kind.regular ? 0 : 2) + (kind.native ? 0 : 4); }
 constexpr KernelKind kernel_kind(int index) { return {(index & 1) != 0, (index & 2) == 0, (index & 4) == 0}; }
 constexpr int vector_columns(KernelKind kind) { return kind.wide ? 4 : 8; }
+constexpr int parts_of(KernelKind kind) { return kind.native ? 1 : 3; }
+
+/// Chunks of ranks that a warp can stage: 24 KB, which lets two blocks share a multiprocessor. More go by turns.
+constexpr int max_chunks(KernelKind kind) { return 12 / parts_of(kind); }
 
 }  // namespace lyc::cuda

@@ -301,7 +301,7 @@ LYC_API void lyc_exec_init(lyc_exec *exec, size_t struct_size);
 typedef struct lyc_file   lyc_file;
 typedef struct lyc_writer lyc_writer;
 
-/** Open a file or folder for reading. Errors: IO, FORMAT (says where and why), UNSUPPORTED (pickles). */
+/** Open a file or folder for reading. Errors: NOT_FOUND, IO, FORMAT (says where and why), UNSUPPORTED (pickles). */
 LYC_API lyc_status lyc_file_open(const char *path, lyc_file **out_file);
 
 /** Open a safetensors image in memory, which must stay until the last release. */
@@ -469,6 +469,7 @@ LYC_API lyc_status lyc_weight_workspace_size(lyc_module *module, const lyc_tenso
  * does neither, and on CUDA does not wait and can be captured into a graph. A batch borrows the addresses of its
  * weights, and of the parameters as they were bound, until it is released; changed values are seen. Several items on
  * the same weight are several adapters on it: each delta is taken against the pristine weight, the sum is rounded once.
+ * Modules, networks and weights of a batch belong to the batch's context and device.
  */
 
 typedef struct lyc_batch lyc_batch;
@@ -492,9 +493,9 @@ typedef struct lyc_batch_item {
   lyc_module       *module;
   const lyc_tensor *base;             /**< NULL where only differences are wanted and the module needs no base. */
   const lyc_tensor *out;              /**< NULL = in place. Items with the same base have the same out. */
-  int64_t           row_begin;        /**< First row (output feature) of the delta that the weight takes, and */
-  int64_t           row_count;        /**< how many, where an adapter of a fused layer goes to its parts. 0 = all rows,
-                                           and the weight must have as many. */
+  int64_t           row_begin;        /**< First row (output feature) of the delta that the weight takes: 0, unless an
+                                           adapter of a fused layer goes to its parts. */
+  int64_t           row_count;        /**< How many rows it takes. 0 = all, and the weight must have as many. */
   int32_t           multiplier_index; /**< Which of the run's multipliers counts. */
   lyc_part          part;
   uint64_t          reserved_;        /**< 0. */
@@ -533,7 +534,7 @@ typedef struct lyc_network_options {
 LYC_API void lyc_network_options_init(lyc_network_options *options, size_t struct_size);
 
 /** Load an adapter file; its dialect is found by itself. options may be NULL.
- *  Errors: IO, FORMAT (what, which key), UNSUPPORTED (a family or dialect not known yet, by name). */
+ *  Errors: NOT_FOUND, IO, FORMAT (what, which key), UNSUPPORTED (a family or dialect not known yet, by name). */
 LYC_API lyc_status lyc_network_load(lyc_context *context, const char *path, const lyc_network_options *options,
                                     lyc_network **out_network);
 LYC_API void       lyc_network_retain(lyc_network *network);
@@ -544,7 +545,8 @@ LYC_API lyc_status lyc_network_count(const lyc_network *network, size_t *out_cou
 LYC_API lyc_status lyc_network_get_module(const lyc_network *network, size_t index, const char **out_name,
                                           lyc_module **out_module);
 
-#define LYC_ALLOW_UNMATCHED 1 /**< Adapter keys that find no weight are reported, and are no error. */
+#define LYC_ALLOW_UNMATCHED 1 /**< Adapter keys that find no weight are reported, and are no error. An adapter none of
+                                   whose layers finds one is still an error: it is for another model. */
 #define LYC_OVERWRITE       2 /**< lyc_merge_files(): an existing output may be replaced. */
 
 /** Strength of adapters by layer; later rules win. Frozen. */

@@ -13,9 +13,8 @@ merge() {
   local files=build/demo
   mkdir -p "$files"
   build/release/bin/make_demo_files "$files"
-  build/release/bin/lycoris inspect "$files/adapter.safetensors"
-  build/release/bin/lycoris merge "$files/base.safetensors" "$files/adapter.safetensors" \
-    --output "$files/merged.safetensors" --multiplier 0.8 --overwrite
+  build/release/bin/lycoris merge "$files/base.safetensors" "$files/style.safetensors" "$files/detail.safetensors" \
+    --output "$files/merged.safetensors" --multiplier 0.8 --multiplier 0.5 --force
 }
 
 stage setup scripts/setup.sh

@@ -29,8 +29,8 @@ for part in core "$@"; do
   for package in ${packages[$part]}; do
     is_installed "$package" || missing+=("$package")
   done
-  # A newer one than Debian's may be there already.
-  [[ $part != bindings ]] || command -v cargo >/dev/null || missing+=(cargo)
+  # One from elsewhere may be there already. Debian's package `cargo` is too old for the crates, this one is not.
+  [[ $part != bindings ]] || command -v cargo >/dev/null || missing+=(cargo-web)
 done
 ((${#missing[@]})) || exit 0
 

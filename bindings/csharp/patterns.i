@@ -20,9 +20,6 @@
 %typemap(csin) size_t "new UIntPtr($csinput)"
 %typemap(csout, excode="") size_t "{ return (ulong)$imcall; }"
 
-/* SWIG takes int64_t for a `long long`, which on Linux it is not. */
-%typemap(ctype) int64_t "int64_t"
-%typemap(ctype) uint64_t "uint64_t"
 
 %typemap(imtype) size_t *out_count, size_t *out_index, size_t *out_length "out UIntPtr"
 %typemap(cstype) size_t *out_count, size_t *out_index, size_t *out_length "out ulong"
@@ -41,6 +38,8 @@ LYC_BLITTABLE(T, CSHARP)
 LYC_BLITTABLE(T, CSHARP)
 %typemap(csin) T "$csinput"
 %enddef
+LYC_BLITTABLE_IN(int64_t, long) /* for SWIG a C long, whose C# type would be int */
+LYC_BLITTABLE_IN(uint64_t, ulong)
 LYC_BLITTABLE_OUT(uint64_t *out_size, out ulong)
 LYC_BLITTABLE_OUT(int32_t *out_count, out int)
 LYC_BLITTABLE_IN(void *, IntPtr)
@@ -54,6 +53,7 @@ LYC_BLITTABLE_IN(char *buffer, byte[])
 %typemap(cstype) const char * "string"
 %typemap(csin) const char * "Utf8.Encode($csinput)"
 %typemap(csout, excode="") const char * "{ return Utf8.Decode($imcall); }"
+%typemap(out) const char * "$result = (char *)$1;"
 
 %define LYC_TEXT_OUT(PARAMETER)
 %typemap(imtype) const char **PARAMETER "out IntPtr"

@@ -134,13 +134,11 @@ struct T {};
 %enddef
 
 %newobject View::zeros;
+%newobject View::section;
 %typemap(out) View *, struct View * {
   if (!$1) SWIG_fail;
   $result = SWIG_NewPointerObj($1, $descriptor, $owner);
 }
-%typemap(in, numinputs=0) View ** (View *made = NULL) "$1 = &made;"
-%typemap(argout) View ** "$result = support_append($result, SWIG_NewPointerObj(*$1, $descriptor(View *), SWIG_POINTER_OWN));"
-
 %nodefaultctor View;
 typedef struct View {
   %extend {
@@ -148,9 +146,7 @@ typedef struct View {
     View(PyObject *array, lyc_layout layout, PyObject *stream) { return view_borrow(array, layout, stream); }
     ~View() { view_free($self); }
     static View *zeros(PyObject *shape, lyc_dtype dtype, lyc_layout layout) { return view_zeros(shape, dtype, layout); }
-    lyc_status section(int32_t axis, int64_t begin, int64_t length, View **out_view) {
-      return support_slice($self, axis, begin, length, out_view);
-    }
+    View *section(int32_t axis, int64_t begin, int64_t length) { return support_slice($self, axis, begin, length); }
     PyObject *dlpack(int versioned) { return view_to_dlpack($self, versioned); }
     PyObject *shape() { return support_integers($self->tensor.shape, $self->tensor.ndim); }
     PyObject *strides() { return support_integers($self->tensor.strides, $self->tensor.ndim); }
@@ -213,7 +209,7 @@ typedef struct View {
 }
 %typemap(freearg) (const char *const *names, const lyc_tensor *tensors, size_t tensor_count) "free((void *)$1); free($2);"
 
-/* A list of (module, base, out, row_begin, multiplier_index, part); base and out are Views or None. */
+/* A list of (module, base, out, row_begin, row_count, multiplier_index, part); base and out are Views or None. */
 %typemap(in) (const lyc_batch_item *items, size_t item_count) {
   $2 = support_length($input);
   $1 = support_array($2, sizeof(lyc_batch_item));
@@ -221,16 +217,18 @@ typedef struct View {
   for (size_t i = 0; i < $2; ++i) {
     PyObject *item = PySequence_GetItem($input, (Py_ssize_t)i), *parts[3] = {NULL, NULL, NULL};
     void *module = NULL, *base = NULL, *out = NULL;
-    long long row_begin = 0;
+    long long row_begin = 0, row_count = 0;
     int multiplier_index = 0, part = 0;
     const int converted =
-        item && PyArg_ParseTuple(item, "OOOLii", &parts[0], &parts[1], &parts[2], &row_begin, &multiplier_index, &part) &&
+        item &&
+        PyArg_ParseTuple(item, "OOOLLii", &parts[0], &parts[1], &parts[2], &row_begin, &row_count, &multiplier_index,
+                         &part) &&
         SWIG_IsOK(SWIG_ConvertPtr(parts[0], &module, $descriptor(lyc_module *), 0)) &&
         SWIG_IsOK(SWIG_ConvertPtr(parts[1], &base, $descriptor(View *), 0)) &&
         SWIG_IsOK(SWIG_ConvertPtr(parts[2], &out, $descriptor(View *), 0));
     Py_XDECREF(item); /* the caller's list keeps it */
     if (!converted) {
-      if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "an item is (Module, View, View, int, int, int)");
+      if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "an item is (Module, View, View, int, int, int, int)");
       SWIG_fail;
     }
     lyc_batch_item *to = (lyc_batch_item *)&$1[i];
@@ -238,6 +236,7 @@ typedef struct View {
     to->base = base ? &((View *)base)->tensor : NULL;
     to->out = out ? &((View *)out)->tensor : NULL;
     to->row_begin = row_begin;
+    to->row_count = row_count;
     to->multiplier_index = multiplier_index;
     to->part = (lyc_part)part;
   }

@@ -15,9 +15,9 @@ static int support_failed(lyc_status status) {
   lyc_error_info_init(&info, sizeof info);
   const int native_code = lyc_last_error_info(&info) == LYC_OK ? info.native_code : 0;
   PyObject *module = PyImport_ImportModule("liblycoris.errors");
-  PyObject *error = module ? PyObject_CallMethod(module, "from_status", "isi", (int)status, lyc_last_error_message(),
-                                                 native_code)
-                           : NULL;
+  PyObject *error =
+      module ? PyObject_CallMethod(module, "from_status", "isi", (int)status, lyc_last_error_message(), native_code)
+             : NULL;
   if (error) PyErr_SetObject((PyObject *)Py_TYPE(error), error);
   Py_XDECREF(error);
   Py_XDECREF(module);
@@ -151,23 +151,23 @@ static const lyc_multiplier_rule *support_multipliers(PyObject *sequence) {
   return rules;
 }
 
-/* ---- Tensors ------------------------------------------------------------------------------------------------------ */
+/* ---- Tensors ------------------------------------------------------------------------------------------------------
+ */
 
-static lyc_status support_slice(const View *view, int32_t axis, int64_t begin, int64_t length, View **out_view) {
+static View *support_slice(const View *view, int32_t axis, int64_t begin, int64_t length) {
   View *part = view_new();
-  if (!part) return LYC_ERROR_OUT_OF_MEMORY;
-  const lyc_status status = lyc_tensor_slice(&view->tensor, axis, begin, length, &part->tensor);
-  if (status != LYC_OK) {
+  if (!part) return NULL;
+  if (support_failed(lyc_tensor_slice(&view->tensor, axis, begin, length, &part->tensor))) {
     view_free(part);
-    return status;
+    return NULL;
   }
   Py_XINCREF(view->owner);
   part->owner = view->owner;
-  *out_view = part;
-  return LYC_OK;
+  return part;
 }
 
-/* ---- Callbacks ----------------------------------------------------------------------------------------------------- */
+/* ---- Callbacks -----------------------------------------------------------------------------------------------------
+ */
 
 /* Calls a Python function(done, total). True cancels; so do an exception, which stays pending until the call is back
  * in Python, and Ctrl-C. */

@@ -11,7 +11,7 @@
 
 #include "lycoris.h"
 
-/* The part of DLPack 1.x that is used, as its specification lays it out (https://dmlc.github.io/dlpack/latest). */
+/* The part of DLPack 1.x that is used, as its specification lays it out (https://github.com/dmlc/dlpack). */
 typedef struct DlTensor {
   void *data;
   int32_t device_type;
@@ -53,11 +53,11 @@ static const struct {
   uint8_t dl_code, dl_bits;
   char letter;
 } kViewTypes[] = {
-    {LYC_DTYPE_F32, 2, 32, 'f'}, {LYC_DTYPE_F16, 2, 16, 'e'},    {LYC_DTYPE_BF16, 4, 16, 0},
-    {LYC_DTYPE_F64, 2, 64, 'd'}, {LYC_DTYPE_I64, 0, 64, 'q'},    {LYC_DTYPE_I32, 0, 32, 'i'},
-    {LYC_DTYPE_I16, 0, 16, 'h'}, {LYC_DTYPE_I8, 0, 8, 'b'},      {LYC_DTYPE_U64, 1, 64, 'Q'},
-    {LYC_DTYPE_U32, 1, 32, 'I'}, {LYC_DTYPE_U16, 1, 16, 'H'},    {LYC_DTYPE_U8, 1, 8, 'B'},
-    {LYC_DTYPE_BOOL, 6, 8, '?'}, {LYC_DTYPE_F8_E4M3, 10, 8, 0},  {LYC_DTYPE_F8_E5M2, 12, 8, 0},
+    {LYC_DTYPE_F32, 2, 32, 'f'}, {LYC_DTYPE_F16, 2, 16, 'e'},   {LYC_DTYPE_BF16, 4, 16, 0},
+    {LYC_DTYPE_F64, 2, 64, 'd'}, {LYC_DTYPE_I64, 0, 64, 'q'},   {LYC_DTYPE_I32, 0, 32, 'i'},
+    {LYC_DTYPE_I16, 0, 16, 'h'}, {LYC_DTYPE_I8, 0, 8, 'b'},     {LYC_DTYPE_U64, 1, 64, 'Q'},
+    {LYC_DTYPE_U32, 1, 32, 'I'}, {LYC_DTYPE_U16, 1, 16, 'H'},   {LYC_DTYPE_U8, 1, 8, 'B'},
+    {LYC_DTYPE_BOOL, 6, 8, '?'}, {LYC_DTYPE_F8_E4M3, 10, 8, 0}, {LYC_DTYPE_F8_E5M2, 12, 8, 0},
 };
 enum { kViewTypeCount = sizeof kViewTypes / sizeof kViewTypes[0] };
 
@@ -89,7 +89,9 @@ static int view_fill_from_dlpack(View *view, const DlTensor *source, int read_on
   if (!view_check_ndim(source->ndim)) return 0;
   switch (source->device_type) {
     case kDlCpu:
-    case kDlCudaHost: tensor->device_type = LYC_DEVICE_CPU; break;
+    case kDlCudaHost:
+      tensor->device_type = LYC_DEVICE_CPU;
+      break;
     case kDlCuda:
     case kDlCudaManaged:
       tensor->device_type = LYC_DEVICE_CUDA;

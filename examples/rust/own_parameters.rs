@@ -3,7 +3,12 @@ use lycoris::{Algo, Context, Module, Result, TensorMut};
 
 fn main() -> Result<()> {
     let context = Context::cpu()?;
-    let module = Module::builder(Algo::LOKR).linear(48, 32).rank(4).alpha(2.0).factor(4).build(&context)?;
+    let module = Module::builder(Algo::LOKR)
+        .linear(48, 32)
+        .rank(4)
+        .alpha(2.0)
+        .factor(4)
+        .build(&context)?;
 
     // One flat vector for the optimiser; each parameter is a piece of it.
     let params = module.params()?;
@@ -23,6 +28,10 @@ fn main() -> Result<()> {
     let mut weight = vec![1f32; 48 * 32];
     let mut view = TensorMut::new(&mut weight, &[48, 32])?;
     module.merge(&mut view, 0.5)?;
-    println!("scale {}, first weight {} after the merge", module.info()?.scale, weight[0]);
+    println!(
+        "scale {}, first weight {} after the merge",
+        module.info()?.scale,
+        weight[0]
+    );
     Ok(())
 }

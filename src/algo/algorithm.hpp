@@ -58,12 +58,12 @@ struct DeltaShape {
 struct Algorithm {
   lyc_algo id;
   std::string_view name;
-  const char *const *suffixes;      // tensors it can have, in the order of files; nullptr-terminated
-  const char *const *signature;     // any of these present: the tensors are of this family
-  std::string_view bias;            // suffix of its bias difference
-  std::uint32_t flags;              // LYC_MODULE_* that lyc_module_create accepts
-  bool low_rank;                    // takes a rank and alpha
-  bool dora;                        // a DoRA magnitude may go on top
+  const char *const *suffixes;   // tensors it can have, in the order of files; nullptr-terminated
+  const char *const *signature;  // any of these present: the tensors are of this family
+  std::string_view bias;         // suffix of its bias difference
+  std::uint32_t flags;           // LYC_MODULE_* that lyc_module_create accepts
+  bool low_rank;                 // takes a rank and alpha
+  bool dora;                     // a DoRA magnitude may go on top
   std::vector<FactorSpec> (*factors)(const Spec &, const LayerShape &);
   DeltaShape (*describe)(const Factors &);  // throws FORMAT where shapes contradict each other
   void (*lower)(const Factors &, const LayerShape &, std::vector<ops::Term> &);  // coefficient left at 1
@@ -89,8 +89,12 @@ std::int64_t rows_of(const Factors &factors, std::string_view suffix);
 std::int64_t columns_of(const Factors &factors, std::string_view suffix);
 /// Axis 1 of a tensor whose further axes are all 1 ("[rows, cols, 1, 1]").
 std::int64_t matrix_columns_of(const Factors &factors, std::string_view suffix);
+/// Axis 1 of a Tucker core [r, r, K...].
+std::int64_t core_columns_of(const Factors &factors, std::string_view suffix);
 /// Axes from the third on.
 Shape kernel_of(const Factors &factors, std::string_view suffix);
+/// columns * the taps of the kernel; throws when that overflows.
+std::int64_t with_taps(std::int64_t columns, const Shape &kernel);
 /// FORMAT error "<a> has 4 ..., <b> has 8" unless equal.
 void require_equal(std::int64_t a, std::string_view a_name, std::int64_t b, std::string_view b_name,
                    std::string_view what);

@@ -101,11 +101,22 @@ std::int64_t matrix_columns_of(const Factors &factors, std::string_view suffix) 
   return columns;
 }
 
+std::int64_t core_columns_of(const Factors &factors, std::string_view suffix) {
+  columns_of(factors, suffix);
+  return factors.at(suffix).shape[1];
+}
+
 Shape kernel_of(const Factors &factors, std::string_view suffix) {
   const lyc_tensor &tensor = factors.at(suffix);
   if (tensor.ndim - 2 > ops::kMaxKernelDims)
     fail(LYC_ERROR_FORMAT, suffix, " has shape ", shape_text(shape_of(tensor)), ", too many kernel axes");
   return tensor.ndim > 2 ? Shape(tensor.shape + 2, tensor.shape + tensor.ndim) : Shape{};
+}
+
+std::int64_t with_taps(std::int64_t columns, const Shape &kernel) {
+  Shape extents = kernel;
+  extents.push_back(columns);
+  return checked_numel(extents.data(), extents.size(), "the delta");
 }
 
 void require_equal(std::int64_t a, std::string_view a_name, std::int64_t b, std::string_view b_name,

@@ -32,7 +32,7 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
 
 }  // namespace
 
-const Algorithm kFull = {LYC_ALGO_FULL, "full", kSuffixes, kSuffixes, "diff_b", LYC_MODULE_BIAS, false, false,
-                         factors, describe, lower};
+const Algorithm kFull = {LYC_ALGO_FULL, "full", kSuffixes, kSuffixes, "diff_b", LYC_MODULE_BIAS,
+                         false,         false,  factors,   describe,  lower};
 
 }  // namespace lyc::algo

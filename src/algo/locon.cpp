@@ -33,10 +33,9 @@ DeltaShape describe(const Factors &f) {
   shape.rank = rows_of(f, kDown);
   if (f.has(kMid)) {
     require_equal(matrix_columns_of(f, kUp), "lora_up.weight", rows_of(f, kMid), "lora_mid.weight", "rank");
-    require_equal(f.at(kMid).ndim > 1 ? f.at(kMid).shape[1] : 1, "lora_mid.weight", shape.rank, "lora_down.weight",
-                  "rank");
+    require_equal(core_columns_of(f, kMid), "lora_mid.weight", shape.rank, "lora_down.weight", "rank");
     shape.kernel = kernel_of(f, kMid);
-    shape.columns = matrix_columns_of(f, kDown) * LayerShape{0, 0, shape.kernel}.kernel_size();
+    shape.columns = with_taps(matrix_columns_of(f, kDown), shape.kernel);
     shape.flags = LYC_MODULE_TUCKER;
   } else {
     require_equal(matrix_columns_of(f, kUp), "lora_up.weight", shape.rank, "lora_down.weight", "rank");
@@ -60,7 +59,7 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
 
 }  // namespace
 
-const Algorithm kLocon = {LYC_ALGO_LOCON, "locon", kSuffixes, kSignature, "diff_b",
-                          LYC_MODULE_TUCKER | kCommonFlags, true, true, factors, describe, lower};
+const Algorithm kLocon = {LYC_ALGO_LOCON, "locon", kSuffixes, kSignature, "diff_b", LYC_MODULE_TUCKER | kCommonFlags,
+                          true,           true,    factors,   describe,   lower};
 
 }  // namespace lyc::algo

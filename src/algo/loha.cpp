@@ -40,9 +40,9 @@ DeltaShape describe_half(const Factors &f, const Half &half) {
   if (f.has(half.core)) {
     shape.out = matrix_columns_of(f, half.a);
     require_equal(rows_of(f, half.a), half.a, rows_of(f, half.core), half.core, "rank");
-    require_equal(f.at(half.core).ndim > 1 ? f.at(half.core).shape[1] : 1, half.core, shape.rank, half.b, "rank");
+    require_equal(core_columns_of(f, half.core), half.core, shape.rank, half.b, "rank");
     shape.kernel = kernel_of(f, half.core);
-    shape.columns = matrix_columns_of(f, half.b) * LayerShape{0, 0, shape.kernel}.kernel_size();
+    shape.columns = with_taps(matrix_columns_of(f, half.b), shape.kernel);
     shape.flags = LYC_MODULE_TUCKER;
   } else {
     shape.out = rows_of(f, half.a);
@@ -58,6 +58,8 @@ DeltaShape describe(const Factors &f) {
   require_equal(first.out, kHalves[0].a, second.out, kHalves[1].a, "rows");
   require_equal(first.columns, kHalves[0].b, second.columns, kHalves[1].b, "columns");
   if (first.flags != second.flags) fail(LYC_ERROR_FORMAT, "only one of hada_t1 and hada_t2 is there");
+  if (first.kernel != second.kernel)
+    fail(LYC_ERROR_FORMAT, "the halves have kernels ", shape_text(first.kernel), " and ", shape_text(second.kernel));
   return first;
 }
 
@@ -84,7 +86,7 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
 
 }  // namespace
 
-const Algorithm kLoha = {LYC_ALGO_LOHA, "loha", kSuffixes, kSignature, "diff_b",
-                         LYC_MODULE_TUCKER | kCommonFlags, true, true, factors, describe, lower};
+const Algorithm kLoha = {LYC_ALGO_LOHA, "loha", kSuffixes, kSignature, "diff_b", LYC_MODULE_TUCKER | kCommonFlags,
+                         true,          true,   factors,   describe,   lower};
 
 }  // namespace lyc::algo

@@ -7,8 +7,8 @@
 //                             or  w2[b, d, k] = sum_pq w2_a[p, b] * t2[p, q, k] * w2_b[q, d]   (Tucker)
 //
 // With both halves whole there is no rank, and alpha does not count.
-#include "algo/families.hpp"
 #include "algo/factorization.hpp"
+#include "algo/families.hpp"
 #include "base/error.hpp"
 
 namespace lyc::algo {
@@ -72,9 +72,9 @@ DeltaShape describe_w2(const Factors &f) {
     shape.out = matrix_columns_of(f, kW2a);
     shape.rank = rows_of(f, kW2b);
     require_equal(rows_of(f, kW2a), kW2a, rows_of(f, kT2), kT2, "rank");
-    require_equal(f.at(kT2).ndim > 1 ? f.at(kT2).shape[1] : 1, kT2, shape.rank, kW2b, "rank");
+    require_equal(core_columns_of(f, kT2), kT2, shape.rank, kW2b, "rank");
     shape.kernel = kernel_of(f, kT2);
-    shape.columns = matrix_columns_of(f, kW2b) * LayerShape{0, 0, shape.kernel}.kernel_size();
+    shape.columns = with_taps(matrix_columns_of(f, kW2b), shape.kernel);
     shape.flags = LYC_MODULE_TUCKER;
   } else {
     shape.out = rows_of(f, kW2a);
@@ -126,9 +126,17 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
 
 }  // namespace
 
-const Algorithm kLokr = {LYC_ALGO_LOKR, "lokr", kSuffixes, kSignature, "diff_b",
-                         LYC_MODULE_TUCKER | LYC_MODULE_DECOMPOSE_BOTH | LYC_MODULE_WHOLE | LYC_MODULE_UNBALANCED |
-                             kCommonFlags,
-                         true, true, factors, describe, lower};
+const Algorithm kLokr = {
+    LYC_ALGO_LOKR,
+    "lokr",
+    kSuffixes,
+    kSignature,
+    "diff_b",
+    LYC_MODULE_TUCKER | LYC_MODULE_DECOMPOSE_BOTH | LYC_MODULE_WHOLE | LYC_MODULE_UNBALANCED | kCommonFlags,
+    true,
+    true,
+    factors,
+    describe,
+    lower};
 
 }  // namespace lyc::algo

@@ -15,7 +15,9 @@ std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
 DeltaShape describe(const Factors &f) {
   DeltaShape shape;
   shape.out = rows_of(f, f.has("w_norm") ? "w_norm" : "b_norm");
-  shape.columns = f.has("w_norm") ? 1 : 0;
+  if (!f.has("w_norm")) return shape;  // a bias difference alone
+  require_equal(numel(f.at("w_norm")), "w_norm", shape.out, "its first axis", "values");
+  shape.columns = 1;
   return shape;
 }
 
@@ -27,7 +29,7 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
 
 }  // namespace
 
-const Algorithm kNorm = {LYC_ALGO_NORM, "norm", kSuffixes, kSuffixes, "b_norm", LYC_MODULE_BIAS, false, false,
-                         factors, describe, lower};
+const Algorithm kNorm = {LYC_ALGO_NORM, "norm", kSuffixes, kSuffixes, "b_norm", LYC_MODULE_BIAS,
+                         false,         false,  factors,   describe,  lower};
 
 }  // namespace lyc::algo

@@ -1,9 +1,10 @@
 // Errors travel as one exception type inside the library; src/capi/boundary.hpp turns it into a status.
 #pragma once
 
+#include <charconv>
 #include <exception>
-#include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "lycoris.h"
@@ -24,12 +25,25 @@ class Error : public std::exception {
   std::string message_;
 };
 
+/// Numbers go through to_chars, because a stream would format them by the host's global locale.
+template <typename Part>
+void append_to(std::string &text, const Part &part) {
+  if constexpr (std::is_enum_v<Part>) {
+    append_to(text, static_cast<std::underlying_type_t<Part>>(part));
+  } else if constexpr (std::is_arithmetic_v<Part> && !std::is_same_v<Part, char>) {
+    char digits[32];
+    text.append(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
+  } else {
+    text += part;
+  }
+}
+
 /// concat("rank is ", 0) == "rank is 0".
 template <typename... Parts>
 std::string concat(const Parts &...parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  return text.str();
+  std::string text;
+  (append_to(text, parts), ...);
+  return text;
 }
 
 template <typename... Parts>

@@ -11,6 +11,7 @@ using namespace lyc::capi;
 lyc_status lyc_device_count(lyc_device_type type, int32_t *out_count) {
   return boundary([&] {
     needed(out_count, "out_count") = 0;
+    require(type == LYC_DEVICE_CPU || type == LYC_DEVICE_CUDA, "device type ", type, " is unknown");
     const ops::Backend *backend = find_backend(type);
     ops::Failure failure;
     if (backend) check(backend->device_count(out_count, &failure), failure);

@@ -17,15 +17,24 @@ void init_struct(T *object, std::size_t struct_size) noexcept {
   object->struct_size = static_cast<std::uint32_t>(struct_size);
 }
 
+/// A struct that was never set up has any size: what no release will reach is not read.
+constexpr std::size_t kMaxStructSize = 4096;
+
+template <typename T>
+std::size_t checked_size(const T &object, const char *name) {
+  const std::size_t size = object.struct_size;
+  require(size >= sizeof object.struct_size && size <= kMaxStructSize, name, ".struct_size is ", size,
+          "; set the struct up with its _init function");
+  return size;
+}
+
 /// The caller's options as this library knows them: missing fields are zero, unknown ones must be.
 template <typename T>
 T read_struct(const T *object, const char *name) {
   T known{};
   known.struct_size = sizeof known;
   if (!object) return known;
-  const std::size_t size = object->struct_size;
-  require(size >= sizeof object->struct_size, name, ".struct_size is ", size,
-          "; set the struct up with its _init function");
+  const std::size_t size = checked_size(*object, name);
   const auto *bytes = reinterpret_cast<const unsigned char *>(object);
   for (std::size_t i = sizeof known; i < size; ++i)
     if (bytes[i] != 0)
@@ -40,9 +49,7 @@ T read_struct(const T *object, const char *name) {
 template <typename T>
 void write_struct(T *object, T value, const char *name) {
   require(object != nullptr, name, " is NULL");
-  const std::size_t size = object->struct_size;
-  require(size >= sizeof object->struct_size, name, ".struct_size is ", size,
-          "; set the struct up with its _init function");
+  const std::size_t size = checked_size(*object, name);
   value.struct_size = static_cast<std::uint32_t>(size);
   std::memcpy(object, &value, std::min(size, sizeof value));
 }

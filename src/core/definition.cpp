@@ -26,14 +26,26 @@ ops::DoraAxis magnitude_axis(const lyc_tensor &magnitude, const algo::DeltaShape
   if (extents.size() >= 2 && extents[0] == 1 && extents[1] == count && shape.columns % count == 0)
     return ops::DoraAxis::kIn;
   if (extents.size() == 1 && count == in) return ops::DoraAxis::kIn;
-  fail(LYC_ERROR_FORMAT, kMagnitudeName, " has shape ", shape_text(extents), ", which is neither one value per output (",
-       shape.out, ") nor one per input (", in, ")");
+  fail(LYC_ERROR_FORMAT, kMagnitudeName, " has shape ", shape_text(extents),
+       ", which is neither one value per output (", shape.out, ") nor one per input (", in, ")");
 }
 
 void check_factor(const std::string &name, const lyc_tensor &tensor) {
   if (!is_arithmetic(tensor.dtype))
     fail(LYC_ERROR_UNSUPPORTED, name, " is ", dtype_name(tensor.dtype), "; f32, f16 and bf16 can be computed with");
   if (numel(tensor) == 0) fail(LYC_ERROR_FORMAT, name, " is empty: shape ", shape_text(shape_of(tensor)));
+}
+
+/// Of the factors that every family can have.
+void check_sizes(const Definition &definition) {
+  const auto require_count = [&](std::string_view name, std::int64_t count) {
+    const lyc_tensor *tensor = definition.factors.find(name);
+    if (tensor && numel(*tensor) != count)
+      fail(LYC_ERROR_FORMAT, name, " has shape ", shape_text(shape_of(*tensor)), ", must have ", count,
+           count == 1 ? " value" : " values");
+  };
+  require_count(kScalarName, 1);
+  require_count(definition.algorithm->bias, definition.shape.out);
 }
 
 bool kernel_is_one(const Shape &kernel) {
@@ -88,6 +100,7 @@ Definition define(const algo::Factors &tensors, const std::vector<std::string> &
     result.factors.set(name, tensors.at(name));
   }
   result.shape = result.algorithm->describe(result.factors);
+  check_sizes(result);
   result.scale = resolve_scale(request, result.shape.rank);
   result.alpha = request.alpha.value_or(static_cast<double>(result.shape.rank));
   result.flags = result.shape.flags | (request.rank_stabilised ? LYC_MODULE_RANK_STABILISED : 0u) |
@@ -110,7 +123,10 @@ void check_fits(const Definition &definition, const ops::Operand &weight, const 
   if (placement.row_begin < 0 || rows < 0 || placement.row_begin > shape.out - rows)
     mismatch("rows ", placement.row_begin, " to ", placement.row_begin + rows, " are not all in the delta");
   if (weight.out != rows) mismatch("rows do not fit");
-  if (placement.part == LYC_PART_BIAS) return;
+  if (placement.part == LYC_PART_BIAS) {
+    if (weight.in * weight.kernel_size() != 1) mismatch("a bias has one axis");
+    return;
+  }
   if (weight.in * weight.kernel_size() != shape.columns) mismatch("columns do not fit");
   const Shape kernel(weight.kernel, weight.kernel + weight.kernel_dims);
   if (!shape.kernel.empty() && !(kernel_is_one(shape.kernel) && kernel_is_one(kernel)) && kernel != shape.kernel)
@@ -119,9 +135,8 @@ void check_fits(const Definition &definition, const ops::Operand &weight, const 
     if (numel(definition.factors.at(kMagnitudeName)) != weight.in)
       mismatch("dora_scale has ", numel(definition.factors.at(kMagnitudeName)), " values for ", weight.in, " inputs");
     if (rows != shape.out)
-      fail(LYC_ERROR_UNSUPPORTED,
-           "DoRA over inputs takes its norm over all ", shape.out, " rows of the layer; it cannot be applied to ", rows,
-           " of them");
+      fail(LYC_ERROR_UNSUPPORTED, "DoRA over inputs takes its norm over all ", shape.out,
+           " rows of the layer; it cannot be applied to ", rows, " of them");
   }
 }
 
@@ -145,8 +160,7 @@ ops::WeightBatch WeightArrays::view(std::int32_t multiplier_count) const {
   return batch;
 }
 
-void lower(const Definition &definition, const ops::Operand &weight, const Placement &placement,
-           WeightArrays &arrays) {
+void lower(const Definition &definition, const ops::Operand &weight, const Placement &placement, WeightArrays &arrays) {
   check_fits(definition, weight, placement);
   const auto first = arrays.terms.size();
   ops::Adapter adapter;
@@ -160,7 +174,8 @@ void lower(const Definition &definition, const ops::Operand &weight, const Place
     adapter = dora_adapter(definition, placement, weight.out);
     for (std::size_t i = first; i < arrays.terms.size(); ++i) {
       arrays.terms[i].coefficient = definition.scale;
-      if (const lyc_tensor *scalar = definition.factors.find(kScalarName)) arrays.terms[i].scalar = algo::column(*scalar);
+      if (const lyc_tensor *scalar = definition.factors.find(kScalarName))
+        arrays.terms[i].scalar = algo::column(*scalar);
     }
   }
   for (std::size_t i = first; i < arrays.terms.size(); ++i) arrays.terms[i].row_begin = placement.row_begin;

@@ -1,5 +1,8 @@
 #include "core/module.hpp"
 
+#include <cmath>
+#include <cstring>
+
 #include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
@@ -27,10 +30,11 @@ algo::LayerShape layer_shape(const lyc_module_options &options) {
 
 algo::Spec checked_spec(const algo::Algorithm &algorithm, const lyc_module_options &options,
                         const algo::LayerShape &layer) {
-  require((options.flags & ~kOptionFlags) == 0, "flags has unknown bits: ", options.flags);
   const std::uint32_t excess = options.flags & ~algorithm.flags;
   require(excess == 0, algorithm.name, " does not have the options ", excess, " in flags");
   require(!algorithm.low_rank || options.rank >= 1, "rank is ", options.rank, ", must be at least 1");
+  require(options.factor >= -1, "factor is ", options.factor,
+          ", must be positive, or 0 or -1 for as square as possible");
   require(algorithm.dora || options.dora_axis == LYC_DORA_AXIS_NONE, "DoRA does not go on top of ", algorithm.name);
   require(options.dora_axis >= LYC_DORA_AXIS_NONE && options.dora_axis <= LYC_DORA_AXIS_IN, "dora_axis is ",
           static_cast<int>(options.dora_axis), ", must be 0, 1 or 2");
@@ -54,10 +58,18 @@ std::vector<algo::FactorSpec> parameters(const algo::Algorithm &algorithm, const
 
 Request request_of(const lyc_module_options &options) {
   Request request;
+  require(std::isfinite(options.alpha), "alpha is ", options.alpha, ", must be a finite number");
+  require((options.flags & ~kOptionFlags) == 0, "flags has unknown bits: ", options.flags & ~kOptionFlags);
   if (options.alpha != 0.0) request.alpha = options.alpha;
   request.rank_stabilised = options.flags & LYC_MODULE_RANK_STABILISED;
   request.dora_rule = resolve_dora_rule(options.dora_rule, ops::DoraRule::kInterpolate);
   return request;
+}
+
+void require_on_device(const lyc_context &context, const lyc_tensor &tensor, const std::string &name) {
+  require(tensor.device_type == context.options.device_type &&
+              (tensor.device_type == LYC_DEVICE_CPU || tensor.device_index == context.options.device_index),
+          name, " is not on the context's device");
 }
 
 /// alpha as files store it: one number of any numeric type, shape [] or [1].
@@ -65,16 +77,11 @@ double read_alpha(lyc_context &context, const lyc_tensor &tensor) {
   check_tensor(tensor, kAlphaName);
   if (numel(tensor) != 1)
     fail(LYC_ERROR_FORMAT, "alpha has shape ", shape_text(shape_of(tensor)), ", must be a single number");
-  char bytes[8] = {};
   if (tensor.device_type == LYC_DEVICE_CPU) return read_element(tensor.data, tensor.dtype, 0);
+  require_on_device(context, tensor, kAlphaName);
+  char bytes[8] = {};
   read_device(context, bytes, tensor.data, dtype_size(tensor.dtype));
   return read_element(bytes, tensor.dtype, 0);
-}
-
-void require_on_device(const lyc_context &context, const lyc_tensor &tensor, const std::string &name) {
-  require(tensor.device_type == context.options.device_type &&
-              (tensor.device_type == LYC_DEVICE_CPU || tensor.device_index == context.options.device_index),
-          name, " is not on the context's device");
 }
 
 }  // namespace
@@ -108,6 +115,7 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
   require(algorithm != nullptr, "algo is ", static_cast<int>(options.algo), ", not a family that can be created");
   const lyc_dtype dtype = options.dtype == LYC_DTYPE_NONE ? LYC_DTYPE_F32 : options.dtype;
   require(is_arithmetic(dtype), "dtype is ", dtype_name(dtype), ", parameters are f32, f16 or bf16");
+  const Request request = request_of(options);
   std::vector<DeviceBuffer> owned;
   std::vector<std::string> names;
   algo::Factors factors;
@@ -118,7 +126,7 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
     names.push_back(parameter.name);
     factors.set(parameter.name, copy_to_device(context, description, owned));
   }
-  Definition definition = define(factors, names, request_of(options));
+  Definition definition = define(factors, names, request);
   return Ref<lyc_module>(new lyc_module(Ref<lyc_context>::share(context), std::move(definition), std::move(owned)));
 }
 
@@ -145,7 +153,7 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
     }
   }
   Definition definition = define(factors, names, request);
-  if (options.ndim > 0) {
+  if (options.ndim != 0) {
     const algo::LayerShape layer = layer_shape(options);
     if (layer.out != definition.shape.out || layer.in * layer.kernel_size() != definition.shape.columns)
       fail(LYC_ERROR_MISMATCH, "the tensors make a delta of ", definition.shape.out, " x ", definition.shape.columns,
@@ -202,6 +210,7 @@ void check_host_copy(const lyc_tensor &tensor, const lyc_tensor &known, const st
 void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
   const lyc_tensor &known = factor(name);
   check_host_copy(tensor, known, name);
+  require(!(known.flags & LYC_TENSOR_READ_ONLY), name, " is bound to read-only memory");
   const std::vector<char> values = converted(tensor.data, tensor.dtype, known.dtype, numel(known));
   write_device(*context, known.data, values.data(), values.size());
 }

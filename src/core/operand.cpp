@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -28,18 +29,43 @@ std::uintptr_t address(const ops::Operand &o) { return reinterpret_cast<std::uin
 
 std::uintptr_t end_address(const ops::Operand &o) { return address(o) + operand_bytes(o); }
 
-/// For two views with the same strides: does their distance, taken apart axis by axis, leave one of them behind the other?
-bool apart_on_an_axis(const ops::Operand &a, const ops::Operand &b) {
-  std::array<Axis, kAxes> low = axes_of(a), high = axes_of(b);
-  std::array<int, kAxes> order = {0, 1, 2, 3, 4};
-  std::sort(order.begin(), order.end(), [&](int x, int y) { return low[x].stride > low[y].stride; });
-  auto distance = static_cast<std::int64_t>((address(b) - address(a)) / dtype_size(a.dtype));
-  for (int axis : order) {
-    if (low[axis].stride != high[axis].stride) return false;
-    if (low[axis].stride == 0) continue;
-    const std::int64_t steps = distance / low[axis].stride;
-    distance -= steps * low[axis].stride;
-    if (steps >= low[axis].extent) return true;
+/// Steps along one stride by which an element of one view may be away from one of another.
+struct Steps {
+  std::int64_t stride, low, high;
+};
+
+/// All strides of two views, large ones first, each with the steps that lead from an element of `a` to one of `b`.
+std::vector<Steps> steps_between(const ops::Operand &a, const ops::Operand &b) {
+  std::vector<Steps> all;
+  const auto add = [&](std::int64_t stride, std::int64_t low, std::int64_t high) {
+    if (stride == 0 || low == high) return;
+    const auto same = std::find_if(all.begin(), all.end(), [&](const Steps &s) { return s.stride == stride; });
+    if (same == all.end()) return all.push_back({stride, low, high});
+    same->low += low;
+    same->high += high;
+  };
+  for (const Axis &axis : axes_of(a)) add(axis.stride, 0, axis.extent - 1);
+  for (const Axis &axis : axes_of(b)) add(axis.stride, 1 - axis.extent, 0);
+  std::sort(all.begin(), all.end(), [](const Steps &x, const Steps &y) { return x.stride > y.stride; });
+  return all;
+}
+
+/// Can the steps from `axis` on make up `distance`? Strides that nest, as those of slices do, leave two or three steps
+/// to try on each axis; when the `budget` of tries for all others is used up, the answer is yes.
+bool reachable(const std::vector<Steps> &steps, std::size_t axis, std::int64_t distance, int &budget) {
+  if (--budget < 0) return true;
+  if (axis == steps.size()) return distance == 0;
+  std::int64_t rest_low = 0, rest_high = 0;  // what the smaller strides can add
+  for (std::size_t i = axis + 1; i < steps.size(); ++i) {
+    rest_low += steps[i].low * steps[i].stride;
+    rest_high += steps[i].high * steps[i].stride;
+  }
+  const Steps &s = steps[axis];
+  const std::int64_t first = std::max(s.low, (distance - rest_high) / s.stride - 1);
+  const std::int64_t last = std::min(s.high, (distance - rest_low) / s.stride + 1);
+  for (std::int64_t n = first; n <= last; ++n) {
+    const std::int64_t left = distance - n * s.stride;
+    if (rest_low <= left && left <= rest_high && reachable(steps, axis + 1, left, budget)) return true;
   }
   return false;
 }
@@ -102,7 +128,10 @@ bool may_overlap(const ops::Operand &a, const ops::Operand &b) {
   if (end_address(a) <= address(b) || end_address(b) <= address(a)) return false;
   const bool comparable = a.dtype == b.dtype && (address(a) - address(b)) % dtype_size(a.dtype) == 0;
   if (!comparable) return true;
-  return address(a) <= address(b) ? !apart_on_an_axis(a, b) : !apart_on_an_axis(b, a);
+  const auto distance =
+      static_cast<std::int64_t>(address(b) - address(a)) / static_cast<std::int64_t>(dtype_size(a.dtype));
+  int budget = 1000;
+  return reachable(steps_between(a, b), 0, distance, budget);
 }
 
 bool writable_once(const ops::Operand &operand) {

@@ -21,10 +21,12 @@ bool same_extents(const ops::Operand &a, const ops::Operand &b);
 /// Same memory, element by element.
 bool same_memory(const ops::Operand &a, const ops::Operand &b);
 
-/// Whether two views can touch the same bytes. Exact for slices of one dense tensor, on the safe side otherwise.
+/// Whether two views can touch the same bytes. Exact for strides that nest, as those of slices of one dense tensor do;
+/// on the safe side otherwise.
 bool may_overlap(const ops::Operand &a, const ops::Operand &b);
 
-/// Whether every element has an address of its own, so that the view can be written.
+/// Whether every element has an address of its own, so that the view can be written. For strides that nest; others are
+/// refused.
 bool writable_once(const ops::Operand &operand);
 
 /// Bytes from data to the end of the last element.

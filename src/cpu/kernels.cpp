@@ -52,17 +52,23 @@ HWY_INLINE Floats load_vector(const Bf16 *p) {
   return hn::BitCast(kFloats, hn::ShiftLeft<16>(hn::PromoteTo(words, half)));
 }
 
-// Round to nearest, ties to even, by integers: Highway's own conversion may truncate, the processor's drops denormals.
-HWY_INLINE void store_vector(Floats v, Bf16 *p) {
+// The upper half of each word is the bf16. Round to nearest, ties to even, by integers: Highway's own conversion may
+// truncate, the processor's drops denormals.
+using Words = hn::VFromD<hn::Rebind<std::uint32_t, decltype(kFloats)>>;
+HWY_INLINE Words rounded_words(Floats v) {
   const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
-  const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
-  const hn::Rebind<std::uint16_t, decltype(kFloats)> halves;
   const auto bits = hn::BitCast(words, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1u));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7fffu))));
-  const auto quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(words, 0x40u));
-  const auto chosen = hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(v)), quiet, rounded);
-  hn::StoreU(hn::DemoteTo(halves, hn::BitCast(ints, chosen)), halves, reinterpret_cast<std::uint16_t *>(p));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7fffu)));
+  const auto quiet = hn::Or(bits, hn::Set(words, 0x400000u));
+  return hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(v)), quiet, rounded);
+}
+
+HWY_INLINE void store_vector(Floats v, Bf16 *p) {
+  const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
+  const hn::Rebind<std::uint16_t, decltype(kFloats)> halves;
+  const auto upper = hn::BitCast(ints, hn::ShiftRight<16>(rounded_words(v)));
+  hn::StoreU(hn::DemoteTo(halves, upper), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON  // conversions in hardware
@@ -84,6 +90,20 @@ HWY_INLINE void store_vector(Floats v, F16 *p) {
   float values[kLanes];
   hn::StoreU(v, kFloats, values);
   for (std::int64_t i = 0; i < kLanes; ++i) p[i].bits = float_to_f16(values[i]);
+}
+#endif
+
+// Two vectors at once: for bf16, packing them is one instruction.
+template <typename T>
+HWY_INLINE void store_pair(Floats a, Floats b, T *p) {
+  store_vector(a, p);
+  store_vector(b, p + kLanes);
+}
+#if HWY_TARGET != HWY_SCALAR
+HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  const auto low = hn::BitCast(halves, rounded_words(a)), high = hn::BitCast(halves, rounded_words(b));
+  hn::StoreU(hn::ConcatOdd(halves, high, low), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #endif
 
@@ -110,9 +130,21 @@ void load_row(const T *row, std::int64_t n, float *values) {
   if (i < n) store_part(load_part(row + i, n - i), n - i, values + i);
 }
 
+// Tiles go along the rows: what lies further on is needed next, and comes while the tile is computed.
+template <std::int64_t kElements, typename T>
+HWY_INLINE void fetch(const T *p) {
+  for (std::int64_t element = 0; element < kElements; element += 64 / std::int64_t{sizeof(T)})
+    __builtin_prefetch(p + element, 1);
+}
+constexpr std::int64_t kAhead = 4 * kPanel;
+
 template <typename T>
 void store_row(const float *values, std::int64_t n, T *row) {
   std::int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    fetch<2 * kLanes>(row + i + n);
+    store_pair(load_vector(values + i), load_vector(values + i + kLanes), row + i);
+  }
   for (; i + kLanes <= n; i += kLanes) store_vector(load_vector(values + i), row + i);
   if (i < n) store_part(load_part(values + i, n - i), n - i, row + i);
 }
@@ -120,6 +152,11 @@ void store_row(const float *values, std::int64_t n, T *row) {
 template <typename B, typename T>
 void merge_row(const B *base, const float *delta, std::int64_t n, T *out) {
   std::int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    fetch<2 * kLanes>(base + i + n);
+    store_pair(hn::Add(load_vector(base + i), load_vector(delta + i)),
+               hn::Add(load_vector(base + i + kLanes), load_vector(delta + i + kLanes)), out + i);
+  }
   for (; i + kLanes <= n; i += kLanes) store_vector(hn::Add(load_vector(base + i), load_vector(delta + i)), out + i);
   if (i < n) store_part(hn::Add(load_part(base + i, n - i), load_part(delta + i, n - i)), n - i, out + i);
 }
@@ -178,35 +215,90 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
   store_vector(v, to);
 }
 
-template <bool kFirst, bool kTimes>
-void product_tile(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
-                  std::int64_t panels, const Tile &tile) {
-  for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
-    const float *r = right + column / kPanel * (rank * kPanel) + column % kPanel;
-    const float *l = left;
-    Floats sum[kTileRows][kVectors];
+// The sums of one register tile: kTileRows rows of kVectors vectors.
+using Sums = Floats[kTileRows][kVectors];
+
+HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
+                         Sums &sum) {
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(kFloats);
+
+  for (std::int64_t k = 0; k < rank; ++k, left += kTileRows, right += kPanel) {
+    Floats row[kVectors];
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kVectors; ++v) row[v] = hn::LoadU(kFloats, right + v * kLanes);
     HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(kFloats);
-
-    for (std::int64_t k = 0; k < rank; ++k, l += kTileRows, r += kPanel) {
-      Floats row[kVectors];
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      const Floats factor = hn::Set(kFloats, left[i]);
       HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kVectors; ++v) row[v] = hn::LoadU(kFloats, r + v * kLanes);
-      HWY_UNROLL(6)
-      for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const Floats factor = hn::Set(kFloats, l[i]);
-        HWY_UNROLL(4)
-        for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
-      }
+      for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
     }
+  }
+}
 
+HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
+  return right + column / kPanel * (rank * kPanel) + column % kPanel;
+}
+
+template <bool kFirst, bool kTimes>
+void product_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile tile) {
+  for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
+    Sums sum;
+    multiply(left, right_at(right, rank, column), rank, sum);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = i * tile.stride + column + v * kLanes;
       put<kFirst, kTimes>(sum[i][v], tile.data + at, kTimes ? tile.times + at : nullptr);
     }
+  }
+}
+
+template <typename T, bool kBase, bool kTimes>
+void merge_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const T *base,
+                std::int64_t base_stride, T *out, std::int64_t out_stride, const float *times,
+                std::int64_t times_stride) {
+  for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
+    if (column % kPanel == 0)
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        fetch<kPanel>(kBase ? base + i * base_stride + column + kAhead : out + i * out_stride + column + kAhead);
+    Sums sum;
+    multiply(left, right_at(right, rank, column), rank, sum);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kVectors; ++v) {
+        const std::int64_t at = column + v * kLanes;
+        if (kTimes) sum[i][v] = hn::Mul(sum[i][v], load_vector(times + i * times_stride + at));
+        if (kBase) sum[i][v] = hn::Add(sum[i][v], load_vector(base + i * base_stride + at));
+      }
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < kVectors; v += 2)
+        store_pair(sum[i][v], sum[i][v + 1], out + i * out_stride + column + v * kLanes);
+    }
+  }
+}
+
+template <typename T>
+void merge_product_into(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
+                        const WeightRows &rows, const float *times, std::int64_t times_stride) {
+  const T *base = static_cast<const T *>(rows.base);
+  T *out = static_cast<T *>(rows.out);
+  const auto merge_as = base ? (times ? merge_tile<T, true, true> : merge_tile<T, true, false>)
+                             : (times ? merge_tile<T, false, true> : merge_tile<T, false, false>);
+  merge_as(left, right, rank, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride);
+}
+
+void merge_product(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
+                   const WeightRows &rows, const float *times, std::int64_t times_stride) {
+  switch (rows.dtype) {
+    case LYC_DTYPE_BF16:
+      return merge_product_into<Bf16>(left, right, rank, panels, rows, times, times_stride);
+    case LYC_DTYPE_F16:
+      return merge_product_into<F16>(left, right, rank, panels, rows, times, times_stride);
+    default:
+      return merge_product_into<float>(left, right, rank, panels, rows, times, times_stride);
   }
 }
 
@@ -239,20 +331,85 @@ void scaled(const float *values, float factor, std::int64_t n, const Tile &row) 
                    : scaled_row<false, false>(values, factor, n, row.data, nullptr);
 }
 
-template <bool kFirst>
-void kronecker_row(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n, float *to) {
-  for (std::int64_t column = 0; column < n;) {
-    const std::int64_t at = begin + column, left = split.segment - (at + split.begin) % split.segment;
-    const std::int64_t run = std::min(left, n - column);
-    scaled_row<kFirst, false>(q + split.q(at), p[split.p(at)], run, to + column, nullptr);
-    column += run;
+/// A row of p (x) q as stretches of one factor: p moves on with each, q begins anew until p has been through.
+class Segments {
+ public:
+  Segments(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n)
+      : p_(p), split_(split), n_(n), at_p_(split.p(begin)), skipped_((begin + split.begin) % split.segment) {
+    q_ = q + split.q(begin) - skipped_;
   }
-}
+
+  bool next() {
+    column += length;
+    if (column == n_) return false;
+    length = std::min(split_.segment - skipped_, n_ - column);
+    values = q_ + skipped_;
+    factor = p_[at_p_];
+    skipped_ = 0;
+    if (++at_p_ == split_.count) {
+      at_p_ = 0;
+      q_ += split_.segment;
+    }
+    return true;
+  }
+
+  std::int64_t column = 0, length = 0;
+  const float *values = nullptr;
+  float factor = 0.0f;
+
+ private:
+  const float *p_, *q_;
+  const Split &split_;
+  std::int64_t n_, at_p_, skipped_;
+};
 
 void kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                const Tile &row) {
-  row.first ? kronecker_row<true>(p, q, split, begin, n, row.data)
-            : kronecker_row<false>(p, q, split, begin, n, row.data);
+  for (Segments part(p, q, split, begin, n); part.next();)
+    row.first ? scaled_row<true, false>(part.values, part.factor, part.length, row.data + part.column, nullptr)
+              : scaled_row<false, false>(part.values, part.factor, part.length, row.data + part.column, nullptr);
+}
+
+template <typename T, bool kBase>
+HWY_INLINE Floats merged(const T *base, const float *values, Floats factor) {
+  return kBase ? hn::MulAdd(factor, load_vector(values), load_vector(base)) : hn::Mul(factor, load_vector(values));
+}
+
+template <typename T, bool kBase>
+HWY_INLINE void merge_scaled_row(const T *base, const float *values, float factor, std::int64_t n, T *out) {
+  const Floats factors = hn::Set(kFloats, factor);
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    fetch<2 * kLanes>((kBase ? base : out) + i + kAhead);
+    store_pair(merged<T, kBase>(base + i, values + i, factors),
+               merged<T, kBase>(base + i + kLanes, values + i + kLanes, factors), out + i);
+  }
+  for (; i + kLanes <= n; i += kLanes) store_vector(merged<T, kBase>(base + i, values + i, factors), out + i);
+  if (i == n) return;
+  const Floats rest = load_part(values + i, n - i);
+  store_part(kBase ? hn::MulAdd(factors, rest, load_part(base + i, n - i)) : hn::Mul(factors, rest), n - i, out + i);
+}
+
+template <typename T>
+void merge_kronecker_into(Segments part, const WeightRows &rows) {
+  const T *base = static_cast<const T *>(rows.base);
+  T *out = static_cast<T *>(rows.out);
+  while (part.next())
+    base ? merge_scaled_row<T, true>(base + part.column, part.values, part.factor, part.length, out + part.column)
+         : merge_scaled_row<T, false>(out, part.values, part.factor, part.length, out + part.column);
+}
+
+void merge_kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
+                     const WeightRows &row) {
+  const Segments parts(p, q, split, begin, n);
+  switch (row.dtype) {
+    case LYC_DTYPE_BF16:
+      return merge_kronecker_into<Bf16>(parts, row);
+    case LYC_DTYPE_F16:
+      return merge_kronecker_into<F16>(parts, row);
+    default:
+      return merge_kronecker_into<float>(parts, row);
+  }
 }
 
 // -- DoRA ------------------------------------------------------------------------------------------------------
@@ -327,8 +484,8 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(), load, store, merge,  product, scaled,
-                              kronecker,     norm, norms, change, changes};
+constexpr Kernels kKernels = {target_name(),   load, store, merge,  product, merge_product, scaled, kronecker,
+                              merge_kronecker, norm, norms, change, changes};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -34,6 +34,15 @@ struct Tile {
   bool first;
 };
 
+/// Rows of the weight: out = base + product, or the product alone without a base. Strides in elements.
+struct WeightRows {
+  lyc_dtype dtype;
+  const void *base;
+  std::int64_t base_stride;
+  void *out;
+  std::int64_t out_stride;
+};
+
 struct Kernels {
   const char *name;
 
@@ -45,10 +54,16 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
+  // The same, straight from registers onto the weight.
+  void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
+                        const WeightRows &rows, const float *times, std::int64_t times_stride);
+
   // One row each: factor * values; p (x) q from column `begin` of the product on.
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
   void (*kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                     const Tile &row);
+  void (*merge_kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
+                          const WeightRows &row);
 
   // DoRA, with w a row of the weight and d one of the delta, V = w + d:
   // |V|^2 along the row; V^2 added to one sum per column; the change w * weight + d * delta, added unless row.first.

@@ -234,8 +234,18 @@ class TargetBuilder {
     plan_.tile_columns = std::min(columns, kTileColumns);
     for (const AdapterPlan &adapter : plan_.adapters)
       if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
+    plan_.direct = direct();
     // Three tiles (sum, delta, Hadamard's first half) and two rows.
     plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride());
+  }
+
+  bool direct() const {
+    if (plan_.adapters.size() != 1 || plan_.adapters[0].dora() || plan_.adapters[0].terms.size() != 1) return false;
+    const TermPlan &term = plan_.adapters[0].terms[0];
+    const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
+    return (term.kind == TermKind::kKronecker || !last.whole) && plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
+           (!plan_.base ||
+            (plan_.base.contiguous() && plan_.base.rows.count <= 1 && plan_.base.dtype == plan_.out.dtype));
   }
 
   void add_steps(const AdapterPlan &adapter, const TermPlan &term) {

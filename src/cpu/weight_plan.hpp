@@ -19,7 +19,8 @@
 
 namespace lyc::cpu {
 
-inline constexpr std::int64_t kTileColumns = 512;                    // a tile and its panels stay in the nearest cache
+inline constexpr std::int64_t kItemColumns = 4096;
+inline constexpr std::int64_t kTileColumns = 256;                    // a tile and its panels stay in the nearest cache
 inline constexpr std::int64_t kItemRows = 4 * kTileRows;             // what a thread takes at a time
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;            // rows whose squares are summed in float32
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
@@ -96,6 +97,7 @@ struct TargetPlan {
   Matrix base, out;
   bool out_in_columns = false;
   std::int64_t rows = 0, columns = 0;
+  bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
   std::vector<AdapterPlan> adapters;
   std::vector<Step> pack_left, pack_right, contract, materialise;

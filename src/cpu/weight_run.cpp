@@ -75,15 +75,17 @@ class TargetRun {
     });
   }
 
-  // Items of `rows` rows by one tile of columns. Their bounds depend on the shape only.
+  // Items of `rows` rows by some tiles of columns. Their bounds depend on the shape only.
   template <typename Body>
   void for_tiles(std::int64_t rows, Body &&body) {
-    const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
+    const std::int64_t across = ceil_div(t_.columns, item_columns());
     for_range(ceil_div(t_.rows, rows) * across, [&](std::int64_t index, int worker) {
-      body(index / across * rows, index % across * t_.tile_columns, worker);
+      body(index / across * rows, index % across * item_columns(), worker);
     });
   }
 
+  // A multiple of the tile's, unless that is the whole row.
+  std::int64_t item_columns() const { return std::max(kItemColumns, t_.tile_columns); }
   float *scratch_tile(int worker, int tile) const {
     return scratch_ + static_cast<Position>(worker) * t_.scratch_size +
            static_cast<Position>(tile * kTileRows * t_.tile_stride());
@@ -246,29 +248,34 @@ class TargetRun {
 
   // Sums of squares of V by rows or by columns, in parts that depend on the shape only, then the factors of each line.
   void compute_norms(const AdapterPlan &adapter) {
-    float *partial = packed_ + adapter.partial_at;
     for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
-      const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows);
-      const Tile tile = {delta_tile(worker), t_.tile_stride(), nullptr, true};
-      float *values = row_buffer(worker);
-      float *sums = partial + begin / kNormRows * t_.columns + column;
-      if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
-      for (std::int64_t row = begin; row < end; row += kTileRows) {
-        add_delta(adapter, row, column, tile, worker);
-        for (std::int64_t i = 0; i < height(row); ++i) {
-          load(k_, t_.base, row + i, column, n, values);
-          const float *delta = row_of(tile, i).data;
-          if (adapter.norm_per_row)
-            partial[column / t_.tile_columns * t_.rows + row + i] = static_cast<float>(k_.norm(values, delta, n));
-          else
-            k_.norms(values, delta, n, sums);
-        }
-      }
+      const std::int64_t last = std::min(column + item_columns(), t_.columns);
+      for (std::int64_t c = column; c < last; c += t_.tile_columns) sum_squares(adapter, begin, c, worker);
     });
     for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
       const std::int64_t begin = index * kPanel, end = std::min(begin + kPanel, adapter.magnitudes);
       for (std::int64_t i = begin; i < end; ++i) finish_norm(adapter, i);
     });
+  }
+
+  void sum_squares(const AdapterPlan &adapter, std::int64_t begin, std::int64_t column, int worker) {
+    const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows);
+    const Tile tile = {delta_tile(worker), t_.tile_stride(), nullptr, true};
+    float *values = row_buffer(worker);
+    float *partial = packed_ + adapter.partial_at;
+    float *sums = partial + begin / kNormRows * t_.columns + column;
+    if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
+    for (std::int64_t row = begin; row < end; row += kTileRows) {
+      add_delta(adapter, row, column, tile, worker);
+      for (std::int64_t i = 0; i < height(row); ++i) {
+        load(k_, t_.base, row + i, column, n, values);
+        const float *delta = row_of(tile, i).data;
+        if (adapter.norm_per_row)
+          partial[column / t_.tile_columns * t_.rows + row + i] = static_cast<float>(k_.norm(values, delta, n));
+        else
+          k_.norms(values, delta, n, sums);
+      }
+    }
   }
 
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
@@ -319,18 +326,59 @@ class TargetRun {
   // -- Tiles ---------------------------------------------------------------------------------------------------
 
   void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
-    for (std::int64_t row = begin; row < std::min(begin + kItemRows, t_.rows); row += kTileRows) {
-      Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
-      for (const AdapterPlan &adapter : t_.adapters) {
-        if (!active(adapter)) continue;
-        if (adapter.dora())
-          add_dora(adapter, row, column, sum, worker);
+    const std::int64_t end = std::min(begin + kItemRows, t_.rows);
+    const std::int64_t last = std::min(column + item_columns(), t_.columns);
+    if (t_.direct && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
+      return merge_kronecker(begin, end, column, last - column);
+    for (std::int64_t row = begin; row < end; row += kTileRows)
+      for (std::int64_t c = column; c < last; c += t_.tile_columns)
+        if (t_.direct && height(row) == kTileRows && width(c) % kPanel == 0)
+          merge_product(row, c, worker);
         else
-          add_delta(adapter, row, column, sum, worker);
-        sum.first = false;
-      }
-      for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+          compute_tile(row, c, worker);
+  }
+
+  WeightRows weight_rows(std::int64_t row, std::int64_t column) const {
+    const bool with_base = op_ != WeightOp::kDiff;
+    return {t_.out.dtype, with_base ? t_.base.at(row, column) : nullptr, with_base ? t_.base.rows.stride[0] : 0,
+            t_.out.at(row, column), t_.out.rows.stride[0]};
+  }
+
+  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
+    const TermPlan &term = t_.adapters[0].terms[0];
+    for (std::int64_t row = begin; row < end; ++row)
+      k_.merge_kronecker(packed_ + term.p_at + term.rows.p(row) * term.p_stride,
+                         packed_ + term.q_at + term.rows.q(row) * term.q_stride, term.columns, column, n,
+                         weight_rows(row, column));
+  }
+
+  void merge_product(std::int64_t row, std::int64_t column, int worker) {
+    const AdapterPlan &adapter = t_.adapters[0];
+    const TermPlan &term = adapter.terms[0];
+    const ProductPlan *last = &term.p;
+    float *times = nullptr;
+    const std::int64_t n = width(column);
+    if (term.kind == TermKind::kHadamard) {
+      last = &term.q;
+      times = hadamard_tile(worker);
+      add_product(term.p, factor(adapter, term), row, kTileRows, column, n, {times, t_.tile_stride(), nullptr, true},
+                  worker);
     }
+    k_.merge_product(packed_ + last->left.at + row * last->rank, packed_ + last->right.at + column * last->rank,
+                     last->rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride());
+  }
+
+  void compute_tile(std::int64_t row, std::int64_t column, int worker) {
+    Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+    for (const AdapterPlan &adapter : t_.adapters) {
+      if (!active(adapter)) continue;
+      if (adapter.dora())
+        add_dora(adapter, row, column, sum, worker);
+      else
+        add_delta(adapter, row, column, sum, worker);
+      sum.first = false;
+    }
+    for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
   }
 
   void store_row(std::int64_t row, std::int64_t column, float *sum, int worker) {
@@ -348,17 +396,17 @@ class TargetRun {
   void keep_base() {
     if (op_ != WeightOp::kDiff && t_.base.data == t_.out.data) return;
     for_tiles(kItemRows, [&](std::int64_t begin, std::int64_t column, int worker) {
-      const std::int64_t n = width(column);
-      float *values = row_buffer(worker);
-      for (std::int64_t row = begin; row < std::min(begin + kItemRows, t_.rows); ++row) {
-        if (op_ != WeightOp::kDiff) {
-          copy(k_, t_.base, t_.out, row, column, n, values);
-        } else {
-          std::fill(values, values + n, 0.0f);
-          store(k_, values, n, t_.out, row, column);
-        }
-      }
+      const std::int64_t last = std::min(column + item_columns(), t_.columns);
+      for (std::int64_t row = begin; row < std::min(begin + kItemRows, t_.rows); ++row)
+        for (std::int64_t c = column; c < last; c += t_.tile_columns) keep_row(row, c, row_buffer(worker));
     });
+  }
+
+  void keep_row(std::int64_t row, std::int64_t column, float *values) {
+    const std::int64_t n = width(column);
+    if (op_ != WeightOp::kDiff) return copy(k_, t_.base, t_.out, row, column, n, values);
+    std::fill(values, values + n, 0.0f);
+    store(k_, values, n, t_.out, row, column);
   }
 
   const TargetPlan &t_;

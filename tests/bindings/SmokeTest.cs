@@ -121,7 +121,7 @@ internal static class SmokeTest {
 
   private static void TestErrors() {
     var missing = Throws<LycorisException>(() => new TensorFile("missing.safetensors"));
-    Check(missing.Status == Status.ErrorIo && missing.NativeCode == 2 && missing.Message.Contains("missing.safetensors"));
+    Check(missing.Status == Status.ErrorNotFound && missing.NativeCode == 2 && missing.Message.Contains("missing.safetensors"));
     using (var context = new Context()) {
       var options = new ModuleOptions { Algo = Algo.Locon, Rank = -1, Shape = new long[] { 8, 8 } };
       Check(Throws<LycorisException>(() => new Module(context, options)).Message.Contains("rank"));
@@ -204,8 +204,12 @@ internal static class SmokeTest {
       Near(data, Merged(0.8f));
       var other = new Dictionary<string, Tensor> { { "other.weight", Tensor.Pin(new float[4], 2, 2) } };
       Check(Throws<LycorisException>(() => network.MergeInto(other)).Status == Status.ErrorMismatch);
-      using (var batch = network.Match(other, new MatchOptions { AllowUnmatched = true }, out report))
-        Check(report.Unmatched == 1 && batch.Explain() != null);
+      var weights = new Dictionary<string, Tensor> { { "mid.proj.weight", Tensor.Pin(data, Rows, Columns) } };
+      using (var batch = network.Match(weights, new MatchOptions { Excludes = new[] { "*mid_proj*" } }, out report)) {
+        batch.Merge(0.5f);
+        Check(report.Excluded == 1 && batch.Explain() != null);
+      }
+      Near(data, Merged(0.8f));
     }
   }
 

@@ -19,5 +19,5 @@ liblycoris.save_file(folder / "model.safetensors", {
     "transformer.blocks.0.attn.to_q.weight": matrix(24, 16, 5),
     "transformer.blocks.0.attn.to_k.weight": matrix(24, 16, 3)})
 liblycoris.save_file(folder / "style.safetensors", {
-    "transformer.blocks.0.attn.to_q.lora_A.weight": matrix(4, 16, 7),
-    "transformer.blocks.0.attn.to_q.lora_B.weight": matrix(24, 4, 11)})
+    "lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight": matrix(4, 16, 7),
+    "lora_unet_transformer_blocks_0_attn_to_q.lora_up.weight": matrix(24, 4, 11)})

@@ -119,9 +119,10 @@ class Library(Case):
 
 class Errors(Case):
     def test_class_and_message(self):
-        with self.assertRaises(liblycoris.IoError) as caught:
+        with self.assertRaises(liblycoris.NotFoundError) as caught:
             liblycoris.File(self.folder / "missing.safetensors")
-        self.assertIsInstance(caught.exception, OSError)
+        self.assertIsInstance(caught.exception, FileNotFoundError)
+        self.assertEqual(caught.exception.errno, 2)
         self.assertIn("missing.safetensors", str(caught.exception))
         self.assertEqual(caught.exception.native_code, 2)
 
@@ -332,8 +333,14 @@ class Networks(Case):
         network = liblycoris.load_network(adapter, context=self.context)
         with self.assertRaises(liblycoris.MismatchError):
             network.merge_into({"other.weight": matrix(2, 2)})
-        report = network.merge_into({"other.weight": matrix(2, 2)}, allow_unmatched=True)
-        self.assertEqual(report.unmatched, 1)
+        both = self.folder / "both.safetensors"
+        liblycoris.save_file(both, {f"lora_unet_{layer}.{key}": value for layer in ("mid_proj", "mid_other")
+                                    for key, value in self.layer.tensors().items()})
+        network, weights = liblycoris.load_network(both, context=self.context), {"mid.proj.weight": self.layer.base}
+        with self.assertRaisesRegex(liblycoris.MismatchError, "mid_other"):
+            network.merge_into(weights)
+        report = network.merge_into(weights, allow_unmatched=True)
+        self.assertEqual((report.matched, report.unmatched), (1, 1))
 
     def test_a_batch_keeps_what_it_needs(self):
         adapter, _ = self.write_adapter()

@@ -134,6 +134,23 @@ TEST_F(Gpu, PlainTargetsMatchTheReference) {
         }
 }
 
+TEST_F(Gpu, RanksThatAreStagedByTurnsMatchTheReference) {
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32}) {
+    WeightCase c(9);
+    Random random(10);
+    c.add({{48, 128, {1, 1, 1}},
+           LYC_DTYPE_F32,
+           LYC_DTYPE_F32,
+           Order::kOIHW,
+           Order::kOIHW,
+           false,
+           {low_rank(200), low_rank(5), low_rank(100)}});
+    c.add({{33, 50, {1, 1, 1}}, LYC_DTYPE_F32, LYC_DTYPE_F32, Order::kOIHW, Order::kOIHW, true, {low_rank(500)}});
+    use_plain_factors(c, factors, random);
+    for (WeightOp op : kOps) expect_reference(c, op);
+  }
+}
+
 TEST_F(Gpu, MixedWeightTypesMatchTheReference) {
   WeightCase c(7);
   Random random(8);

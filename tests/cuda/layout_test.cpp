@@ -47,12 +47,12 @@ TEST_F(Layout, LinearRowsAreOut) {
   const WeightLayout layout = lay_out_one({192, 320}, Order::kOIHW);
   ASSERT_EQ(layout.groups.size(), 1u);
   const TargetGroup &group = layout.groups[0];
-  EXPECT_TRUE(group.kind.regular && group.kind.tensor_cores && !group.kind.wide);
+  EXPECT_TRUE(group.kind.regular && group.kind.native && !group.kind.wide);
   EXPECT_EQ(group.targets[0].rows.size, 192);
   EXPECT_EQ(group.targets[0].columns.size, 320);
   EXPECT_EQ(group.targets[0].base.row.level[0], 320);
-  EXPECT_EQ(layout.terms[0].row_factor.load, FactorLoad::kAlongRank);
-  EXPECT_EQ(layout.terms[0].column_factor.load, FactorLoad::kAlongAxis);
+  EXPECT_TRUE(layout.terms[0].row_factor.vectors);
+  EXPECT_TRUE(layout.terms[0].column_factor.vectors);
 }
 
 TEST_F(Layout, ConvolutionColumnsAreInAndKernelInOneAxis) {
@@ -69,7 +69,7 @@ TEST_F(Layout, TransposedWeightsSwapTheFactors) {
   EXPECT_EQ(target.rows.size, 320);
   EXPECT_EQ(target.columns.size, 192);
   EXPECT_EQ(layout.terms[0].column_factor.data, case_.terms()[0].p.up.data);
-  EXPECT_EQ(layout.terms[0].column_factor.load, FactorLoad::kAlongRank);
+  EXPECT_FALSE(layout.terms[0].column_factor.vectors);
 }
 
 TEST_F(Layout, FactorsOfAnotherMemoryOrderKeepTheAxesApart) {
@@ -81,13 +81,22 @@ TEST_F(Layout, FactorsOfAnotherMemoryOrderKeepTheAxesApart) {
   EXPECT_EQ(target.columns.size, 64);
 }
 
-TEST_F(Layout, WhatHasOddSizesOrRanksIsNotRegular) {
+TEST_F(Layout, WhatHasOddColumnsOrStridesIsNotRegular) {
   add({64, 111}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
-  add({64, 128}, Order::kOIHW, 3, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
   add({64, 128}, Order::kGaps, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
   const WeightLayout layout = lay_out(case_.batch());
   ASSERT_EQ(layout.groups.size(), 1u);
   EXPECT_FALSE(layout.groups[0].kind.regular);
+}
+
+TEST_F(Layout, ChunksAreStagedUpToWhatFits) {
+  EXPECT_EQ(lay_out_one({64, 64}, Order::kOIHW, 36).groups[0].chunk_capacity, 3);
+  add({64, 64}, Order::kOIHW, 1000, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  const WeightLayout layout = lay_out(case_.batch());
+  ASSERT_EQ(layout.groups.size(), 2u);
+  EXPECT_TRUE(layout.groups[0].kind.regular);
+  EXPECT_FALSE(layout.groups[1].kind.regular);
+  EXPECT_EQ(layout.groups[1].chunk_capacity, max_chunks(layout.groups[1].kind));
 }
 
 TEST_F(Layout, GroupsByKernel) {

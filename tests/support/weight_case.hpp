@@ -61,6 +61,14 @@ class WeightCase {
     return batch;
   }
 
+  /// The same, of one target.
+  ops::WeightBatch batch(std::int64_t target) const {
+    ops::WeightBatch one = batch();
+    one.targets += target;
+    one.target_count = 1;
+    return one;
+  }
+
   std::vector<ops::WeightTarget> &targets() { return targets_; }
   std::vector<ops::Term> &terms() { return terms_; }
   Arena &arena() { return arena_; }

@@ -17,13 +17,13 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 from . import native
 from .errors import (ArgumentError, CancelledError, DeviceError, Error, FormatError, InternalError, IoError,
-                     MismatchError, NotFoundError, OutOfMemoryError, UnsupportedError)
+                     MismatchError, MissingFileError, NotFoundError, OutOfMemoryError, UnsupportedError)
 from .objects import Batch, Context, File, Module, Network, Path, Report, match, save_file
 from .tensors import DORA_RULES, DTYPES, Tensor
 
 __all__ = [
     "ArgumentError", "Batch", "CancelledError", "Context", "DeviceError", "Error", "File", "FormatError",
-    "InternalError", "IoError", "MismatchError", "Module", "Network", "NotFoundError", "OutOfMemoryError", "Report",
+    "InternalError", "IoError", "MismatchError", "MissingFileError", "Module", "Network", "NotFoundError", "OutOfMemoryError", "Report",
     "Tensor", "UnsupportedError", "backend_explain", "build_info", "device_count", "has_feature", "inspect_file",
     "load_backend", "load_network", "match", "merge_files", "save_file",
 ]

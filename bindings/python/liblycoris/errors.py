@@ -29,6 +29,10 @@ class NotFoundError(Error, KeyError):
     __str__ = Exception.__str__  # KeyError's shows the text in quotes
 
 
+class MissingFileError(NotFoundError, FileNotFoundError):
+    """No file of that name."""
+
+
 class IoError(Error, OSError):
     """The operating system refused; `errno` holds its reason."""
 
@@ -69,7 +73,8 @@ _CLASSES: Dict[int, Type[Error]] = {
 
 def from_status(status: int, message: str, native_code: int) -> Error:
     """Called by the native module."""
-    error = _CLASSES.get(status, Error)(message)
+    kind = _CLASSES.get(status, Error)
+    error = (MissingFileError if kind is NotFoundError and native_code else kind)(message)
     error.status = status
     error.native_code = native_code
     if isinstance(error, OSError) and native_code:

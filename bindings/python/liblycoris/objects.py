@@ -260,14 +260,15 @@ class Batch:
 
     @classmethod
     def create(cls, context: Context, items: Iterable[Mapping[str, Any]]) -> Batch:
-        """Each item: module, base, and as needed out, row_begin, multiplier_index, part ("weight", "bias")."""
+        """Each item: module, base, and as needed out, row_begin, row_count, multiplier_index, part ("weight", "bias")."""
         rows: List[Tuple[Any, ...]] = []
         borrowed: List[Any] = []
         for item in items:
             item = dict(item)
             module, base, out = item.pop("module"), view_of(item.pop("base", None)), view_of(item.pop("out", None))
             part = PARTS.value(item.pop("part", "weight"))
-            rows.append((module._native, base, out, item.pop("row_begin", 0), item.pop("multiplier_index", 0), part))
+            rows.append((module._native, base, out, item.pop("row_begin", 0), item.pop("row_count", 0),
+                         item.pop("multiplier_index", 0), part))
             borrowed += [module, base, out]
             if item:
                 raise TypeError(f"an item has no {', '.join(map(repr, item))}")

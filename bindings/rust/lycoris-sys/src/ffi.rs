@@ -20,7 +20,8 @@ pub const LYC_MODULE_WHOLE: u32 = 16;
 pub const LYC_MODULE_UNBALANCED: u32 = 32;
 /// Full, norm: a bias difference too.
 pub const LYC_MODULE_BIAS: u32 = 64;
-/// Adapter keys that find no weight are reported, and are no error.
+/// Adapter keys that find no weight are reported, and are no error. An adapter none of whose layers finds one is
+/// still an error: it is for another model.
 pub const LYC_ALLOW_UNMATCHED: u32 = 1;
 /// `lyc_merge_files()`: an existing output may be replaced.
 pub const LYC_OVERWRITE: u32 = 2;
@@ -329,10 +330,10 @@ pub struct lyc_batch_item {
     pub base: *const lyc_tensor,
     /// NULL = in place. Items with the same base have the same out.
     pub out: *const lyc_tensor,
-    /// First row (output feature) of the delta that the weight takes, and
+    /// First row (output feature) of the delta that the weight takes: 0, unless an adapter of a fused layer goes
+    /// to its parts.
     pub row_begin: i64,
-    /// how many, where an adapter of a fused layer goes to its parts. 0 = all rows, and the weight must have as
-    /// many.
+    /// How many rows it takes. 0 = all, and the weight must have as many.
     pub row_count: i64,
     /// Which of the run's multipliers counts.
     pub multiplier_index: i32,
@@ -497,7 +498,8 @@ functions! {
     fn lyc_context_info_init(info: *mut lyc_context_info, struct_size: usize);
     fn lyc_context_get_info(context: *const lyc_context, info: *mut lyc_context_info) -> lyc_status;
     fn lyc_exec_init(exec: *mut lyc_exec, struct_size: usize);
-    /// Open a file or folder for reading. Errors: IO, FORMAT (says where and why), UNSUPPORTED (pickles).
+    /// Open a file or folder for reading. Errors: NOT_FOUND, IO, FORMAT (says where and why), UNSUPPORTED
+    /// (pickles).
     fn lyc_file_open(path: *const c_char, out_file: *mut *mut lyc_file) -> lyc_status;
     /// Open a safetensors image in memory, which must stay until the last release.
     fn lyc_file_open_memory(data: *const c_void, size: usize, out_file: *mut *mut lyc_file) -> lyc_status;
@@ -578,8 +580,8 @@ functions! {
     /// What a run does, as text: groups, kernels, tiles, workspace, launches.
     fn lyc_batch_explain(batch: *const lyc_batch, buffer: *mut c_char, capacity: usize, out_length: *mut usize) -> lyc_status;
     fn lyc_network_options_init(options: *mut lyc_network_options, struct_size: usize);
-    /// Load an adapter file; its dialect is found by itself. options may be NULL. Errors: IO, FORMAT (what, which
-    /// key), UNSUPPORTED (a family or dialect not known yet, by name).
+    /// Load an adapter file; its dialect is found by itself. options may be NULL. Errors: NOT_FOUND, IO, FORMAT
+    /// (what, which key), UNSUPPORTED (a family or dialect not known yet, by name).
     fn lyc_network_load(context: *mut lyc_context, path: *const c_char, options: *const lyc_network_options, out_network: *mut *mut lyc_network) -> lyc_status;
     fn lyc_network_retain(network: *mut lyc_network);
     fn lyc_network_release(network: *mut lyc_network);

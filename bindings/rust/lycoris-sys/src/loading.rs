@@ -93,7 +93,11 @@ impl Library {
     pub(crate) fn symbol(&self, name: &str) -> Result<*mut c_void, String> {
         // SAFETY: the library is open, the name is terminated.
         let symbol = unsafe { system::dlsym(self.0, name.as_ptr().cast()) };
-        if symbol.is_null() { Err(format!("the library has no {}", name.trim_end_matches('\0'))) } else { Ok(symbol) }
+        if symbol.is_null() {
+            Err(format!("the library has no {}", name.trim_end_matches('\0')))
+        } else {
+            Ok(symbol)
+        }
     }
 }
 
@@ -124,6 +128,10 @@ impl Library {
     pub(crate) fn symbol(&self, name: &str) -> Result<*mut c_void, String> {
         // SAFETY: the library is open, the name is terminated.
         let symbol = unsafe { system::GetProcAddress(self.0, name.as_ptr().cast()) };
-        if symbol.is_null() { Err(format!("the library has no {}", name.trim_end_matches('\0'))) } else { Ok(symbol) }
+        if symbol.is_null() {
+            Err(format!("the library has no {}", name.trim_end_matches('\0')))
+        } else {
+            Ok(symbol)
+        }
     }
 }

@@ -47,16 +47,18 @@ impl<'m, 'a> Item<'m, 'a> {
             base: ptr::null(),
             out: ptr::null(),
             row_begin: 0,
+            row_count: 0,
             multiplier_index: 0,
             part: Part::WEIGHT,
-            reserved_: [0; 2],
+            reserved_: 0,
         };
         Item { raw, base, out, lifetimes: PhantomData }
     }
 
-    /// First row of the delta that the weight takes, where a fused layer's adapter goes to its parts.
-    pub fn row_begin(mut self, row: i64) -> Self {
-        self.raw.row_begin = row;
+    /// The rows of the delta that the weight takes, where a fused layer's adapter goes to its parts.
+    pub fn rows(mut self, begin: i64, count: i64) -> Self {
+        self.raw.row_begin = begin;
+        self.raw.row_count = count;
         self
     }
 

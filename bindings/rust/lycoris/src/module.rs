@@ -123,7 +123,13 @@ impl Module {
         check(unsafe {
             let count = views.len();
             sys::lyc_module_create_from_tensors(
-                context.raw, ptr::null(), names.as_ptr(), views.as_ptr(), count, &mut raw)
+                context.raw,
+                ptr::null(),
+                names.as_ptr(),
+                views.as_ptr(),
+                count,
+                &mut raw,
+            )
         })?;
         Ok(Module::of(raw, context))
     }

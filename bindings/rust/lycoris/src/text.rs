@@ -7,7 +7,11 @@ use crate::{Error, Result, Status};
 /// # Safety
 /// `text` is NULL or a C string.
 pub(crate) unsafe fn owned(text: *const c_char) -> String {
-    if text.is_null() { String::new() } else { unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned() }
+    if text.is_null() {
+        String::new()
+    } else {
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    }
 }
 
 pub(crate) fn c_string(text: &str) -> Result<CString> {
