@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -12,28 +11,14 @@ import time
 import unittest
 from pathlib import Path
 
+from large_files import write_large_merge, write_zeros
+
 PROGRAM, MAKE_DEMO_FILES = map(os.path.abspath, sys.argv[1:3])
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
 def run(*arguments, **options):
     return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
-
-
-def write_zeros(path, shapes, dtype="BF16"):
-    """A sparse safetensors file: any size in no time."""
-    size = {"BF16": 2, "F32": 4}[dtype]
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        length = size
-        for extent in shape:
-            length *= extent
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + length]}
-        offset += length
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + offset)
 
 
 class ProgramTest(unittest.TestCase):
@@ -203,12 +188,8 @@ class Merging(ProgramTest):
 
 class Interrupts(ProgramTest):
     def test_interrupted_merges_leave_nothing(self):
-        write_zeros(self.base, {f"x{i}.weight": [8192, 8192] for i in range(8)})  # 1 GB
         adapter = self.folder / "a.safetensors"
-        shapes = {}
-        for i in range(8):
-            shapes |= {f"lycoris_x{i}.hada_w{h}_{s}": [8192, 8] if s == "a" else [8, 8192] for h in "12" for s in "ab"}
-        write_zeros(adapter, shapes)
+        write_large_merge(self.base, adapter)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self.out.write_text("old")
             self.inputs = self.names()
