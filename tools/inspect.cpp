@@ -36,28 +36,27 @@ void print_adapter(const Json &report) {
       largest_layer = layer["layer"];
     }
   }
-  std::printf("dialect     %s\nlayers      %zu (%s)\n", report["dialect"].get<std::string>().c_str(),
-              report["layers"].size(), counts_text(report["algorithms"]).c_str());
+  std::printf("dialect     %s\nlayers      %zu (%s)\n", printable(report["dialect"]).c_str(), report["layers"].size(),
+              counts_text(report["algorithms"]).c_str());
   if (!ranks.empty()) std::printf("ranks       %s\n", set_text(ranks).c_str());
   if (!alphas.empty()) std::printf("alphas      %s\n", set_text(alphas).c_str());
-  if (!largest_layer.empty()) std::printf("largest     %s, norm %g\n", largest_layer.c_str(), largest);
+  if (!largest_layer.empty()) std::printf("largest     %s, norm %g\n", printable(largest_layer).c_str(), largest);
   for (const Json &layer : report["layers"]) {
-    std::printf("  %-6s %5lld x %-6lld", layer["algorithm"].get<std::string>().c_str(),
-                layer["out"].get<long long>(), layer["columns"].get<long long>());
+    std::printf("  %-6s %5lld x %-6lld", printable(layer["algorithm"]).c_str(), layer["out"].get<long long>(),
+                layer["columns"].get<long long>());
     if (layer.contains("rank")) std::printf(" rank %-4lld", layer["rank"].get<long long>());
     std::printf(" scale %-8g", layer["scale"].get<double>());
     if (layer.contains("norm") && layer["norm"].is_number()) std::printf(" norm %-10.4g", layer["norm"].get<double>());
-    if (layer.contains("dora")) std::printf(" dora(%s)", layer["dora"].get<std::string>().c_str());
-    std::printf(" %s\n", layer["layer"].get<std::string>().c_str());
+    if (layer.contains("dora")) std::printf(" dora(%s)", printable(layer["dora"]).c_str());
+    std::printf(" %s\n", printable(layer["layer"]).c_str());
   }
   for (const Json &leftover : report["leftovers"])
-    std::printf("  not used   %s: %s\n", leftover["keys"][0].get<std::string>().c_str(),
-                leftover["reason"].get<std::string>().c_str());
-  for (const Json &anomaly : report["anomalies"]) std::printf("  note       %s\n", anomaly.get<std::string>().c_str());
+    std::printf("  not used   %s: %s\n", printable(leftover["keys"][0]).c_str(), printable(leftover["reason"]).c_str());
+  for (const Json &anomaly : report["anomalies"]) std::printf("  note       %s\n", printable(anomaly).c_str());
 }
 
 void print_report(const Json &report) {
-  std::printf("%s: %s\n", report["path"].get<std::string>().c_str(), report["kind"].get<std::string>().c_str());
+  std::printf("%s: %s\n", printable(report["path"]).c_str(), printable(report["kind"]).c_str());
   std::printf("tensors     %zu, %s elements", report["tensors"].get<size_t>(),
               std::to_string(report["elements"].get<unsigned long long>()).c_str());
   for (const auto &[dtype, bytes] : report["bytes"].items())

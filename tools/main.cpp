@@ -14,6 +14,12 @@ Context make_context(int threads) {
   return Context(context);
 }
 
+std::string printable(std::string text) {
+  for (char &c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return text;
+}
+
 std::string bytes_text(double bytes) {
   static constexpr const char *kUnits[] = {"B", "kB", "MB", "GB", "TB"};
   int unit = 0;
@@ -37,8 +43,9 @@ int main(int argc, char **argv) {
   CLI::App app("Merge and inspect LoRA, LoCon, LoHa, LoKr and DoRA adapter files.", "lycoris");
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("lycoris ") + lyc_version_string());
-  app.footer("Run 'lycoris merge --help' or 'lycoris inspect --help' for more.\n"
-             "Exit status: 0 done, 1 failed, 2 wrong usage.");
+  app.footer(
+      "Run 'lycoris merge --help' or 'lycoris inspect --help' for more.\n"
+      "Exit status: 0 done, 1 failed, 2 wrong usage.");
   int exit_code = kDone;
   add_merge(app, exit_code);
   add_inspect(app, exit_code);
@@ -50,7 +57,11 @@ int main(int argc, char **argv) {
     std::fprintf(stderr, "lycoris: %s\nRun 'lycoris --help' for the usage.\n", error.what());
     return kWrongUsage;
   } catch (const Failure &failure) {
-    std::fprintf(stderr, "lycoris: %s\n", failure.message.c_str());
+    std::fprintf(stderr, "lycoris: %s\n", printable(failure.message).c_str());
+    return kFailed;
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+    std::perror("lycoris: cannot write to the standard output");
     return kFailed;
   }
   return exit_code;

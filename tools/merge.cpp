@@ -1,9 +1,9 @@
-#include <sys/resource.h>
-
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <sys/resource.h>
 #include <vector>
 
 #include "program.hpp"
@@ -30,7 +30,8 @@ const std::map<std::string, lyc_dtype> kDtypes = {
 float parse_multiplier(const std::string &argument, const std::string &number) {
   char *end = nullptr;
   const float value = std::strtof(number.c_str(), &end);
-  if (number.empty() || *end != '\0' || !std::isfinite(value))
+  if (number.empty() || std::isspace(static_cast<unsigned char>(number.front())) || *end != '\0' ||
+      !std::isfinite(value))
     throw CLI::ValidationError("--multiplier " + argument, "'" + number + "' is not a number");
   return value;
 }
@@ -44,6 +45,7 @@ struct Multipliers {
       if (equals == std::string::npos) {
         plain.push_back(parse_multiplier(argument, argument));
       } else {
+        if (equals == 0) throw CLI::ValidationError("--multiplier " + argument, "there is no pattern before '='");
         patterns.push_back(argument.substr(0, equals));
         by_pattern.push_back(parse_multiplier(argument, argument.substr(equals + 1)));
       }
@@ -75,26 +77,25 @@ double peak_memory() {
 
 void print_summary(const Json &report, const lyc_report_info &info) {
   for (const Json &adapter : report["adapters"])
-    std::printf("%s: %s layers (%s)\n", adapter["path"].get<std::string>().c_str(),
+    std::printf("%s: %s layers (%s)\n", printable(adapter["path"]).c_str(),
                 std::to_string(adapter["layers"].get<int>()).c_str(), counts_text(adapter["algorithms"]).c_str());
   std::printf("merged %llu of %llu layers into %s", static_cast<unsigned long long>(info.matched_count),
-              static_cast<unsigned long long>(info.layer_count), report["base"]["path"].get<std::string>().c_str());
+              static_cast<unsigned long long>(info.layer_count), printable(report["base"]["path"]).c_str());
   if (info.excluded_count) std::printf(", %llu excluded", static_cast<unsigned long long>(info.excluded_count));
   if (info.unmatched_count) std::printf(", %llu unmatched", static_cast<unsigned long long>(info.unmatched_count));
   std::printf("\nwrote %s: %llu of %llu tensors changed, %s in %.2f s (%s/s), peak memory %s\n",
-              report["output"]["path"].get<std::string>().c_str(), static_cast<unsigned long long>(info.changed_count),
+              printable(report["output"]["path"]).c_str(), static_cast<unsigned long long>(info.changed_count),
               static_cast<unsigned long long>(info.tensor_count),
               bytes_text(static_cast<double>(info.bytes_written)).c_str(), info.seconds,
               bytes_text(static_cast<double>(info.bytes_written) / info.seconds).c_str(),
               bytes_text(peak_memory()).c_str());
   for (const Json &layer : report["layers"])
     if (layer["outcome"] == "unmatched")
-      std::printf("  unmatched  %s: %s\n", layer["layer"].get<std::string>().c_str(),
-                  layer["reason"].get<std::string>().c_str());
+      std::printf("  unmatched  %s: %s\n", printable(layer["layer"]).c_str(), printable(layer["reason"]).c_str());
   for (const Json &adapter : report["adapters"])
     for (const Json &leftover : adapter["leftovers"])
-      std::printf("  not used   %s: %s\n", leftover["keys"][0].get<std::string>().c_str(),
-                  leftover["reason"].get<std::string>().c_str());
+      std::printf("  not used   %s: %s\n", printable(leftover["keys"][0]).c_str(),
+                  printable(leftover["reason"]).c_str());
 }
 
 int run_merge(const MergeArguments &arguments) {
@@ -148,13 +149,15 @@ void add_merge(CLI::App &app, int &exit_code) {
   auto arguments = std::make_shared<MergeArguments>();
   CLI::App *merge = app.add_subcommand("merge", "Merge adapters into a base model and write the result.");
   merge->footer(kFooter);
-  merge->add_option("BASE", arguments->base,
-                    "Base model: a .safetensors file, an .index.json, a folder of shards or a diffusers folder")
+  merge
+      ->add_option("BASE", arguments->base,
+                   "Base model: a .safetensors file, an .index.json, a folder of shards or a diffusers folder")
       ->required();
   merge->add_option("ADAPTER", arguments->adapters, "Adapter files; several are added, with one rounding")->required();
   merge->add_option("-o,--output", arguments->output, "File to write; a folder where BASE is one")->required();
-  merge->add_option("-m,--multiplier", arguments->multipliers,
-                    "Strength: a number for all adapters, one for each, or PATTERN=M for some layers (default 1)")
+  merge
+      ->add_option("-m,--multiplier", arguments->multipliers,
+                   "Strength: a number for all adapters, one for each, or PATTERN=M for some layers (default 1)")
       ->type_name("[PATTERN=]M")
       ->take_all()
       ->allow_extra_args(false);

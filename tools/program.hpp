@@ -30,6 +30,10 @@ using Report = std::unique_ptr<lyc_report, Releaser<lyc_report, lyc_report_relea
 
 Context make_context(int threads);
 
+/// Text out of files, fit for a terminal: control characters become '?'.
+std::string printable(std::string text);
+inline std::string printable(const nlohmann::ordered_json &text) { return printable(text.get<std::string>()); }
+
 /// "1.2 GB"; decimal units.
 std::string bytes_text(double bytes);
 

@@ -112,6 +112,13 @@ int link_nameless(int descriptor, const std::string &path) {
   return linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW);
 }
 
+/// Begin to write to the disk what is in memory, so that little is left to wait for in the end. Only a hint.
+void start_writing(int descriptor, std::uint64_t offset, std::uint64_t size) {
+  constexpr std::uint64_t kWorthIt = 1 << 20;
+  if (size >= kWorthIt)
+    sync_file_range(descriptor, static_cast<off_t>(offset), static_cast<off_t>(size), SYNC_FILE_RANGE_WRITE);
+}
+
 /// "Not here", as opposed to "no": the plain way is to be tried.
 bool is_unsupported(int code) { return code == ENOSYS || code == EOPNOTSUPP || code == EINVAL; }
 
@@ -233,6 +240,7 @@ void OutputFile::write(std::uint64_t offset, const void *data, std::size_t size)
     if (moved <= 0) fail_system(moved < 0 ? errno : EIO, "write", path_);
     done += static_cast<std::size_t>(moved);
   }
+  start_writing(descriptor_.get(), offset, size);
 }
 
 void OutputFile::copy_from(const File &source, std::uint64_t source_offset, std::uint64_t offset, std::uint64_t size) {
@@ -244,7 +252,7 @@ void OutputFile::copy_from(const File &source, std::uint64_t source_offset, std:
     if (moved <= 0) break;  // whatever the reason: plain reads and writes can do more, and find out what is wrong
     done += static_cast<std::uint64_t>(moved);
   }
-  if (done == size) return;
+  if (done == size) return start_writing(descriptor_.get(), offset, size);
   const std::size_t capacity = static_cast<std::size_t>(std::min<std::uint64_t>(size - done, kCopyBuffer));
   const std::unique_ptr<char[]> buffer(new char[capacity]);
   while (done < size) {

@@ -66,13 +66,17 @@ Json describe_tensors(const io::TensorFile &file) {
   return {{"tensors", file.tensors().size()}, {"elements", parameters}, {"dtypes", counts}, {"bytes", bytes}};
 }
 
-/// Metadata is somebody else's text and may be long: a value is shown up to a limit.
+/// Metadata is somebody else's text and may be long: a value is shown up to a limit, and not into a character of UTF-8.
+std::string shortened(const std::string &value) {
+  if (value.size() <= kMetadataLimit) return value;
+  std::size_t end = kMetadataLimit;
+  while (end > 0 && (static_cast<unsigned char>(value[end]) & 0xc0) == 0x80) --end;
+  return value.substr(0, end) + "... (" + std::to_string(value.size()) + " bytes)";
+}
+
 Json describe_metadata(const io::TensorFile &file) {
   Json metadata = Json::object();
-  for (const auto &[key, value] : file.metadata())
-    metadata[key] = value.size() <= kMetadataLimit
-                        ? value
-                        : value.substr(0, kMetadataLimit) + "... (" + std::to_string(value.size()) + " bytes)";
+  for (const auto &[key, value] : file.metadata()) metadata[key] = shortened(value);
   return metadata;
 }
 

@@ -1,0 +1,84 @@
+"""Deltas and merges on two CPU threads: ours beside PyTorch with LyCORIS 4.1.3, in one run on one machine.
+
+    compare.py LYCORIS_WEIGHT_BENCH [FILTER]
+
+Run it pinned (`taskset --cpu-list 0,1`) in an environment with `torch` and `lycoris_lora==4.1.3`, on a quiet machine.
+Ours is the best of the benchmark program; of the peer, the best (which the ratio takes) and the median are shown.
+share: of the roofline that the benchmark program measures, for ours.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from lycoris.modules.locon import LoConModule
+from lycoris.modules.loha import LohaModule
+from lycoris.modules.lokr import LokrModule
+
+THREADS = 2
+REPEATS = 15
+SECONDS = 4.0  # at most, for one row
+
+SHAPES = {"3072x3072": (3072, 3072), "12288x3072": (12288, 3072), "1280x1280x3x3": (1280, 1280, 3)}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+WHOLE = 100000  # a rank that no half reaches: both stay whole
+METHODS = {  # as lycoris_weight_bench calls them
+    "locon r16": (LoConModule, dict(lora_dim=16, alpha=8)),
+    "loha r16": (LohaModule, dict(lora_dim=16, alpha=8)),
+    "lokr f16": (LokrModule, dict(lora_dim=WHOLE, alpha=8, factor=16, full_matrix=True)),
+    "lokr f16 r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16)),
+    "dora out locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
+}
+LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<shape>\d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<op>merge|diff)"
+                  r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
+
+
+def our_times(program, pattern):
+    output = subprocess.run([program, str(THREADS), *pattern], check=True, capture_output=True, text=True).stdout
+    print(output.splitlines()[0])
+    return {tuple(m.group("method", "shape", "dtype", "op")): (float(m["ms"]), int(m["share"]))
+            for m in map(LINE.match, output.splitlines()) if m}
+
+
+def peer_module(method, shape, dtype):
+    out, inner, *kernel = shape
+    layer = (torch.nn.Conv2d(inner, out, kernel[0], padding=1, bias=False) if kernel
+             else torch.nn.Linear(inner, out, bias=False)).to(dtype)
+    kind, options = METHODS[method]
+    module = kind("peer", layer, 1.0, **options).to(dtype)
+    for parameter in module.parameters():
+        torch.nn.init.uniform_(parameter, 0.01, 0.02)
+    return module, layer.weight.shape
+
+
+def peer_times(method, shape, dtype, op):
+    module, weight_shape = peer_module(method, shape, dtype)
+    call = module.get_diff_weight if op == "diff" else module.get_merged_weight
+    times, begin = [], time.perf_counter()
+    with torch.inference_mode():
+        call(1.0, weight_shape)
+        while len(times) < REPEATS and (len(times) < 3 or time.perf_counter() - begin < SECONDS):
+            start = time.perf_counter()
+            call(1.0, weight_shape)
+            times.append(time.perf_counter() - start)
+    return min(times) * 1e3, statistics.median(times) * 1e3
+
+
+def main(program, pattern):
+    torch.set_num_threads(THREADS)
+    ours = our_times(program, pattern)
+    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    print(f"{'method':<19} {'shape':<14} {'type':<5} {'op':<6} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
+    for (method, shape, dtype, op), (milliseconds, share) in ours.items():
+        if method not in METHODS or shape not in SHAPES:
+            continue
+        best, median = peer_times(method, SHAPES[shape], DTYPES[dtype], op)
+        print(f"{method:<19} {shape:<14} {dtype:<5} {op:<6} {milliseconds:8.2f} {share:4d} % {best:8.2f} {median:8.2f} "
+              f"{best / milliseconds:6.1f}", flush=True)
+
+
+main(sys.argv[1], sys.argv[2:])
