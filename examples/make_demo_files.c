@@ -142,14 +142,21 @@ static void layer(demo *d, enum kind kind, int bias, int64_t out, int64_t in, in
       else
         add_locon(d, d->detail, path, out, in, k, 0);
       break;
-    case PROJECTION: add_locon(d, d->style, path, out, in, k, 0); break;
-    case OUTPUT: add_locon(d, d->style, path, out, in, k, 1); break;
-    case FEED_FORWARD: add_lokr(d, d->detail, path, out, in); break;
+    case PROJECTION:
+      add_locon(d, d->style, path, out, in, k, 0);
+      break;
+    case OUTPUT:
+      add_locon(d, d->style, path, out, in, k, 1);
+      break;
+    case FEED_FORWARD:
+      add_lokr(d, d->detail, path, out, in);
+      break;
     case NORM:
       add(d, d->style, key(path, "w_norm", name), shape, 1);
       add(d, d->style, key(path, "b_norm", name), shape, 1);
       break;
-    case LINEAR: break;
+    case LINEAR:
+      break;
   }
 }
 

@@ -18,13 +18,20 @@ struct DtypeInfo {
 };
 
 inline constexpr DtypeInfo kDtypes[] = {
-    {LYC_DTYPE_F32, "f32", "F32", 4},         {LYC_DTYPE_F16, "f16", "F16", 2},
-    {LYC_DTYPE_BF16, "bf16", "BF16", 2},      {LYC_DTYPE_F64, "f64", "F64", 8},
-    {LYC_DTYPE_I64, "i64", "I64", 8},         {LYC_DTYPE_I32, "i32", "I32", 4},
-    {LYC_DTYPE_I16, "i16", "I16", 2},         {LYC_DTYPE_I8, "i8", "I8", 1},
-    {LYC_DTYPE_U64, "u64", "U64", 8},         {LYC_DTYPE_U32, "u32", "U32", 4},
-    {LYC_DTYPE_U16, "u16", "U16", 2},         {LYC_DTYPE_U8, "u8", "U8", 1},
-    {LYC_DTYPE_BOOL, "bool", "BOOL", 1},      {LYC_DTYPE_F8_E4M3, "f8_e4m3", "F8_E4M3", 1},
+    {LYC_DTYPE_F32, "f32", "F32", 4},
+    {LYC_DTYPE_F16, "f16", "F16", 2},
+    {LYC_DTYPE_BF16, "bf16", "BF16", 2},
+    {LYC_DTYPE_F64, "f64", "F64", 8},
+    {LYC_DTYPE_I64, "i64", "I64", 8},
+    {LYC_DTYPE_I32, "i32", "I32", 4},
+    {LYC_DTYPE_I16, "i16", "I16", 2},
+    {LYC_DTYPE_I8, "i8", "I8", 1},
+    {LYC_DTYPE_U64, "u64", "U64", 8},
+    {LYC_DTYPE_U32, "u32", "U32", 4},
+    {LYC_DTYPE_U16, "u16", "U16", 2},
+    {LYC_DTYPE_U8, "u8", "U8", 1},
+    {LYC_DTYPE_BOOL, "bool", "BOOL", 1},
+    {LYC_DTYPE_F8_E4M3, "f8_e4m3", "F8_E4M3", 1},
     {LYC_DTYPE_F8_E5M2, "f8_e5m2", "F8_E5M2", 1},
 };
 

@@ -11,8 +11,8 @@ std::int64_t checked_numel(const std::int64_t *shape, std::size_t count, const s
   std::int64_t product = 1;
   for (std::size_t d = 0; d < count; ++d) {
     require(shape[d] >= 0, what, " has a negative extent: ", shape_text(shape, count));
-    require(!__builtin_mul_overflow(product, shape[d], &product), what, " has too many elements: ",
-            shape_text(shape, count));
+    require(!__builtin_mul_overflow(product, shape[d], &product), what,
+            " has too many elements: ", shape_text(shape, count));
   }
   return product;
 }
@@ -99,20 +99,33 @@ double read_element(const void *data, lyc_dtype dtype, std::int64_t index) {
     return value;
   };
   switch (dtype) {
-    case LYC_DTYPE_F32: return at(float{});
-    case LYC_DTYPE_F16: return f16_to_float(at(std::uint16_t{}));
-    case LYC_DTYPE_BF16: return bf16_to_float(at(std::uint16_t{}));
-    case LYC_DTYPE_F64: return at(double{});
-    case LYC_DTYPE_I64: return static_cast<double>(at(std::int64_t{}));
-    case LYC_DTYPE_I32: return at(std::int32_t{});
-    case LYC_DTYPE_I16: return at(std::int16_t{});
-    case LYC_DTYPE_I8: return at(std::int8_t{});
-    case LYC_DTYPE_U64: return static_cast<double>(at(std::uint64_t{}));
-    case LYC_DTYPE_U32: return at(std::uint32_t{});
-    case LYC_DTYPE_U16: return at(std::uint16_t{});
+    case LYC_DTYPE_F32:
+      return at(float{});
+    case LYC_DTYPE_F16:
+      return f16_to_float(at(std::uint16_t{}));
+    case LYC_DTYPE_BF16:
+      return bf16_to_float(at(std::uint16_t{}));
+    case LYC_DTYPE_F64:
+      return at(double{});
+    case LYC_DTYPE_I64:
+      return static_cast<double>(at(std::int64_t{}));
+    case LYC_DTYPE_I32:
+      return at(std::int32_t{});
+    case LYC_DTYPE_I16:
+      return at(std::int16_t{});
+    case LYC_DTYPE_I8:
+      return at(std::int8_t{});
+    case LYC_DTYPE_U64:
+      return static_cast<double>(at(std::uint64_t{}));
+    case LYC_DTYPE_U32:
+      return at(std::uint32_t{});
+    case LYC_DTYPE_U16:
+      return at(std::uint16_t{});
     case LYC_DTYPE_U8:
-    case LYC_DTYPE_BOOL: return at(std::uint8_t{});
-    default: fail(LYC_ERROR_UNSUPPORTED, "values of dtype ", dtype_name(dtype), " cannot be read as numbers");
+    case LYC_DTYPE_BOOL:
+      return at(std::uint8_t{});
+    default:
+      fail(LYC_ERROR_UNSUPPORTED, "values of dtype ", dtype_name(dtype), " cannot be read as numbers");
   }
 }
 

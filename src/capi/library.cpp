@@ -21,7 +21,8 @@ struct NamedSize {
   std::string_view name;
   std::size_t size;
 };
-#define LYC_SIZE(type) {#type, sizeof(type)}
+#define LYC_SIZE(type) \
+  { #type, sizeof(type) }
 constexpr NamedSize kSizes[] = {
     LYC_SIZE(lyc_error_info),      LYC_SIZE(lyc_tensor),          LYC_SIZE(lyc_device_info),
     LYC_SIZE(lyc_context_options), LYC_SIZE(lyc_context_info),    LYC_SIZE(lyc_exec),
@@ -57,18 +58,30 @@ size_t lyc_struct_size(const char *name) {
 
 const char *lyc_status_name(lyc_status status) {
   switch (status) {
-    case LYC_OK: return "ok";
-    case LYC_ERROR_INVALID_ARGUMENT: return "invalid_argument";
-    case LYC_ERROR_OUT_OF_MEMORY: return "out_of_memory";
-    case LYC_ERROR_UNSUPPORTED: return "unsupported";
-    case LYC_ERROR_NOT_FOUND: return "not_found";
-    case LYC_ERROR_IO: return "io";
-    case LYC_ERROR_FORMAT: return "format";
-    case LYC_ERROR_MISMATCH: return "mismatch";
-    case LYC_ERROR_CANCELLED: return "cancelled";
-    case LYC_ERROR_DEVICE: return "device";
-    case LYC_ERROR_INTERNAL: return "internal";
-    default: return "unknown";
+    case LYC_OK:
+      return "ok";
+    case LYC_ERROR_INVALID_ARGUMENT:
+      return "invalid_argument";
+    case LYC_ERROR_OUT_OF_MEMORY:
+      return "out_of_memory";
+    case LYC_ERROR_UNSUPPORTED:
+      return "unsupported";
+    case LYC_ERROR_NOT_FOUND:
+      return "not_found";
+    case LYC_ERROR_IO:
+      return "io";
+    case LYC_ERROR_FORMAT:
+      return "format";
+    case LYC_ERROR_MISMATCH:
+      return "mismatch";
+    case LYC_ERROR_CANCELLED:
+      return "cancelled";
+    case LYC_ERROR_DEVICE:
+      return "device";
+    case LYC_ERROR_INTERNAL:
+      return "internal";
+    default:
+      return "unknown";
   }
 }
 

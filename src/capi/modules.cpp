@@ -58,8 +58,7 @@ lyc_status lyc_module_param_count(const lyc_module *module, size_t *out_count) {
   return boundary([&] { needed(out_count, "out_count") = checked(module, "module").definition.names.size(); });
 }
 
-lyc_status lyc_module_get_param(const lyc_module *module, size_t index, const char **out_name,
-                                lyc_tensor *out_tensor) {
+lyc_status lyc_module_get_param(const lyc_module *module, size_t index, const char **out_name, lyc_tensor *out_tensor) {
   return boundary([&] {
     const Definition &definition = checked(module, "module").definition;
     if (index >= definition.names.size())

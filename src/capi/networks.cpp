@@ -51,8 +51,7 @@ lyc_status lyc_network_load(lyc_context *context, const char *path, const lyc_ne
                             lyc_network **out_network) {
   return boundary([&] {
     clear(out_network, "out_network");
-    *out_network =
-        new lyc_network(checked(context, "context"), &needed(path, "path"), read_struct(options, "options"));
+    *out_network = new lyc_network(checked(context, "context"), &needed(path, "path"), read_struct(options, "options"));
   });
 }
 

@@ -12,8 +12,8 @@
 namespace lyc {
 
 struct AdapterLayer {
-  std::string name;                                           // as the file spells it
-  Definition definition;                                      // factors without data
+  std::string name;                                          // as the file spells it
+  Definition definition;                                     // factors without data
   std::vector<std::pair<std::string, std::size_t>> tensors;  // factor and its number in the file; without alpha
 };
 
@@ -21,8 +21,8 @@ struct AdapterFile {
   std::string path;
   io::TensorFile file;
   std::string dialect;
-  std::vector<AdapterLayer> layers;       // ordered by name
-  std::vector<io::Leftover> leftovers;    // keys that belong to no layer, with the reason
+  std::vector<AdapterLayer> layers;     // ordered by name
+  std::vector<io::Leftover> leftovers;  // keys that belong to no layer, with the reason
   std::vector<std::string> notes;
 };
 

@@ -68,9 +68,8 @@ void check_disjoint(const std::vector<ops::WeightTarget> &targets) {
     if (targets[i].base.data && targets[i].base.data != targets[i].out.data)
       views.push_back({&targets[i].base, i, false});
   }
-  std::sort(views.begin(), views.end(), [](const View &a, const View &b) {
-    return std::less<const void *>()(a.operand->data, b.operand->data);
-  });
+  std::sort(views.begin(), views.end(),
+            [](const View &a, const View &b) { return std::less<const void *>()(a.operand->data, b.operand->data); });
   for (std::size_t i = 0; i < views.size(); ++i) {
     const auto *end = static_cast<const char *>(views[i].operand->data) + operand_bytes(*views[i].operand);
     for (std::size_t j = i + 1; j < views.size() && static_cast<const char *>(views[j].operand->data) < end; ++j)
@@ -117,8 +116,7 @@ Ref<lyc_batch> create_batch(lyc_context &context, const std::vector<BatchItem> &
     previous = &item;
   }
   check_disjoint(arrays.targets);
-  return Ref<lyc_batch>(
-      new lyc_batch(Ref<lyc_context>::share(context), std::move(modules), arrays, multiplier_count));
+  return Ref<lyc_batch>(new lyc_batch(Ref<lyc_context>::share(context), std::move(modules), arrays, multiplier_count));
 }
 
 }  // namespace lyc
@@ -159,9 +157,8 @@ const float *lyc_batch::checked_multipliers(const lyc_tensor *multipliers) const
           "multipliers must be one contiguous axis of f32");
   require(multipliers->shape[0] >= multiplier_count_, "there are ", multipliers->shape[0], " multipliers, items use ",
           multiplier_count_);
-  require(multipliers->device_type == LYC_DEVICE_CPU ||
-              (multipliers->device_type == context->options.device_type &&
-               multipliers->device_index == context->options.device_index),
+  require(multipliers->device_type == LYC_DEVICE_CPU || (multipliers->device_type == context->options.device_type &&
+                                                         multipliers->device_index == context->options.device_index),
           "multipliers are on another device than the batch");
   return static_cast<const float *>(multipliers->data);
 }

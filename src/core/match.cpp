@@ -57,8 +57,8 @@ std::vector<Assignment> assign(const io::Resolution &resolution, const Definitio
 }  // namespace
 
 std::size_t Match::count(Outcome outcome) const {
-  return static_cast<std::size_t>(std::count_if(layers.begin(), layers.end(),
-                                                [&](const LayerMatch &layer) { return layer.outcome == outcome; }));
+  return static_cast<std::size_t>(
+      std::count_if(layers.begin(), layers.end(), [&](const LayerMatch &layer) { return layer.outcome == outcome; }));
 }
 
 Match match(const std::vector<io::TensorEntry> &base, const std::string &base_name,
@@ -69,8 +69,8 @@ Match match(const std::vector<io::TensorEntry> &base, const std::string &base_na
     const MatchSource &source = sources[s];
     const io::Matches found = io::match_layers(adapted_layers(source), resolver);
     for (const io::MatchedLayer &layer : found.matched) try {
-        std::vector<Assignment> assignments = assign(layer.resolution, *source.definitions[layer.layer], base,
-                                                     source.layers[layer.layer], filter);
+        std::vector<Assignment> assignments =
+            assign(layer.resolution, *source.definitions[layer.layer], base, source.layers[layer.layer], filter);
         result.layers.push_back(
             {s, layer.layer, assignments.empty() ? Outcome::kExcluded : Outcome::kMatched, std::string()});
         for (Assignment &assignment : assignments) {

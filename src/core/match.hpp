@@ -26,7 +26,7 @@ struct MatchFilter {
 
 /// Rows of a tensor and the adapter that changes them.
 struct Assignment {
-  std::size_t tensor = 0;            // in the base
+  std::size_t tensor = 0;  // in the base
   std::size_t source = 0, layer = 0;
   lyc_part part = LYC_PART_WEIGHT;
   std::int64_t base_row = 0, rows = 0, adapter_row = 0;

@@ -40,8 +40,8 @@ Json describe_match(const Match &match, const std::vector<io::TensorEntry> &base
   std::vector<std::vector<std::size_t>> first_of(sources.size());
   for (std::size_t s = 0; s < sources.size(); ++s) first_of[s].resize(sources[s].layers.size());
   for (const LayerMatch &layer : match.layers) {
-    Json entry = describe_layer(sources[layer.source].layers[layer.layer],
-                                *sources[layer.source].definitions[layer.layer]);
+    Json entry =
+        describe_layer(sources[layer.source].layers[layer.layer], *sources[layer.source].definitions[layer.layer]);
     entry["adapter"] = layer.source;
     entry["outcome"] = layer.outcome == Outcome::kMatched    ? "matched"
                        : layer.outcome == Outcome::kExcluded ? "excluded"

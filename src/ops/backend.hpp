@@ -1,5 +1,5 @@
-// The back-end table: how the core reaches a device. The CPU fills one in-process; liblycoris_cuda.so exports a function
-// that returns one. Nothing here throws: every function returns a status and, on failure, fills *failure.
+// The back-end table: how the core reaches a device. The CPU fills one in-process; liblycoris_cuda.so exports a
+// function that returns one. Nothing here throws: every function returns a status and, on failure, fills *failure.
 #pragma once
 
 #include <cstddef>

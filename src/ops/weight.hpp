@@ -32,8 +32,9 @@ namespace lyc::ops {
 
 inline constexpr int kMaxKernelDims = 3;
 
-/// A borrowed tensor with canonical axes: element (o, i, k) lies at data[o*stride_out + i*stride_in + sum k_d*stride_k_d].
-/// For factors, `out` or `in` may be a rank. Layouts have ended before this: a slice or a transpose is just strides.
+/// A borrowed tensor with canonical axes: element (o, i, k) lies at data[o*stride_out + i*stride_in + sum
+/// k_d*stride_k_d]. For factors, `out` or `in` may be a rank. Layouts have ended before this: a slice or a transpose is
+/// just strides.
 struct Operand {
   void *data = nullptr;  // null = absent
   lyc_dtype dtype = LYC_DTYPE_NONE;
@@ -66,9 +67,9 @@ enum class TermKind : std::int32_t { kProduct, kHadamard, kKronecker };
 struct Term {
   TermKind kind = TermKind::kProduct;
   std::int32_t reserved = 0;
-  double coefficient = 1.0;  // the resolved scale
-  Operand scalar;            // one element that multiplies the coefficient (a trained scalar); absent = 1
-  Product p, q;              // q is unused by kProduct
+  double coefficient = 1.0;    // the resolved scale
+  Operand scalar;              // one element that multiplies the coefficient (a trained scalar); absent = 1
+  Product p, q;                // q is unused by kProduct
   std::int64_t row_begin = 0;  // the target's row 0 is this row of the term (a fused adapter on split weights)
 };
 

@@ -1,7 +1,6 @@
 // Whole adapter files as the programs write them, merged file to file and in memory, beside what those programs made.
-#include <nlohmann/json.hpp>
-
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "capi/api.hpp"
 #include "support/tolerance.hpp"

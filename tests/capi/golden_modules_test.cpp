@@ -1,4 +1,5 @@
-// Modules computed by the original in float64: factors as in files, base, delta and merged weight. In every storage type.
+// Modules computed by the original in float64: factors as in files, base, delta and merged weight. In every storage
+// type.
 #include <cctype>
 
 #include "capi/api.hpp"
@@ -25,7 +26,8 @@ void undo_scale_of_whole_halves(Golden &golden, double rank) {
 Golden read_case(const std::string &name) {
   std::map<std::string, std::string> metadata;
   Golden golden;
-  for (auto &[key, tensor] : read_file(std::string(LYCORIS_TEST_DATA) + "/modules/" + name + ".safetensors", &metadata)) {
+  for (auto &[key, tensor] :
+       read_file(std::string(LYCORIS_TEST_DATA) + "/modules/" + name + ".safetensors", &metadata)) {
     if (key.rfind("sd.", 0) == 0) golden.factors[key.substr(3)] = tensor;
     if (key == "base.weight") golden.base = tensor;
     if (key == "base.bias") golden.base_bias = tensor;
@@ -79,8 +81,8 @@ TEST_P(GoldenModule, MergeToAnotherTensorAndInPlace) {
   const Tensor base = golden_.base.as(dtype_), out(golden_.base.shape, dtype_), in_place = base;
   const lyc_tensor base_view = base.view(), out_view = out.view(), in_place_view = in_place.view();
   ok(lyc_merge(module_.get(), &base_view, golden_.multiplier, &out_view, nullptr));
-  EXPECT_TRUE(near(out.values(), golden_.merged.values(),
-                   tolerance(dtype_, length_, static_cast<std::size_t>(out.count()))));
+  EXPECT_TRUE(
+      near(out.values(), golden_.merged.values(), tolerance(dtype_, length_, static_cast<std::size_t>(out.count()))));
   ok(lyc_merge(module_.get(), &in_place_view, golden_.multiplier, nullptr, nullptr));
   EXPECT_EQ(in_place.bytes, out.bytes);
 }

@@ -18,9 +18,9 @@ namespace lyc::io {
 /// Nothing appears at the path before finish(). Several threads may write at once, each byte exactly once.
 class ModelWriter {
  public:
-  /// `tensors` are the source's, in its order; only their dtypes and sizes may differ. `metadata` says what the header of
-  /// a shard's new file holds. The source must stay as long as the writer, and be files, not memory.
-  /// Errors: IO (a full disk is noticed here), INVALID_ARGUMENT (`path` is an input).
+  /// `tensors` are the source's, in its order; only their dtypes and sizes may differ. `metadata` says what the header
+  /// of a shard's new file holds. The source must stay as long as the writer, and be files, not memory. Errors: IO (a
+  /// full disk is noticed here), INVALID_ARGUMENT (`path` is an input).
   ModelWriter(const std::string &path, const TensorFile &source, std::vector<TensorInfo> tensors,
               const std::function<Metadata(const Shard &)> &metadata);
 
