@@ -7,7 +7,7 @@ set -u
 
 build=${1:-$(dirname "$0")/../../build/cuda-dev}
 [ $# -gt 0 ] && shift
-build=$(CDPATH= cd -- "$build" && pwd) || exit 1
+build=$(realpath "$build") || exit 1
 export LYCORIS_BACKEND_DIR="$build/lib" LYCORIS_REQUIRE_GPU=1
 failed=0
 
