@@ -142,6 +142,7 @@ struct Case {
   bool in_place;
   lyc_dtype weights, factors;
   int copies;  // of everything, to rotate over
+  float multiplier = 0.75f;
 };
 
 double element(const ops::Operand &operand, std::int64_t offset) {
@@ -154,12 +155,11 @@ double element(const ops::Operand &operand, std::int64_t offset) {
   return static_cast<double>(wide ? value : bf16_to_float(bits));
 }
 
-constexpr float kMultiplier = 0.75f;
-
 /// Everything that a case's runs read and write, prepared.
 class Prepared {
  public:
-  Prepared(const ops::Backend &backend, ops::BackendContext *context, const Case &c) : backend_(backend) {
+  Prepared(const ops::Backend &backend, ops::BackendContext *context, const Case &c)
+      : backend_(backend), multiplier_(c.multiplier) {
     for (const Shape &shape : c.shapes) add(shape, c);
     ops::WeightBatch batch;
     batch.targets = targets_.data();
@@ -174,7 +174,7 @@ class Prepared {
   ~Prepared() { backend_.weight_release(plan_); }
 
   void run(cudaStream_t stream) {
-    const ops::RunOptions options = {ops::WeightOp::kMerge, 0, &kMultiplier, stream, nullptr};
+    const ops::RunOptions options = {ops::WeightOp::kMerge, 0, &multiplier_, stream, nullptr};
     ops::Failure failure;
     ok(backend_.weight_run(plan_, &options, &failure), failure);
   }
@@ -236,10 +236,11 @@ class Prepared {
     const ops::Operand &up = terms_[t].p.up, &down = terms_[t].p.down, &base = targets_[t].base;
     double sum = 0;
     for (std::int64_t r = 0; r < up.in; ++r) sum += element(up, o * up.in + r) * element(down, r * down.in + i);
-    return element(base, o * base.in + i) + static_cast<double>(kMultiplier) * terms_[t].coefficient * sum;
+    return element(base, o * base.in + i) + static_cast<double>(multiplier_) * terms_[t].coefficient * sum;
   }
 
   const ops::Backend &backend_;
+  float multiplier_;
   std::vector<Memory> memory_;
   std::vector<ops::WeightTarget> targets_;
   std::vector<ops::Adapter> adapters_;
@@ -332,6 +333,8 @@ std::vector<Case> cases() {
     add("12288x3072", {single[1]}, 64, true, LYC_DTYPE_F32, factors, 8);
   }
   add("12288x3072", {single[1]}, 16, true, LYC_DTYPE_BF16, LYC_DTYPE_F32, 8);
+  add("12288x3072, off,", {single[1]}, 16, false, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 8);
+  all.back().multiplier = 0.0f;
   for (std::int64_t rank : {16, 64}) {
     add("sdxl, 788 weights", sdxl(), rank, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 1);
     add("flux, 304 weights", flux(), rank, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 1);

@@ -52,6 +52,7 @@ Context *create_context(int device) {
   auto context = std::make_unique<Context>();
   context->device = device;
   context->multiprocessors = attribute(device, cudaDevAttrMultiProcessorCount);
+  context->shared_memory = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   context->has_memory_pools = attribute(device, cudaDevAttrMemoryPoolsSupported) != 0;
   find_driver_function(context->push, "cuCtxPushCurrent");
   find_driver_function(context->pop, "cuCtxPopCurrent");

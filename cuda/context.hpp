@@ -13,6 +13,7 @@ namespace lyc::cuda {
 struct Context {
   int device = 0;
   int multiprocessors = 0;
+  int shared_memory = 0;  // that a block may have
   bool has_memory_pools = false;
   cudaStream_t copies = nullptr;  // ours: never blocks on, or is blocked by, the legacy default stream
 

@@ -30,10 +30,10 @@ namespace lyc::cuda {
 namespace {
 
 constexpr int kThreads = kWarpsPerBlock * 32;
-constexpr int kThreadColumns = 8;            // columns that a thread owns in each of its rows
-constexpr int kRowGroups = kStepRows / 8;    // n tiles of a step
-constexpr int kThreadRows = 2 * kRowGroups;  // rows that a thread owns in a step
-constexpr int kMTiles = kThreadColumns / 2;  // m tiles of a step: a thread owns columns 2j and 2j + 1 of m tile j
+constexpr int kThreadColumns = kStripColumns / 8;  // columns that a thread owns in each of its rows
+constexpr int kRowGroups = kStepRows / 8;          // n tiles of a step
+constexpr int kThreadRows = 2 * kRowGroups;        // rows that a thread owns in a step
+constexpr int kMTiles = kThreadColumns / 2;        // m tiles of a step: a thread owns columns 2j and 2j + 1 of m tile j
 constexpr int kThreadRanks = kRankChunk / 4;
 
 /// A kernel's properties as a type.
@@ -43,7 +43,12 @@ struct Kind {
   static constexpr bool kRegular = kernel_kind(kIndex).regular;
   static constexpr bool kNative = kernel_kind(kIndex).native;
   static constexpr int kParts = parts_of(kernel_kind(kIndex));
+  static constexpr bool kStreams = streams(kernel_kind(kIndex));
   static constexpr int kVector = vector_columns(kernel_kind(kIndex));  // columns in one access
+  static constexpr int kFragmentBytes = fragment_bytes(kernel_kind(kIndex));
+  static constexpr int kRingRowBytes = ring_row_bytes(kernel_kind(kIndex));
+  static constexpr int kRingBaseBytes = ring_base_bytes(kernel_kind(kIndex));
+  static constexpr int kBytesPerChunk = bytes_per_chunk(kernel_kind(kIndex));
 };
 
 /// What one thread owns: [row][column].
@@ -332,26 +337,48 @@ struct Chunk {
   float scale;
 };
 
-/// What the column fragments of a warp's tile are made of, in the registers of mma's operand A: [chunk][part][m tile].
-/// Each thread reads back what it wrote itself, so this is no more than room that registers lack.
+/// A warp's shared memory.
 struct Staged {
   Chunk *chunks;
-  uint4 *fragments;  // of this thread
+  uint4 *fragments;  // of this thread: [chunk][part][m tile]
+  char *ring_rows;   // [ring step][chunk][row][rank]
+  uint4 *ring_base;  // of this thread: [ring step][row][vector]
   int capacity;      // in chunks
 
+  /// Column fragments in the registers of mma's operand A. Each thread reads back what it wrote itself: this is no more
+  /// than room that registers lack.
   template <typename K>
   __device__ uint4 &fragment(int chunk, int part, int j) const {
     return fragments[((chunk * K::kParts + part) * kMTiles + j) * 32];
+  }
+
+  template <typename K>
+  __device__ char *rows(int ring, int chunk) const {
+    return ring_rows + (ring * capacity + chunk) * K::kRingRowBytes;
+  }
+
+  /// A vector of the base; only this thread's, too.
+  template <typename K>
+  __device__ uint4 &base(int ring, int row, int part) const {
+    return ring_base[((ring * kThreadRows + row) * (kThreadColumns / K::kVector) + part) * 32];
   }
 };
 
 template <typename K>
 __device__ Staged staged_of_warp(int capacity) {
   extern __shared__ uint4 shared[];
+  static_assert(sizeof(Chunk) <= kChunkBytes, "the host counts with this much");
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int fragments = capacity * K::kParts * kMTiles * 32;
-  auto *chunks = reinterpret_cast<Chunk *>(shared + kWarpsPerBlock * fragments);
-  return {chunks + warp * capacity, shared + warp * fragments + lane, capacity};
+  char *at = reinterpret_cast<char *>(shared) + warp * (kRingSteps * K::kRingBaseBytes + capacity * K::kBytesPerChunk);
+  Staged staged;
+  staged.capacity = capacity;
+  staged.ring_base = reinterpret_cast<uint4 *>(at) + lane;
+  at += kRingSteps * K::kRingBaseBytes;
+  staged.fragments = reinterpret_cast<uint4 *>(at) + lane;
+  at += capacity * K::kFragmentBytes;
+  staged.ring_rows = at;
+  staged.chunks = reinterpret_cast<Chunk *>(at + kRingSteps * capacity * K::kRingRowBytes);
+  return staged;
 }
 
 __device__ std::uint32_t pair(std::uint32_t low, std::uint32_t high) { return low | high << 16; }
@@ -387,7 +414,8 @@ __device__ void stage_vectors(const Staged &staged, int chunk, const Factor &fac
         columns[r][2 * part] = v.x, columns[r][2 * part + 1] = v.y;
       } else {
         const uint4 v = __ldg(reinterpret_cast<const uint4 *>(at));
-        columns[r][0] = v.x, columns[r][1] = v.y, columns[r][2] = v.z, columns[r][3] = v.w;
+        columns[r][4 * part] = v.x, columns[r][4 * part + 1] = v.y;
+        columns[r][4 * part + 2] = v.z, columns[r][4 * part + 3] = v.w;
       }
     }
   }
@@ -440,15 +468,7 @@ struct RowFragment {
 };
 
 template <typename K>
-__device__ RowFragment<K> load_row_vector(const Chunk &chunk, int y, int rank) {
-  RowFragment<K> fragment = {};
-  const char *at = chunk.rows + static_cast<std::int64_t>(y) * chunk.row_bytes + rank * sizeof(std::uint16_t);
-  if (rank < chunk.ranks) fragment.part[0] = __ldg(reinterpret_cast<const uint2 *>(at));
-  return fragment;
-}
-
-template <typename K>
-__device__ RowFragment<K> load_row_elements(const Chunk &chunk, const MatrixTarget &target, int y, int rank) {
+__device__ RowFragment<K> load_row(const Chunk &chunk, const MatrixTarget &target, int y, int rank) {
   RowFragment<K> fragment;
   const Factor &factor = chunk.term->row_factor;
   const std::int64_t offset = offset_of<K>(target.rows, factor.axis, y) + rank * factor.rank_stride;
@@ -517,23 +537,15 @@ __device__ void multiply_chunk(Sum &sum, const Staged &staged, int chunk, const 
   }
 }
 
-/// wide += scale * product of the chunks that are staged.
-template <typename K>
-__device__ void add_staged(Fragment &wide, const Staged &staged, int count, const MatrixTarget &target,
-                           const Step &step) {
+/// wide += scale * product of the chunks that are staged; `load_row(chunk, n)` gives the thread's part of a row factor.
+template <typename K, typename LoadRow>
+__device__ void add_staged(Fragment &wide, const Staged &staged, int count, LoadRow load_row) {
   Sum sum = {};
   for (int c = 0; c < count; ++c) {
     const Chunk &chunk = staged.chunks[c];
     RowFragment<K> rows[kRowGroups];
 #pragma unroll
-    for (int n = 0; n < kRowGroups; ++n) {
-      const int y = min(step.y + n * 8 + step.lane.g, target.rows.size - 1);
-      const int rank = step.lane.q * kThreadRanks;
-      if constexpr (K::kRegular && K::kNative)
-        rows[n] = load_row_vector<K>(chunk, y, rank);
-      else
-        rows[n] = load_row_elements<K>(chunk, target, y, rank);
-    }
+    for (int n = 0; n < kRowGroups; ++n) rows[n] = load_row(c, n);
     if (!K::kNative || chunk.bf16)
       multiply_chunk<K, true>(sum, staged, c, rows);
     else
@@ -653,6 +665,7 @@ __device__ void copy_tile(const MatrixTarget &target, Lane lane, const Tile &til
   }
 }
 
+/// For any strides, dtypes and ranks.
 template <typename K>
 __device__ void merge_tile(Terms<K> &terms, const Staged &staged, const MatrixTarget &target, Lane lane,
                            const Tile &tile, bool has_base) {
@@ -663,16 +676,20 @@ __device__ void merge_tile(Terms<K> &terms, const Staged &staged, const MatrixTa
 
   for (int y = tile.y_begin; y < tile.y_end; y += kStepRows) {
     const Step step{lane, y, tile.x};
+    const auto row = [&](int chunk, int n) {
+      const int at = min(y + n * 8 + lane.g, target.rows.size - 1);
+      return load_row<K>(staged.chunks[chunk], target, at, lane.q * kThreadRanks);
+    };
     Fragment wide = {};
     if (has_base) {
       wide = widen<K>(rows, target.base.dtype);
       if (y + kStepRows < tile.y_end) load_rows<K>(rows, target, lane, y + kStepRows, tile.x);
     }
-    add_staged<K>(wide, staged, count, target, step);
+    add_staged<K>(wide, staged, count, row);
     if (!all_staged) {  // the other chunks, and then the first again, for the next step
       while (!terms.at_end()) {
         count = terms.stage(staged, step);
-        add_staged<K>(wide, staged, count, target, step);
+        add_staged<K>(wide, staged, count, row);
       }
       terms.restart();
       count = terms.stage(staged, step);
@@ -680,6 +697,127 @@ __device__ void merge_tile(Terms<K> &terms, const Staged &staged, const MatrixTa
     Packed<K> merged[kThreadRows];
     round_to<K>(merged, wide, target.out.dtype);
     store_rows<K>(merged, target, lane, y, tile.x);
+  }
+}
+
+// -- streaming --------------------------------------------------------------------------------------------------------
+
+template <int kBytes>
+__device__ void copy_async(void *to, const void *from, bool wanted = true) {  // else zeros
+  const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from));
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared), "l"(from), "r"(wanted ? 8 : 0));
+}
+
+__device__ void end_of_group() { asm volatile("cp.async.commit_group;"); }
+
+/// Wait until all groups but the latest `kPending` have arrived, for all lanes.
+template <int kPending>
+__device__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+  __syncwarp();
+}
+
+template <typename K>
+__device__ void fetch_base(const Staged &staged, int ring, const MatrixTarget &target, Lane lane, int y, int x) {
+  const bool narrow = K::kWide && !is_wide(target.base.dtype);
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) {
+    const int row = y + row_of(lane, r);
+    if (row >= target.rows.size) continue;
+    visit_row<K>(
+        target.base, target, lane, row, x,
+        [&](int part, const char *from) {
+          if (narrow)
+            copy_async<8>(&staged.base<K>(ring, r, part), from);
+          else
+            copy_async<16>(&staged.base<K>(ring, r, part), from);
+        },
+        [](int, std::int64_t) {});
+  }
+}
+
+template <typename K>
+__device__ Packed<K> fetched_base(const Staged &staged, int ring, int row, bool wide_elements) {
+  Packed<K> packed;
+#pragma unroll
+  for (int part = 0; part < kThreadColumns / K::kVector; ++part) {
+    const uint4 v = staged.base<K>(ring, row, part);
+    if (K::kWide && !wide_elements) {
+      packed.word[2 * part] = v.x, packed.word[2 * part + 1] = v.y;
+    } else {
+      packed.word[4 * part] = v.x, packed.word[4 * part + 1] = v.y;
+      packed.word[4 * part + 2] = v.z, packed.word[4 * part + 3] = v.w;
+    }
+  }
+  return packed;
+}
+
+constexpr int kRankBytes = kThreadRanks * 2;                        // a thread's ranks of one row
+constexpr int kRowPitch = kRankChunk * 2;                           // in the ring
+constexpr int kLanesPerRow = 32 / kStepRows;                        // that fetch a row of a chunk
+constexpr int kFetches = kRankChunk / kThreadRanks / kLanesPerRow;  // by each of them
+
+template <typename K>
+__device__ void fetch_rows(const Staged &staged, int ring, int count, const MatrixTarget &target, int y) {
+  const int lane = static_cast<int>(threadIdx.x % 32), row = lane / kLanesPerRow;
+  const int first = lane % kLanesPerRow * kFetches;
+  const std::int64_t at = min(y + row, target.rows.size - 1);
+  for (int c = 0; c < count; ++c) {
+    const Chunk &chunk = staged.chunks[c];
+    const char *from = chunk.rows + at * chunk.row_bytes;
+    char *to = staged.rows<K>(ring, c) + row * kRowPitch;
+#pragma unroll
+    for (int piece = 0; piece < kFetches; ++piece)
+      copy_async<kRankBytes>(to + (first + piece) * kRankBytes, from + (first + piece) * kRankBytes,
+                             (first + piece) * kThreadRanks < chunk.ranks);
+  }
+}
+
+/// For regular targets: base and row factors stream through a ring, kRingSteps - 1 steps ahead.
+template <typename K>
+__device__ void stream_tile(Terms<K> &terms, const Staged &staged, const MatrixTarget &target, Lane lane,
+                            const Tile &tile, bool has_base) {
+  constexpr int kAhead = kRingSteps - 1;
+#pragma unroll
+  for (int s = 0; s < kAhead; ++s)
+    if (has_base && tile.y_begin + s * kStepRows < tile.y_end)
+      fetch_base<K>(staged, s, target, lane, tile.y_begin + s * kStepRows, tile.x);
+  const int count = terms.stage(staged, {lane, tile.y_begin, tile.x});
+#pragma unroll
+  for (int s = 0; s < kAhead; ++s) {
+    if (tile.y_begin + s * kStepRows < tile.y_end)
+      fetch_rows<K>(staged, s, count, target, tile.y_begin + s * kStepRows);
+    end_of_group();
+  }
+
+  int ring = 0, ring_ahead = kAhead;
+  for (int y = tile.y_begin; y < tile.y_end; y += kStepRows) {
+    wait_for_groups<kAhead - 1>();
+    const int y_ahead = y + kAhead * kStepRows;
+    if (y_ahead < tile.y_end) {
+      if (has_base) fetch_base<K>(staged, ring_ahead, target, lane, y_ahead, tile.x);
+      fetch_rows<K>(staged, ring_ahead, count, target, y_ahead);
+    }
+    end_of_group();
+
+    Packed<K> rows[kThreadRows];
+    Fragment wide = {};
+    if (has_base) {
+#pragma unroll
+      for (int r = 0; r < kThreadRows; ++r) rows[r] = fetched_base<K>(staged, ring, r, is_wide(target.base.dtype));
+      wide = widen<K>(rows, target.base.dtype);
+    }
+    add_staged<K>(wide, staged, count, [&](int chunk, int n) {
+      const char *at = staged.rows<K>(ring, chunk) + (n * 8 + lane.g) * kRowPitch + lane.q * kRankBytes;
+      return RowFragment<K>{{*reinterpret_cast<const uint2 *>(at)}};
+    });
+    round_to<K>(rows, wide, target.out.dtype);
+    store_rows<K>(rows, target, lane, y, tile.x);
+    ring = ring + 1 == kRingSteps ? 0 : ring + 1;
+    ring_ahead = ring_ahead + 1 == kRingSteps ? 0 : ring_ahead + 1;
   }
 }
 
@@ -702,6 +840,8 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(co
   const bool has_base = p.op != ops::WeightOp::kDiff;
   if (has_base && terms.at_end() && target.base.dtype == target.out.dtype) {
     if (target.base.data != target.out.data) copy_tile<K>(target, lane_of_thread(), tile);
+  } else if constexpr (K::kStreams) {
+    stream_tile<K>(terms, staged_of_warp<K>(p.table.chunk_capacity), target, lane_of_thread(), tile, has_base);
   } else {
     merge_tile<K>(terms, staged_of_warp<K>(p.table.chunk_capacity), target, lane_of_thread(), tile, has_base);
   }
@@ -728,28 +868,29 @@ cudaError_t launch(const void *kernel, unsigned blocks, std::size_t shared, cuda
   return cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), addresses, shared, stream);
 }
 
-const void *kernel_of(KernelKind kind) { return reinterpret_cast<const void *>(kKernels[index_of(kind)]); }
-
-std::size_t shared_bytes(KernelKind kind, int chunk_capacity) {
-  const std::size_t fragments = sizeof(uint4) * kMTiles * 32 * static_cast<std::size_t>(parts_of(kind));
-  return kWarpsPerBlock * static_cast<std::size_t>(chunk_capacity) * (fragments + sizeof(Chunk));
+/// Raise a kernel's limit, which all plans of the process share: never lower it.
+cudaError_t allow_shared_memory(const void *kernel, int bytes) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaSuccess || attributes.maxDynamicSharedSizeBytes >= bytes) return status;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
+
+const void *kernel_of(KernelKind kind) { return reinterpret_cast<const void *>(kKernels[index_of(kind)]); }
 
 }  // namespace
 
 cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks) {
-  const std::size_t most = shared_bytes(kind, max_chunks(kind));
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel_of(kind), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
-  if (status != cudaSuccess) return status;
+  const int shared = shared_bytes(kind, chunk_capacity);
+  if (const cudaError_t status = allow_shared_memory(kernel_of(kind), shared); status != cudaSuccess) return status;
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel_of(kind), kThreads,
-                                                       shared_bytes(kind, chunk_capacity));
+                                                       static_cast<std::size_t>(shared));
 }
 
 cudaError_t launch_low_rank(KernelKind kind, const TargetTable &table, ops::WeightOp op, const Multipliers &multipliers,
                             cudaStream_t stream) {
   const unsigned blocks = (table.tile_count + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  return launch(kernel_of(kind), blocks, shared_bytes(kind, table.chunk_capacity), stream,
+  return launch(kernel_of(kind), blocks, static_cast<std::size_t>(shared_bytes(kind, table.chunk_capacity)), stream,
                 Parameters{table, op, multipliers});
 }
 

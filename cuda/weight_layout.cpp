@@ -189,14 +189,15 @@ int chunks_of(const std::vector<LowRankTerm> &terms) {
 }
 
 /// Whether the kernels that check nothing can take it.
-bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &terms, KernelKind kind) {
+bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &terms, KernelKind kind, int shared_memory) {
+  kind.regular = true;
   const auto whole = [](const Matrix &matrix) { return !matrix.data || (matrix.vectors && matrix.row_bytes > 0); };
   const auto direct = [&](const LowRankTerm &term) {
     const bool vectors = term.row_factor.vectors && term.row_factor.row_bytes > 0 && term.rank % kRankVector == 0;
     return !kind.native || vectors;
   };
   return whole(target.base) && whole(target.out) && target.rows.levels == 1 && target.columns.levels == 1 &&
-         target.columns.size % kStripColumns == 0 && chunks_of(terms) <= max_chunks(kind) &&
+         target.columns.size % kStripColumns == 0 && chunks_of(terms) <= max_chunks(kind, shared_memory) &&
          std::all_of(terms.begin(), terms.end(), direct);
 }
 
@@ -220,7 +221,7 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
 
 class Builder {
  public:
-  explicit Builder(const ops::WeightBatch &batch) : batch_(batch) {
+  Builder(const ops::WeightBatch &batch, int shared_memory) : batch_(batch), shared_memory_(shared_memory) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
   }
 
@@ -243,13 +244,13 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
-    kind.regular = is_regular(matrix, terms, kind);
+    kind.regular = is_regular(matrix, terms, kind, shared_memory_);
     matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
     matrix.term_count = static_cast<std::int32_t>(terms.size());
     layout_.terms.insert(layout_.terms.end(), terms.begin(), terms.end());
     TargetGroup &group = groups_[index_of(kind)];
     group.targets.push_back(matrix);
-    group.chunk_capacity = std::max(group.chunk_capacity, std::min(chunks_of(terms), max_chunks(kind)));
+    group.chunk_capacity = std::max(group.chunk_capacity, std::min(chunks_of(terms), max_chunks(kind, shared_memory_)));
   }
 
   WeightLayout take() {
@@ -270,6 +271,7 @@ class Builder {
   }
 
   const ops::WeightBatch &batch_;
+  int shared_memory_;
   WeightLayout layout_;
   std::array<TargetGroup, kKernelKinds> groups_;
 };
@@ -296,8 +298,8 @@ double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resid
 
 }  // namespace
 
-WeightLayout lay_out(const ops::WeightBatch &batch) {
-  Builder builder(batch);
+WeightLayout lay_out(const ops::WeightBatch &batch, int shared_memory) {
+  Builder builder(batch, shared_memory);
   for (std::int64_t t = 0; t < batch.target_count; ++t) builder.add(batch.targets[t]);
   return builder.take();
 }

@@ -24,8 +24,9 @@ struct WeightLayout {
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel. Throws UNSUPPORTED for what no kernel computes yet.
-WeightLayout lay_out(const ops::WeightBatch &batch);
+/// Turn every target into a matrix and group them by kernel, for a device whose blocks may have so many bytes of shared
+/// memory. Throws UNSUPPORTED for what no kernel computes yet.
+WeightLayout lay_out(const ops::WeightBatch &batch, int shared_memory);
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.
 void schedule(TargetGroup &group, std::int64_t resident_warps);

@@ -91,7 +91,7 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   auto plan = std::make_unique<WeightPlan>();
   plan->context = &context;
   plan->multiplier_count = batch.multiplier_count;
-  plan->layout = lay_out(batch);
+  plan->layout = lay_out(batch, context.shared_memory);
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");

@@ -87,7 +87,30 @@ constexpr KernelKind kernel_kind(int index) { return {(index & 1) != 0, (index &
 constexpr int vector_columns(KernelKind kind) { return kind.wide ? 4 : 8; }
 constexpr int parts_of(KernelKind kind) { return kind.native ? 1 : 3; }
 
-/// Chunks of ranks that a warp can stage: 24 KB, which lets two blocks share a multiprocessor. More go by turns.
-constexpr int max_chunks(KernelKind kind) { return 12 / parts_of(kind); }
+/// The fast kernels stream: steps ahead of the one in work are on their way into a ring of this many in shared memory.
+constexpr bool streams(KernelKind kind) { return kind.regular && kind.native; }
+inline constexpr int kRingSteps = 3;
+
+// Shared memory of a warp: what it needs for each chunk of ranks, and once.
+constexpr int fragment_bytes(KernelKind kind) { return kStripColumns * kRankChunk * 2 * parts_of(kind); }
+constexpr int ring_row_bytes(KernelKind kind) { return streams(kind) ? kStepRows * kRankChunk * 2 : 0; }
+constexpr int ring_base_bytes(KernelKind kind) {
+  return streams(kind) ? kStepRows * kStripColumns * (kind.wide ? 4 : 2) : 0;
+}
+inline constexpr int kChunkBytes = 48;
+constexpr int bytes_per_chunk(KernelKind kind) {
+  return fragment_bytes(kind) + kChunkBytes + kRingSteps * ring_row_bytes(kind);
+}
+constexpr int shared_bytes(KernelKind kind, int chunks) {
+  return kWarpsPerBlock * (kRingSteps * ring_base_bytes(kind) + chunks * bytes_per_chunk(kind));
+}
+
+/// Chunks that a warp can stage at once where a block may have this much shared memory; more go by turns.
+constexpr int max_chunks(KernelKind kind, int shared_memory) {
+  constexpr int kEnough = 12;
+  int chunks = 1;
+  while (chunks < kEnough / parts_of(kind) && shared_bytes(kind, chunks + 1) <= shared_memory) ++chunks;
+  return chunks;
+}
 
 }  // namespace lyc::cuda

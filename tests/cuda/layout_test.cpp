@@ -16,6 +16,8 @@ using test::TermChoice;
 using test::WeightCase;
 using testing::HasSubstr;
 
+constexpr int kSharedMemory = 227 * 1024;
+
 AdapterChoice low_rank(std::int64_t rank) {
   TermChoice term;
   term.rank = rank;
@@ -28,7 +30,7 @@ class Layout : public testing::Test {
   WeightLayout lay_out_one(Shape shape, Order order, std::int64_t rank = 16, lyc_dtype weight = LYC_DTYPE_BF16,
                            lyc_dtype factor = LYC_DTYPE_BF16) {
     add(shape, order, rank, weight, factor);
-    return lay_out(case_.batch());
+    return lay_out(case_.batch(), kSharedMemory);
   }
 
   void add(Shape shape, Order order, std::int64_t rank, lyc_dtype weight, lyc_dtype factor) {
@@ -84,7 +86,7 @@ TEST_F(Layout, FactorsOfAnotherMemoryOrderKeepTheAxesApart) {
 TEST_F(Layout, WhatHasOddColumnsOrStridesIsNotRegular) {
   add({64, 111}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
   add({64, 128}, Order::kGaps, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
-  const WeightLayout layout = lay_out(case_.batch());
+  const WeightLayout layout = lay_out(case_.batch(), kSharedMemory);
   ASSERT_EQ(layout.groups.size(), 1u);
   EXPECT_FALSE(layout.groups[0].kind.regular);
 }
@@ -92,17 +94,26 @@ TEST_F(Layout, WhatHasOddColumnsOrStridesIsNotRegular) {
 TEST_F(Layout, ChunksAreStagedUpToWhatFits) {
   EXPECT_EQ(lay_out_one({64, 64}, Order::kOIHW, 36).groups[0].chunk_capacity, 3);
   add({64, 64}, Order::kOIHW, 1000, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
-  const WeightLayout layout = lay_out(case_.batch());
+  const WeightLayout layout = lay_out(case_.batch(), kSharedMemory);
   ASSERT_EQ(layout.groups.size(), 2u);
   EXPECT_TRUE(layout.groups[0].kind.regular);
   EXPECT_FALSE(layout.groups[1].kind.regular);
-  EXPECT_EQ(layout.groups[1].chunk_capacity, max_chunks(layout.groups[1].kind));
+  EXPECT_EQ(layout.groups[1].chunk_capacity, max_chunks(layout.groups[1].kind, kSharedMemory));
+}
+
+TEST(SharedMemory, NoKernelWantsMoreThanABlockMayHave) {
+  for (int limit : {99 * 1024, 163 * 1024, 227 * 1024})
+    for (int k = 0; k < kKernelKinds; ++k) {
+      const KernelKind kind = kernel_kind(k);
+      EXPECT_LE(shared_bytes(kind, max_chunks(kind, limit)), limit);
+      EXPECT_GE(max_chunks(kind, limit), 3);
+    }
 }
 
 TEST_F(Layout, GroupsByKernel) {
   for (lyc_dtype weight : {LYC_DTYPE_BF16, LYC_DTYPE_F32, LYC_DTYPE_F16})
     for (lyc_dtype factor : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) add({64, 64}, Order::kOIHW, 16, weight, factor);
-  const WeightLayout layout = lay_out(case_.batch());
+  const WeightLayout layout = lay_out(case_.batch(), kSharedMemory);
   ASSERT_EQ(layout.groups.size(), 4u);
   for (const TargetGroup &group : layout.groups) EXPECT_EQ(group.targets.size(), group.kind.wide ? 1u : 2u);
 }
@@ -125,7 +136,7 @@ TEST_F(Layout, TilesOfTargetsFollowEachOther) {
   add({100, 64}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
   add({16, 640}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
   add({128, 128}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
-  WeightLayout layout = lay_out(case_.batch());
+  WeightLayout layout = lay_out(case_.batch(), kSharedMemory);
   schedule(layout.groups[0], 1);
   EXPECT_THAT(layout.groups[0].first_tile, testing::ElementsAre(0u, 1u, 11u));
   EXPECT_EQ(layout.groups[0].tile_count, 13u);
@@ -137,10 +148,10 @@ TEST_F(Layout, RowsOfAFusedAdapterBeginLater) {
   ops::Term &term = case_.terms().back();
   term.p.up = case_.arena().random({192, 4, {1, 1, 1}}, LYC_DTYPE_BF16, random_, 1.0);
   term.row_begin = 128;
-  const WeightLayout layout = lay_out(case_.batch());
+  const WeightLayout layout = lay_out(case_.batch(), kSharedMemory);
   EXPECT_EQ(layout.terms[0].row_factor.data, static_cast<const std::uint16_t *>(term.p.up.data) + 128 * 4);
   term.row_begin = 129;
-  EXPECT_THROW(lay_out(case_.batch()), Error);
+  EXPECT_THROW(lay_out(case_.batch(), kSharedMemory), Error);
 }
 
 TEST_F(Layout, RefusesByName) {
@@ -149,7 +160,7 @@ TEST_F(Layout, RefusesByName) {
     c.add({{8, 8}, LYC_DTYPE_F32, LYC_DTYPE_F32, Order::kOIHW, Order::kOIHW, true, {low_rank(4)}});
     spoil(c);
     try {
-      lay_out(c.batch());
+      lay_out(c.batch(), kSharedMemory);
     } catch (const Error &error) {
       EXPECT_EQ(error.status(), LYC_ERROR_UNSUPPORTED);
       return std::string(error.what());
