@@ -1,17 +1,15 @@
-// out[y, x] = round(base[y, x] + sum over terms of s * sum_r row[y, r] * column[r, x]),  s = multiplier * coefficient *
-// scalar
+// out[y, x] = round(base[y, x] + sum over terms of s * sum_r row[y, r] * column[r, x])
+// s = multiplier * coefficient * scalar
 //
 // for all weights of a batch in one launch. Matrices and factors may have any strides and dtypes; whole vectors along
 // columns are the fast path. out may be base, so neither is __restrict__.
 //
-// Work.     A tile is 64 columns wide and up to 128 rows high; a warp takes one tile, finds its weight by searching the
+// Work.     A tile is 64 columns wide and up to 128 rows high; a warp takes one, finds its weight by searching the
 //           tiles' prefix sums 32 at a time, stages the tile's column factors in shared memory, and walks down 16 rows
-//           a step. The next step's base is on its way while this step is computed. Warps share nothing but the L1
-//           cache.
-// Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. Factors come from L2 once
-// per
-//           tile: rank / 128 of the base's bytes along columns, rank / 64 along rows, shared by the block's warps in
-//           L1.
+//           a step. The next steps' base and row factors are on their way while this one is computed. Warps share
+//           nothing but the L1 cache.
+// Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. Factors come from L2:
+//           rank / 128 of the base's bytes along columns, rank / 64 along rows, the latter shared by a block's warps.
 // Numerics. Tensor cores, whose products are exact and whose sums are float32: 16-bit factors of one dtype as they are,
 //           others in three bf16 parts. One rounding, at the store. A term whose multiplier is 0 is not touched; if
 //           that is all of them, out gets base's bits.

@@ -33,11 +33,6 @@ std::string library_error() {
 bool file_exists(const std::string &path) { return access(path.c_str(), F_OK) == 0; }
 const char *environment(const char *name) { return secure_getenv(name); }
 
-std::string real_path(const char *path) {
-  char resolved[PATH_MAX];
-  return realpath(path, resolved) ? resolved : "";
-}
-
 // -- the CUDA back end ------------------------------------------------------------------------------------------------
 
 /// What is known of it. Constant-initialised and never destroyed: the explanation is allocated once per process.
@@ -88,6 +83,11 @@ void accept(const ops::Backend *backend, const std::string &path) {
 void search_places() { accept(checked("built in", LYC_CUDA_ENTRY), "built in"); }
 
 #else
+
+std::string real_path(const char *path) {
+  char resolved[PATH_MAX];
+  return realpath(path, resolved) ? resolved : "";
+}
 
 /// The folder of the library that this code is in; "" if it is in the program itself, whose folder is none of ours.
 std::string own_folder() {
