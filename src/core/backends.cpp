@@ -10,6 +10,10 @@
 
 #include "base/error.hpp"
 
+#ifdef LYCORIS_CUDA_STATIC
+extern "C" const lyc::ops::Backend *LYC_CUDA_ENTRY();
+#endif
+
 namespace lyc {
 namespace {
 
@@ -28,21 +32,6 @@ std::string library_error() {
 }
 bool file_exists(const std::string &path) { return access(path.c_str(), F_OK) == 0; }
 const char *environment(const char *name) { return secure_getenv(name); }
-
-std::string real_path(const char *path) {
-  char resolved[PATH_MAX];
-  return realpath(path, resolved) ? resolved : "";
-}
-
-/// The folder of the library that this code is in; "" if it is in the program itself, whose folder is none of ours.
-std::string own_folder() {
-  Dl_info info;
-  if (!dladdr(reinterpret_cast<void *>(&own_folder), &info) || !info.dli_fname || !std::strchr(info.dli_fname, '/'))
-    return "";
-  const std::string path = real_path(info.dli_fname);
-  if (path.empty() || path == real_path("/proc/self/exe")) return "";
-  return path.substr(0, path.rfind('/'));
-}
 
 // -- the CUDA back end ------------------------------------------------------------------------------------------------
 
@@ -89,6 +78,27 @@ void accept(const ops::Backend *backend, const std::string &path) {
   state.backend.store(backend, std::memory_order_release);
 }
 
+#ifdef LYCORIS_CUDA_STATIC
+
+void search_places() { accept(checked("built in", LYC_CUDA_ENTRY), "built in"); }
+
+#else
+
+std::string real_path(const char *path) {
+  char resolved[PATH_MAX];
+  return realpath(path, resolved) ? resolved : "";
+}
+
+/// The folder of the library that this code is in; "" if it is in the program itself, whose folder is none of ours.
+std::string own_folder() {
+  Dl_info info;
+  if (!dladdr(reinterpret_cast<void *>(&own_folder), &info) || !info.dli_fname || !std::strchr(info.dli_fname, '/'))
+    return "";
+  const std::string path = real_path(info.dli_fname);
+  if (path.empty() || path == real_path("/proc/self/exe")) return "";
+  return path.substr(0, path.rfind('/'));
+}
+
 /// True once there is nothing more to try.
 bool try_folder(const std::string &folder) {
   const std::string path = folder + "/" + kFile;
@@ -105,7 +115,7 @@ bool try_folder(const std::string &folder) {
   }
 }
 
-void search_folders() {
+void search_places() {
   if (const char *only = environment("LYCORIS_BACKEND_DIR")) {
     if (only[0] == '/')
       try_folder(only);
@@ -122,15 +132,13 @@ void search_folders() {
   }
 }
 
+#endif
+
 void search() {
   if (state.searched) return;
   state.searched = true;
   if (switched_off()) return note("LYCORIS_DISABLE_CUDA=1 switches the CUDA back end off");
-#ifdef LYCORIS_CUDA_STATIC
-  accept(checked("built in", LYC_CUDA_ENTRY), "built in");
-#else
-  search_folders();
-#endif
+  search_places();
 }
 
 const ops::Backend *find_cuda() {
