@@ -340,11 +340,11 @@ std::vector<Case> cases() {
 }
 
 int run(int argc, char **argv) {
-  const ops::Backend *backend = core::find_backend(LYC_DEVICE_CUDA);
+  const ops::Backend *backend = find_backend(LYC_DEVICE_CUDA);
   std::int32_t count = 0;
   if (backend) backend->device_count(&count, nullptr);
   if (count == 0) {
-    std::printf("skipped: no GPU\n%s", core::explain_backend(LYC_DEVICE_CUDA).c_str());
+    std::printf("skipped: no GPU\n%s", explain_backend(LYC_DEVICE_CUDA).c_str());
     return 0;
   }
   ops::Failure failure;

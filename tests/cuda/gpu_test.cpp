@@ -24,11 +24,11 @@ constexpr WeightOp kOps[] = {WeightOp::kMerge, WeightOp::kUnmerge, WeightOp::kDi
 class Gpu : public testing::Test {
  protected:
   void SetUp() override {
-    backend_ = core::find_backend(LYC_DEVICE_CUDA);
+    backend_ = find_backend(LYC_DEVICE_CUDA);
     std::int32_t count = 0;
     if (backend_) backend_->device_count(&count, nullptr);
     if (count == 0) {
-      if (std::getenv("LYCORIS_REQUIRE_GPU")) FAIL() << core::explain_backend(LYC_DEVICE_CUDA);
+      if (std::getenv("LYCORIS_REQUIRE_GPU")) FAIL() << explain_backend(LYC_DEVICE_CUDA);
       GTEST_SKIP() << "skipped: no GPU";
     }
     const ops::BackendContextOptions options = {0, 0};
@@ -162,7 +162,7 @@ TEST_F(Gpu, MixedWeightTypesMatchTheReference) {
 }
 
 TEST_F(Gpu, MatchesTheCpuBackEnd) {
-  const ops::Backend &cpu = core::backend_for(LYC_DEVICE_CPU);
+  const ops::Backend &cpu = backend_for(LYC_DEVICE_CPU);
   const ops::BackendContextOptions options = {0, 0};
   ops::BackendContext *cpu_context = nullptr;
   ASSERT_EQ(cpu.context_create(&options, &cpu_context, nullptr), LYC_OK);
