@@ -8,7 +8,9 @@ set -u
 build=${1:-$(dirname "$0")/../../build/cuda-dev}
 [ $# -gt 0 ] && shift
 build=$(realpath "$build") || exit 1
-export LYCORIS_BACKEND_DIR="$build/lib" LYCORIS_REQUIRE_GPU=1
+export LYCORIS_BACKEND_DIR="$build/lib" LYCORIS_REQUIRE_GPU=1 LD_LIBRARY_PATH="$build/lib"
+LYCORIS_TEST_DATA=$(realpath "$(dirname "$0")/../data")
+export LYCORIS_TEST_DATA
 failed=0
 
 if ! nvidia-smi -L 2>/dev/null | grep -q GPU; then
@@ -18,6 +20,7 @@ fi
 
 echo "== tests"
 "$build/bin/lycoris_gpu_test" --gtest_brief=1 || failed=1
+"$build/bin/capi_gpu_test" --gtest_brief=1 || failed=1
 
 echo "== sanitizer"
 if command -v compute-sanitizer >/dev/null; then
