@@ -25,7 +25,7 @@
 namespace lyc {
 namespace {
 
-constexpr std::uint64_t kBlockBytes = 32u << 20;     // of a touched tensor; rows of more than that make a block of one
+constexpr std::uint64_t kBlockBytes = 4u << 20;      // of a touched tensor; rows of more than that make a block of one
 constexpr std::uint64_t kCopyBytes = 64u << 20;      // of a run of untouched ones
 constexpr std::uint64_t kMemoryBudget = 640u << 20;  // for all blocks in flight, as far as single ones allow
 constexpr const char *kOperationsKey = "lycoris.operations", *kStaleHashKey = "modelspec.hash_sha256";
