@@ -1,8 +1,7 @@
-// The C functions on a GPU: a real adapter file on weights in device memory, and a captured run. Without a GPU every test
-// says that it is skipped; with LYCORIS_REQUIRE_GPU=1 it fails instead.
-#include <cuda_runtime_api.h>
-
+// The C functions on a GPU: a real adapter file on weights in device memory, and a captured run. Without a GPU every
+// test says that it is skipped; with LYCORIS_REQUIRE_GPU=1 it fails instead.
 #include <cstdlib>
+#include <cuda_runtime_api.h>
 
 #include "capi/api.hpp"
 #include "support/tolerance.hpp"
@@ -19,10 +18,14 @@ class DeviceTensor {
     cuda(cudaMalloc(&data_, host.bytes.size()));
     write(host);
   }
-  DeviceTensor(DeviceTensor &&other) noexcept : host_(std::move(other.host_)), data_(other.data_) { other.data_ = nullptr; }
+  DeviceTensor(DeviceTensor &&other) noexcept : host_(std::move(other.host_)), data_(other.data_) {
+    other.data_ = nullptr;
+  }
   ~DeviceTensor() { cudaFree(data_); }
 
-  void write(const Tensor &host) { cuda(cudaMemcpy(data_, host.bytes.data(), host.bytes.size(), cudaMemcpyHostToDevice)); }
+  void write(const Tensor &host) {
+    cuda(cudaMemcpy(data_, host.bytes.data(), host.bytes.size(), cudaMemcpyHostToDevice));
+  }
   lyc_tensor view() const {
     lyc_tensor tensor = host_.view();
     tensor.data = data_;
@@ -153,8 +156,8 @@ TEST_F(GpuApi, OneWeightAndParametersInDeviceMemory) {
   const Tensor merged = device_weight.read();
   for (int64_t o = 0; o < 5; ++o)
     for (int64_t i = 0; i < 7; ++i)
-      EXPECT_EQ(merged.get(o * 7 + i), weight.get(o * 7 + i) + 2 * (up.get(o * 2) * down.get(i) +
-                                                                   up.get(o * 2 + 1) * down.get(7 + i)));
+      EXPECT_EQ(merged.get(o * 7 + i),
+                weight.get(o * 7 + i) + 2 * (up.get(o * 2) * down.get(i) + up.get(o * 2 + 1) * down.get(7 + i)));
 }
 
 TEST_F(GpuApi, WhatTheDeviceCannotComputeIsRefusedByName) {
