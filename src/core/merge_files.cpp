@@ -25,9 +25,7 @@
 namespace lyc {
 namespace {
 
-constexpr std::uint64_t kBlockBytes = 4u << 20;  // of a touched tensor; rows of more than that make a block of one
-constexpr std::int64_t kRowTile =
-    64;  // kernels round the last rows of a block their own way: only the tensor's end is one
+constexpr std::uint64_t kBlockBytes = 4u << 20;      // of a touched tensor; rows of more than that make a block of one
 constexpr std::uint64_t kCopyBytes = 64u << 20;      // of a run of untouched ones
 constexpr std::uint64_t kMemoryBudget = 640u << 20;  // for all blocks in flight, as far as single ones allow
 constexpr const char *kOperationsKey = "lycoris.operations", *kStaleHashKey = "modelspec.hash_sha256";
@@ -202,8 +200,7 @@ lyc_dtype Merge::out_dtype(std::size_t tensor) const {
 }
 
 void Merge::plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row_bytes, bool whole) {
-  auto fitting = static_cast<std::int64_t>(kBlockBytes / std::max<std::uint64_t>(1, row_bytes));
-  if (fitting > kRowTile) fitting -= fitting % kRowTile;
+  const auto fitting = static_cast<std::int64_t>(kBlockBytes / std::max<std::uint64_t>(1, row_bytes));
   const std::int64_t step = whole ? rows : std::clamp<std::int64_t>(fitting, 1, rows);
   for (std::int64_t row = 0; row < rows; row += step) {
     const std::int64_t count = std::min(step, rows - row);
