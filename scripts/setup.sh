@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # Install what building and testing need, from Debian's packages. Says nothing when all is there.
 #
-#   scripts/setup.sh [tests] [bindings] [cuda] [clean]
+#   scripts/setup.sh [tests] [bindings] [cuda] [arm] [clean]
 #
 # Without a part: what the library, the program and their own tests need. tests: also the linters and the tools of the
-# ABI gates. bindings: also SWIG and the languages. cuda: what scripts/setup-cuda.sh needs. clean: for the stage of
-# tests/full that starts from an empty system.
+# ABI gates. bindings: also SWIG and the languages. cuda: what scripts/setup-cuda.sh needs. arm: what scripts/arm.sh
+# --test needs. clean: for the stage of tests/full that starts from an empty system.
 set -euo pipefail
 
 declare -A packages=(
   [core]="g++ cmake ninja-build pkg-config ccache python3
-          libhwy-dev libeigen3-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev"
-  [tests]="git binutils clang clang-format clang-tidy libclang-rt-14-dev abigail-tools shellcheck"
+          libhwy-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev"
+  [tests]="git binutils clang clang-format clang-tidy libclang-rt-14-dev abigail-tools shellcheck
+           g++-aarch64-linux-gnu"
   [bindings]="swig python3-dev python3-venv python3-numpy python3-pytest mono-mcs mono-runtime
               libmono-system-core4.0-cil"
   [cuda]="python3-pip"
+  [arm]="qemu-user-static googletest"
   [clean]="debootstrap"
 )
 
