@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "base/os.hpp"
 #include "cpu/context.hpp"
 #include "machine_rates.hpp"
 #include "support/weight_case.hpp"
@@ -130,7 +131,7 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
 }
 
 int main(int argc, char **argv) {
-  const int asked = argc > 1 ? std::atoi(argv[1]) : available_threads(), threads = std::max(asked, 1);
+  const int asked = argc > 1 ? std::atoi(argv[1]) : os::cpu_count(), threads = std::max(asked, 1);
   if (asked == 0) by_processor_time();
   const std::string filter = argc > 2 ? argv[2] : "";
   ops::BackendContext context(threads, *cpu::supported_kernels().front());

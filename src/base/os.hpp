@@ -129,8 +129,8 @@ void copy_file(const std::string &from, const std::string &to);
 void *open_library(const std::string &path, std::string *why);
 void *find_symbol(void *library, const char *name);  // nullptr if missing
 
-/// Real path of the folder of the library or program that `address` belongs to, "" if unknown.
-std::string folder_of_code(const void *address);
+/// Real path of the folder of the library that `address` belongs to; "" if it is the program itself, or unknown.
+std::string folder_of_library(const void *address);
 
 /// An environment variable, nullptr where it is not set or the process runs with rights of another user.
 const char *environment(const char *name);

@@ -398,11 +398,16 @@ void *open_library(const std::string &path, std::string *why) {
 
 void *find_symbol(void *library, const char *name) { return dlsym(library, name); }
 
-std::string folder_of_code(const void *address) {
+std::string folder_of_library(const void *address) {
+  const auto real_path = [](const char *path) {
+    const std::unique_ptr<char, decltype(&std::free)> real(realpath(path, nullptr), &std::free);
+    return std::string(real ? real.get() : "");
+  };
   Dl_info info{};
-  if (dladdr(address, &info) == 0 || !info.dli_fname) return "";
-  const std::unique_ptr<char, decltype(&std::free)> real(realpath(info.dli_fname, nullptr), &std::free);
-  return real ? parent_folder(real.get()) : "";
+  // The program is named as it was called, which may be any word.
+  if (dladdr(address, &info) == 0 || !info.dli_fname || !std::strchr(info.dli_fname, '/')) return "";
+  const std::string path = real_path(info.dli_fname);
+  return path.empty() || path == real_path("/proc/self/exe") ? "" : parent_folder(path);
 }
 
 const char *environment(const char *name) { return secure_getenv(name); }

@@ -6,9 +6,6 @@
 #include <pthread.h>
 #include <signal.h>
 #endif
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -138,14 +135,6 @@ void ThreadPool::work(int worker) {
     }
     idle_.notify_one();
   }
-}
-
-int available_threads() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
-#endif
-  return static_cast<int>(std::max(std::thread::hardware_concurrency(), 1u));
 }
 
 }  // namespace lyc

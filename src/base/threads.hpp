@@ -60,7 +60,4 @@ class ThreadPool {
   std::atomic<std::int64_t> next_{0};
 };
 
-/// CPUs that this process may use, at least 1.
-int available_threads();
-
 }  // namespace lyc

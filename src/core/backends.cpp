@@ -1,14 +1,11 @@
 #include "core/backends.hpp"
 
 #include <atomic>
-#include <climits>
-#include <cstdlib>
 #include <cstring>
-#include <dlfcn.h>
 #include <mutex>
-#include <unistd.h>
 
 #include "base/error.hpp"
+#include "base/os.hpp"
 
 #ifdef LYCORIS_CUDA_STATIC
 extern "C" const lyc::ops::Backend *LYC_CUDA_ENTRY();
@@ -22,18 +19,6 @@ constexpr char kFile[] = "liblycoris_cuda.so";
 #define LYC_TEXT_OF(name) #name
 #define LYC_TEXT(name) LYC_TEXT_OF(name)
 constexpr char kEntry[] = LYC_TEXT(LYC_CUDA_ENTRY);
-
-// -- the operating system ---------------------------------------------------------------------------------------------
-
-void *open_library(const std::string &path) { return dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL); }
-std::string library_error() {
-  const char *error = dlerror();
-  return error ? error : "unknown error";
-}
-bool file_exists(const std::string &path) { return access(path.c_str(), F_OK) == 0; }
-const char *environment(const char *name) { return secure_getenv(name); }
-
-// -- the CUDA back end ------------------------------------------------------------------------------------------------
 
 /// What is known of it. Constant-initialised and never destroyed: the explanation is allocated once per process.
 struct State {
@@ -50,7 +35,7 @@ void note(const std::string &line) {
 }
 
 bool switched_off() {
-  const char *value = environment("LYCORIS_DISABLE_CUDA");
+  const char *value = os::environment("LYCORIS_DISABLE_CUDA");
   return value && std::strcmp(value, "1") == 0;
 }
 
@@ -64,9 +49,10 @@ const ops::Backend *checked(const std::string &place, ops::BackendEntry entry) {
 
 /// Open one file. A file that is refused stays open: CUDA does not survive being unloaded.
 const ops::Backend *open_backend(const std::string &path) {
-  void *library = open_library(path);
-  if (!library) fail(LYC_ERROR_UNSUPPORTED, path, ": ", library_error());
-  const auto entry = reinterpret_cast<ops::BackendEntry>(dlsym(library, kEntry));
+  std::string why;
+  void *library = os::open_library(path, &why);
+  if (!library) fail(LYC_ERROR_UNSUPPORTED, path, ": ", why);
+  const auto entry = reinterpret_cast<ops::BackendEntry>(os::find_symbol(library, kEntry));
   if (!entry)
     fail(LYC_ERROR_UNSUPPORTED, path, ": has no ", kEntry, ", so it is of another release than ", LYCORIS_VERSION);
   return checked(path, entry);
@@ -84,25 +70,10 @@ void search_places() { accept(checked("built in", LYC_CUDA_ENTRY), "built in"); 
 
 #else
 
-std::string real_path(const char *path) {
-  char resolved[PATH_MAX];
-  return realpath(path, resolved) ? resolved : "";
-}
-
-/// The folder of the library that this code is in; "" if it is in the program itself, whose folder is none of ours.
-std::string own_folder() {
-  Dl_info info;
-  if (!dladdr(reinterpret_cast<void *>(&own_folder), &info) || !info.dli_fname || !std::strchr(info.dli_fname, '/'))
-    return "";
-  const std::string path = real_path(info.dli_fname);
-  if (path.empty() || path == real_path("/proc/self/exe")) return "";
-  return path.substr(0, path.rfind('/'));
-}
-
 /// True once there is nothing more to try.
 bool try_folder(const std::string &folder) {
-  const std::string path = folder + "/" + kFile;
-  if (!file_exists(path)) {
+  const std::string path = os::join(folder, kFile);
+  if (os::file_type(path) == os::FileType::kMissing) {
     note(path + ": no such file");
     return false;
   }
@@ -116,14 +87,14 @@ bool try_folder(const std::string &folder) {
 }
 
 void search_places() {
-  if (const char *only = environment("LYCORIS_BACKEND_DIR")) {
+  if (const char *only = os::environment("LYCORIS_BACKEND_DIR")) {
     if (only[0] == '/')
       try_folder(only);
     else
       note(std::string("LYCORIS_BACKEND_DIR is \"") + only + "\", must be an absolute path");
     return;
   }
-  if (const std::string folder = own_folder(); !folder.empty())
+  if (const std::string folder = os::folder_of_library(&kFile); !folder.empty())
     if (try_folder(folder) || try_folder(folder + "/lycoris")) return;
   try {
     accept(open_backend(kFile), kFile);
@@ -180,7 +151,7 @@ void load_backend(const std::string &path) {
   const std::lock_guard<std::mutex> lock(state.mutex);
   if (state.backend.load(std::memory_order_relaxed)) fail(LYC_ERROR_UNSUPPORTED, "a CUDA back end is loaded already");
   if (switched_off()) fail(LYC_ERROR_UNSUPPORTED, "LYCORIS_DISABLE_CUDA=1 switches the CUDA back end off");
-  if (!file_exists(path)) fail(LYC_ERROR_NOT_FOUND, path, ": no such file");
+  if (os::file_type(path) == os::FileType::kMissing) fail(LYC_ERROR_NOT_FOUND, path, ": no such file");
   accept(open_backend(path), path);
 }
 

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "base/error.hpp"
+#include "base/os.hpp"
 #include "cpu/context.hpp"
 #include "cpu/processor.hpp"
 #include "cpu/weight_plan.hpp"
@@ -34,9 +35,9 @@ void check_device(std::int32_t index) {
 lyc_status device_info(std::int32_t index, lyc_device_info *info, Failure *failure) {
   return guard(failure, [&] {
     check_device(index);
-    info->multiprocessors = available_threads();
+    info->multiprocessors = os::cpu_count();
     info->compute_major = info->compute_minor = 0;
-    info->memory_bytes = physical_memory();
+    info->memory_bytes = os::physical_memory();
     std::snprintf(info->name, sizeof info->name, "%s", supported_kernels().front()->name);
   });
 }
@@ -46,7 +47,7 @@ lyc_status context_create(const ops::BackendContextOptions *options, BackendCont
   return guard(failure, [&] {
     check_device(options->device_index);
     require(options->threads >= 0, "threads is ", options->threads, ", must not be negative");
-    const int threads = options->threads ? options->threads : available_threads();
+    const int threads = options->threads ? options->threads : os::cpu_count();
     *context = new BackendContext(threads, *supported_kernels().front());
   });
 }

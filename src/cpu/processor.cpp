@@ -54,12 +54,4 @@ std::uint32_t instruction_sets() { return kBaseline | kNeon; }
 std::uint32_t instruction_sets() { return kBaseline; }
 #endif
 
-std::uint64_t physical_memory() {
-#if defined(_SC_PHYS_PAGES) && defined(_SC_PAGESIZE)
-  const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-  if (pages > 0 && size > 0) return static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(size);
-#endif
-  return 0;
-}
-
 }  // namespace lyc::cpu

@@ -10,7 +10,4 @@ enum InstructionSet : std::uint32_t { kBaseline = 1, kSse4 = 2, kAvx2 = 4, kAvx5
 
 std::uint32_t instruction_sets();
 
-/// Bytes of physical memory; 0 if unknown.
-std::uint64_t physical_memory();
-
 }  // namespace lyc::cpu

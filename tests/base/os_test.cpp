@@ -242,7 +242,8 @@ TEST(Os, LibrariesAreFoundOrExplained) {
   ASSERT_NE(libc, nullptr) << why;
   EXPECT_NE(find_symbol(libc, "printf"), nullptr);
   EXPECT_EQ(find_symbol(libc, "lycoris_no_such_symbol"), nullptr);
-  EXPECT_EQ(folder_of_code(reinterpret_cast<const void *>(&mode_of)).front(), '/');
+  EXPECT_EQ(folder_of_library(find_symbol(libc, "printf")).front(), '/');
+  EXPECT_EQ(folder_of_library(reinterpret_cast<const void *>(&mode_of)), "");
 }
 
 TEST(Os, EnvironmentIsRead) {
