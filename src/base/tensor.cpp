@@ -44,6 +44,11 @@ lyc_tensor make_tensor(void *data, lyc_dtype dtype, const Shape &shape) {
   return tensor;
 }
 
+void *nowhere() {
+  alignas(16) static constexpr char kNowhere[16] = {};
+  return const_cast<char *>(kNowhere);
+}
+
 void check_tensor(const lyc_tensor &tensor, const std::string &what) {
   require(find_dtype(tensor.dtype), what, " has an unknown dtype ", static_cast<int>(tensor.dtype));
   require(tensor.ndim >= 0 && tensor.ndim <= LYC_MAX_DIMS, what, " has ", tensor.ndim, " axes, 0 to ", LYC_MAX_DIMS,

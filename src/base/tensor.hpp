@@ -21,6 +21,9 @@ inline std::string shape_text(const Shape &shape) { return shape_text(shape.data
 /// A contiguous CPU view; data may be null where only the description counts.
 lyc_tensor make_tensor(void *data, lyc_dtype dtype, const Shape &shape);
 
+/// An aligned address for a tensor that is only described: nobody reads or writes there.
+void *nowhere();
+
 /// Everything that can be checked without touching the memory: dtype, rank, extents, strides, alignment, capacity.
 /// `what` begins the message ("base", "lora_up.weight").
 void check_tensor(const lyc_tensor &tensor, const std::string &what);

@@ -53,9 +53,8 @@ lyc_status lyc_weight_workspace_size(lyc_module *module, const lyc_tensor *weigh
   return boundary([&] {
     lyc_tensor described = needed(weight, "weight");
     needed(out_size, "out_size");
-    alignas(16) static const char kNowhere[16] = {};  // only described, never touched
     if (!described.data) {
-      described.data = const_cast<char *>(kNowhere);
+      described.data = nowhere();
       described.capacity = 0;
     }
     described.flags = 0;

@@ -6,8 +6,10 @@
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
+#include "base/tensor.hpp"
 #include "core/execute.hpp"
 #include "core/merge_files.hpp"
+#include "core/operand.hpp"
 #include "io/container/tensor_file.hpp"
 
 namespace lyc {
@@ -30,19 +32,9 @@ double delta_norm(const Definition &definition, lyc_context &context) {
   std::vector<float> block(static_cast<std::size_t>(step * columns));
   double squares = 0;
   for (std::int64_t row = 0; row < rows; row += step) {
-    ops::Operand out;
-    out.data = block.data();
-    out.dtype = LYC_DTYPE_F32;
-    out.out = std::min(step, rows - row);
-    out.in = layer.in;
-    out.kernel_dims = static_cast<std::int32_t>(layer.kernel.size());
-    out.stride_out = columns;
-    out.stride_in = layer.kernel_size();
-    std::int64_t stride = 1;
-    for (std::size_t d = layer.kernel.size(); d-- > 0; stride *= layer.kernel[d]) {
-      out.kernel[d] = layer.kernel[d];
-      out.stride_kernel[d] = stride;
-    }
+    Shape shape = {std::min(step, rows - row), layer.in};
+    shape.insert(shape.end(), layer.kernel.begin(), layer.kernel.end());
+    const ops::Operand out = weight_operand(make_tensor(block.data(), LYC_DTYPE_F32, shape), "the delta");
     WeightArrays arrays;
     arrays.begin_target({}, out);
     lower(plain, out, {row, out.out, 0, LYC_PART_WEIGHT}, arrays);

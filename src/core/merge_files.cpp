@@ -166,9 +166,7 @@ void Merge::check_tensors() const {
       fail(LYC_ERROR_UNSUPPORTED, request_.base, ": ", info.name, " is ", info.dtype_text,
            "; an adapter can be merged into F32, F16 and BF16 only");
     try {
-      // The description stands for the rows that the assignment takes; its memory is never looked at.
-      alignas(16) static constexpr char kNowhere[16] = {};
-      lyc_tensor tensor = make_tensor(const_cast<char *>(kNowhere), info.dtype, info.shape);
+      lyc_tensor tensor = make_tensor(nowhere(), info.dtype, info.shape);
       tensor.capacity = 0;
       if (assignment.transposed) tensor.layout = LYC_LAYOUT_HWIO;
       const ops::Operand rows = slice_rows(weight_operand(tensor, info.name), assignment.base_row, assignment.rows);
