@@ -112,6 +112,15 @@ typedef enum lyc_algo {
   LYC_ALGO_LOKR         = 3, /**< dW = scale * w1 (x) w2, each whole or low-rank. arXiv:2212.10650 */
   LYC_ALGO_FULL         = 4, /**< dW = diff, db = diff_b. */
   LYC_ALGO_NORM         = 5, /**< The same for norm layers: w_norm, b_norm. */
+  LYC_ALGO_IA3          = 6, /**< (IA)3: rows or columns of the weight times 1 + m v. arXiv:2205.05638 */
+  LYC_ALGO_GLORA        = 7, /**< dW = scale * (b1 b2 + W a1 a2). arXiv:2306.07967 */
+  LYC_ALGO_PEFT_GLORA   = 8, /**< PEFT's method of that name: dW = W o A + B, db = b o D + E + W C. */
+  LYC_ALGO_OFT          = 9, /**< Block-diagonal rotation of rows ("diag-oft") or columns. arXiv:2306.07280 */
+  LYC_ALGO_BOFT         = 10, /**< Several such stages, butterfly-wise. arXiv:2311.06243 */
+  LYC_ALGO_DYLORA       = 11, /**< LoRA trained for any rank up to its own; its files are LoCon's. arXiv:2210.07558 */
+  LYC_ALGO_TLORA        = 12, /**< dW = scale * (p l q - p0 l0 q0), p0 l0 q0 from the SVD of W. arXiv:2507.05964 */
+  LYC_ALGO_REPLACE      = 13, /**< A new weight instead of a difference: set_weight. */
+  LYC_ALGO_SPARSE       = 14, /**< Some elements of a difference, by position. */
   LYC_ALGO_FORCE_INT32_ = 0x7fffffff
 } lyc_algo;
 
@@ -366,6 +375,15 @@ typedef enum lyc_dora_axis {
   LYC_DORA_AXIS_FORCE_INT32_ = 0x7fffffff
 } lyc_dora_axis;
 
+/** Whose conventions a module's tensors follow, where programs store different things under one name. */
+typedef enum lyc_origin {
+  LYC_ORIGIN_LYCORIS      = 0,
+  LYC_ORIGIN_KOHYA        = 1, /**< sd-scripts: the constraint of OFT always acts. */
+  LYC_ORIGIN_PEFT         = 2,
+  LYC_ORIGIN_ONETRAINER   = 3, /**< OFT turns convolutions the other way. */
+  LYC_ORIGIN_FORCE_INT32_ = 0x7fffffff
+} lyc_origin;
+
 #define LYC_MODULE_TUCKER          1  /**< Tucker core on kernels above 1 (LoCon, LoHa, LoKr). */
 #define LYC_MODULE_RANK_STABILISED 2  /**< scale = alpha / sqrt(rank). arXiv:2312.03732 */
 #define LYC_MODULE_SCALAR          4  /**< A trained scalar multiplies the delta. */
@@ -373,6 +391,8 @@ typedef enum lyc_dora_axis {
 #define LYC_MODULE_WHOLE           16 /**< LoKr: both halves whole ("full_matrix"). */
 #define LYC_MODULE_UNBALANCED      32 /**< LoKr: w1 takes the larger part of the outputs. */
 #define LYC_MODULE_BIAS            64 /**< Full, norm: a bias difference too. */
+#define LYC_MODULE_ON_INPUT        128 /**< (IA)3: columns are scaled, not rows. */
+#define LYC_MODULE_RESCALE         256 /**< OFT, BOFT: rows are scaled after the rotation. */
 
 /** What to build. Growing. */
 typedef struct lyc_module_options {
@@ -388,6 +408,10 @@ typedef struct lyc_module_options {
   int32_t       ndim;          /**< Of the weight: 1 norm, 2 linear, 3 to 5 convolution. */
   uint32_t      reserved_;
   int64_t       shape[5];      /**< Of the weight, always as [O, I, K...] whatever its layout. */
+  lyc_origin    origin;        /**< Whose conventions tensors follow. */
+  int32_t       neumann_terms; /**< OFT: terms of the Cayley map's series, -1 = the exact map, 0 = the origin's default. */
+  double        coft_epsilon;  /**< OFT: constrained (COFT), |Q| of each block is at most this / sqrt(rows of the
+                                    tensor); 0 = not. */
 } lyc_module_options;
 
 LYC_API void lyc_module_options_init(lyc_module_options *options, size_t struct_size);
@@ -498,7 +522,8 @@ typedef struct lyc_batch_item {
   int64_t           row_count;        /**< How many rows it takes. 0 = all, and the weight must have as many. */
   int32_t           multiplier_index; /**< Which of the run's multipliers counts. */
   lyc_part          part;
-  uint64_t          reserved_;        /**< 0. */
+  const lyc_tensor *weight;           /**< For a bias whose difference depends on the layer's weight (PEFT's GLORA): that
+                                           weight, pristine. NULL otherwise. */
 } lyc_batch_item;
 
 /** Prepare items for running. Errors: as lyc_merge(); INVALID_ARGUMENT (weights overlap without being the same). */

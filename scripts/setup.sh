@@ -10,7 +10,7 @@ set -euo pipefail
 
 declare -A packages=(
   [core]="g++ cmake ninja-build pkg-config ccache python3
-          libhwy-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev"
+          libhwy-dev libeigen3-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev"
   [tests]="git binutils clang clang-format clang-tidy libclang-rt-14-dev abigail-tools shellcheck
            g++-aarch64-linux-gnu"
   [bindings]="swig python3-dev python3-venv python3-numpy python3-pytest mono-mcs mono-runtime

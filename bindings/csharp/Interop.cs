@@ -64,6 +64,24 @@ namespace LibLycoris {
     Full = 4,
     /// <summary>The same for norm layers: w_norm, b_norm.</summary>
     Norm = 5,
+    /// <summary>(IA)3: rows or columns of the weight times 1 + m v. arXiv:2205.05638</summary>
+    Ia3 = 6,
+    /// <summary>dW = scale * (b1 b2 + W a1 a2). arXiv:2306.07967</summary>
+    Glora = 7,
+    /// <summary>PEFT's method of that name: dW = W o A + B, db = b o D + E + W C.</summary>
+    PeftGlora = 8,
+    /// <summary>Block-diagonal rotation of rows ("diag-oft") or columns. arXiv:2306.07280</summary>
+    Oft = 9,
+    /// <summary>Several such stages, butterfly-wise. arXiv:2311.06243</summary>
+    Boft = 10,
+    /// <summary>LoRA trained for any rank up to its own; its files are LoCon's. arXiv:2210.07558</summary>
+    Dylora = 11,
+    /// <summary>dW = scale * (p l q - p0 l0 q0), p0 l0 q0 from the SVD of W. arXiv:2507.05964</summary>
+    Tlora = 12,
+    /// <summary>A new weight instead of a difference: set_weight.</summary>
+    Replace = 13,
+    /// <summary>Some elements of a difference, by position.</summary>
+    Sparse = 14,
   }
 
   /// <summary>Where memory is.</summary>
@@ -107,6 +125,17 @@ namespace LibLycoris {
     In = 2,
   }
 
+  /// <summary>Whose conventions a module's tensors follow, where programs store different things under one
+  /// name.</summary>
+  public enum lyc_origin {
+    Lycoris = 0,
+    /// <summary>sd-scripts: the constraint of OFT always acts.</summary>
+    Kohya = 1,
+    Peft = 2,
+    /// <summary>OFT turns convolutions the other way.</summary>
+    Onetrainer = 3,
+  }
+
   /// <summary>Which tensor of the layer.</summary>
   public enum Part {
     Weight = 0,
@@ -138,6 +167,8 @@ namespace LibLycoris.Interop {
     internal const uint ModuleWhole = 16;
     internal const uint ModuleUnbalanced = 32;
     internal const uint ModuleBias = 64;
+    internal const uint ModuleOnInput = 128;
+    internal const uint ModuleRescale = 256;
     internal const uint AllowUnmatched = 1;
     internal const uint Overwrite = 2;
   }
@@ -226,6 +257,9 @@ namespace LibLycoris.Interop {
     internal int Ndim;
     internal uint Reserved;
     internal fixed long Shape[5];
+    internal lyc_origin Origin;
+    internal int NeumannTerms;
+    internal double CoftEpsilon;
   }
 
   [StructLayout(LayoutKind.Sequential)]
@@ -253,7 +287,7 @@ namespace LibLycoris.Interop {
     internal long RowCount;
     internal int MultiplierIndex;
     internal Part Part;
-    internal ulong Reserved;
+    internal Tensor* Weight;
   }
 
   [StructLayout(LayoutKind.Sequential)]

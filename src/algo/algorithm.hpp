@@ -1,8 +1,9 @@
 // One adapter family. An algorithm computes nothing: it names its factors and says which terms they make; back ends run
-// terms. It knows neither devices nor files. A family is one file here, one line in registry.cpp, one test.
+// terms. It knows neither devices nor files. A family is one file here, one line in families.def, one test.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -47,28 +48,79 @@ class Factors {
   std::vector<std::pair<std::string, lyc_tensor>> tensors_;
 };
 
-/// The delta that factors make: `out` rows, `columns` = in * kernel size.
+/// What tells modules with the same tensors apart: who wrote them, and what stands beside them.
+struct Traits {
+  std::optional<double> alpha;  // as stored; families for which it is no scale read it here
+  lyc_origin origin = LYC_ORIGIN_LYCORIS;
+  std::uint32_t flags = 0;         // LYC_MODULE_* that were asked for
+  std::int32_t neumann_terms = 0;  // OFT; 0: what the origin's programs do by default
+  double coft_epsilon = 0;         // OFT; 0: no limit
+};
+
+/// The delta that factors make: `out` rows, `columns` = in * kernel size. 0: as many as the weight has.
 struct DeltaShape {
   std::int64_t out = 0, columns = 0;
-  std::int64_t rank = 0;    // what alpha is divided by; 0: nothing is low-rank, and the scale is 1
-  Shape kernel;             // where the factors show it
-  std::uint32_t flags = 0;  // LYC_MODULE_* that the factors show
+  std::int64_t rank = 0;     // what alpha is divided by; 0: nothing is low-rank, and the scale is 1
+  Shape kernel;              // where the factors show it
+  std::uint32_t flags = 0;   // LYC_MODULE_* that the factors show
+  bool weight = true;        // changes the weight
+  bool bias = false;         // changes the bias, by lower_bias
+  bool reads_base = false;   // depends on the weight
+  bool whole_rows = false;   // rows cannot be computed without the others
+  bool replaces = false;     // is the new weight, not a difference
+  std::int64_t experts = 1;  // so many deltas, for the matrices of a stack [experts, out, in]
+};
+
+/// What `lower` sees, and where it puts terms; their coefficients are multiplied by the scale afterwards.
+struct Lowering {
+  const Factors &factors;
+  const LayerShape &layer;
+  const DeltaShape &shape;
+  const Traits &traits;
+  std::int64_t expert;         // of DeltaShape::experts
+  const ops::Operand &weight;  // lower_bias: the layer's weight, if it is at hand
+  std::vector<ops::Term> &terms;
+  std::vector<ops::Rotation> &rotations;
+
+  ops::Term &add(ops::TermKind kind = ops::TermKind::kProduct) {
+    terms.emplace_back().kind = kind;
+    return terms.back();
+  }
+  ops::Rotation &add_rotation() {
+    add(ops::TermKind::kRotation).rotation = static_cast<std::int32_t>(rotations.size());
+    return rotations.emplace_back();
+  }
+};
+
+/// Factors that are not in files: singular triplets of the pristine weight, as many as the rank.
+struct BaseState {
+  const char *u, *sigma, *v;  // suffixes: [O, r], [1, r], [r, I]
 };
 
 struct Algorithm {
   lyc_algo id;
   std::string_view name;
+  const char *const *aliases;    // other names that people give it; nullptr-terminated
   const char *const *suffixes;   // tensors it can have, in the order of files; nullptr-terminated
   const char *const *signature;  // any of these present: the tensors are of this family
-  std::string_view bias;         // suffix of its bias difference
+  std::string_view bias;         // suffix of its bias difference; empty: none
   std::uint32_t flags;           // LYC_MODULE_* that lyc_module_create accepts
   bool low_rank;                 // takes a rank and alpha
   bool dora;                     // a DoRA magnitude may go on top
-  std::vector<FactorSpec> (*factors)(const Spec &, const LayerShape &);
-  DeltaShape (*describe)(const Factors &);  // throws FORMAT where shapes contradict each other
-  void (*lower)(const Factors &, const LayerShape &, std::vector<ops::Term> &);  // coefficient left at 1
+  std::vector<FactorSpec> (*factors)(const Spec &, const LayerShape &);  // null: comes from tensors only
+  DeltaShape (*describe)(const Factors &, const Traits &);  // throws FORMAT where shapes contradict each other
+  void (*lower)(Lowering &);                                // the weight's terms
+  void (*lower_bias)(Lowering &) = nullptr;                 // the bias's, where that is more than `bias`
+  const BaseState *base_state = nullptr;
 };
 
+/// All families, in the order in which files are recognised.
+struct AlgorithmList {
+  const Algorithm *const *first, *const *last;
+  const Algorithm *const *begin() const { return first; }
+  const Algorithm *const *end() const { return last; }
+};
+AlgorithmList algorithms();
 const Algorithm *find_algorithm(lyc_algo id);                     // nullptr if unknown
 const Algorithm *find_algorithm(std::string_view name_or_alias);  // nullptr if unknown
 const Algorithm *recognise(const Factors &factors);               // nullptr if of no known family

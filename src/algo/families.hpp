@@ -1,11 +1,15 @@
-// What the family files share: each defines one constant below; registry.cpp lists them.
+// What the family files share: each defines one constant that families.def lists.
 #pragma once
 
 #include "algo/algorithm.hpp"
 
 namespace lyc::algo {
 
-extern const Algorithm kLocon, kLoha, kLokr, kFull, kNorm;
+#define LYC_FAMILY(constant) extern const Algorithm constant;
+#include "algo/families.def"
+#undef LYC_FAMILY
+
+inline constexpr const char *kNone[] = {nullptr};  // no aliases, no suffixes
 
 /// Options of every low-rank family.
 inline constexpr std::uint32_t kCommonFlags = LYC_MODULE_RANK_STABILISED | LYC_MODULE_SCALAR;

@@ -4,6 +4,7 @@
 namespace lyc::algo {
 namespace {
 
+constexpr const char *kAliases[] = {"diff", nullptr};
 constexpr const char *kSuffixes[] = {"diff", "diff_b", nullptr};
 
 std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
@@ -12,7 +13,7 @@ std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
   return list;
 }
 
-DeltaShape describe(const Factors &f) {
+DeltaShape describe(const Factors &f, const Traits &) {
   DeltaShape shape;
   if (!f.has("diff")) {  // a bias difference alone
     shape.out = rows_of(f, "diff_b");
@@ -24,15 +25,16 @@ DeltaShape describe(const Factors &f) {
   return shape;
 }
 
-void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &terms) {
-  ops::Term term;
+void lower(Lowering &to) {
+  const Factors &f = to.factors;
+  const LayerShape &layer = to.layer;
+  ops::Term &term = to.add();
   term.p.down = taps(f.at("diff"), layer.in, layer.kernel);
-  terms.push_back(term);
 }
 
 }  // namespace
 
-const Algorithm kFull = {LYC_ALGO_FULL, "full", kSuffixes, kSuffixes, "diff_b", LYC_MODULE_BIAS,
-                         false,         false,  factors,   describe,  lower};
+const Algorithm kFull = {LYC_ALGO_FULL,   "full", kAliases, kSuffixes, kSuffixes, "diff_b",
+                         LYC_MODULE_BIAS, false,  false,    factors,   describe,  lower};
 
 }  // namespace lyc::algo

@@ -14,6 +14,7 @@ namespace lyc::algo {
 namespace {
 
 constexpr const char *kUp = "lora_up.weight", *kDown = "lora_down.weight", *kMid = "lora_mid.weight";
+constexpr const char *kAliases[] = {"lora", nullptr};
 constexpr const char *kSuffixes[] = {kUp, kDown, kMid, "diff_b", nullptr};
 constexpr const char *kSignature[] = {kUp, kDown, nullptr};
 
@@ -27,7 +28,7 @@ std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
   return list;
 }
 
-DeltaShape describe(const Factors &f) {
+DeltaShape describe(const Factors &f, const Traits &) {
   DeltaShape shape;
   shape.out = rows_of(f, kUp);
   shape.rank = rows_of(f, kDown);
@@ -45,8 +46,10 @@ DeltaShape describe(const Factors &f) {
   return shape;
 }
 
-void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &terms) {
-  ops::Term term;
+void lower(Lowering &to) {
+  const Factors &f = to.factors;
+  const LayerShape &layer = to.layer;
+  ops::Term &term = to.add();
   term.p.up = matrix(f.at(kUp));
   if (f.has(kMid)) {
     term.p.core = taps(f.at(kMid), f.at(kMid).shape[1], layer.kernel);
@@ -54,12 +57,12 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
   } else {
     term.p.down = taps(f.at(kDown), layer.in, layer.kernel);
   }
-  terms.push_back(term);
 }
 
 }  // namespace
 
-const Algorithm kLocon = {LYC_ALGO_LOCON, "locon", kSuffixes, kSignature, "diff_b", LYC_MODULE_TUCKER | kCommonFlags,
-                          true,           true,    factors,   describe,   lower};
+const Algorithm kLocon = {
+    LYC_ALGO_LOCON, "locon", kAliases, kSuffixes, kSignature, "diff_b", LYC_MODULE_TUCKER | kCommonFlags,
+    true,           true,    factors,  describe,  lower};
 
 }  // namespace lyc::algo

@@ -53,7 +53,7 @@ DeltaShape describe_half(const Factors &f, const Half &half) {
   return shape;
 }
 
-DeltaShape describe(const Factors &f) {
+DeltaShape describe(const Factors &f, const Traits &) {
   const DeltaShape first = describe_half(f, kHalves[0]), second = describe_half(f, kHalves[1]);
   require_equal(first.out, kHalves[0].a, second.out, kHalves[1].a, "rows");
   require_equal(first.columns, kHalves[0].b, second.columns, kHalves[1].b, "columns");
@@ -76,17 +76,18 @@ ops::Product lower_half(const Factors &f, const Half &half, const LayerShape &la
   return product;
 }
 
-void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &terms) {
-  ops::Term term;
-  term.kind = ops::TermKind::kHadamard;
+void lower(Lowering &to) {
+  const Factors &f = to.factors;
+  const LayerShape &layer = to.layer;
+  ops::Term &term = to.add(ops::TermKind::kHadamard);
   term.p = lower_half(f, kHalves[0], layer);
   term.q = lower_half(f, kHalves[1], layer);
-  terms.push_back(term);
 }
 
 }  // namespace
 
-const Algorithm kLoha = {LYC_ALGO_LOHA, "loha", kSuffixes, kSignature, "diff_b", LYC_MODULE_TUCKER | kCommonFlags,
-                         true,          true,   factors,   describe,   lower};
+const Algorithm kLoha = {
+    LYC_ALGO_LOHA, "loha", kNone,   kSuffixes, kSignature, "diff_b", LYC_MODULE_TUCKER | kCommonFlags,
+    true,          true,   factors, describe,  lower};
 
 }  // namespace lyc::algo

@@ -16,6 +16,7 @@ namespace {
 
 constexpr const char *kW1 = "lokr_w1", *kW1a = "lokr_w1_a", *kW1b = "lokr_w1_b";
 constexpr const char *kW2 = "lokr_w2", *kW2a = "lokr_w2_a", *kW2b = "lokr_w2_b", *kT2 = "lokr_t2";
+constexpr const char *kAliases[] = {"kron", nullptr};
 constexpr const char *kSuffixes[] = {kW1, kW1a, kW1b, kW2, kW2a, kW2b, kT2, "diff_b", nullptr};
 constexpr const char *kSignature[] = {kW1, kW1a, kW1b, kW2, kW2a, kW2b, nullptr};
 
@@ -86,7 +87,7 @@ DeltaShape describe_w2(const Factors &f) {
   return shape;
 }
 
-DeltaShape describe(const Factors &f) {
+DeltaShape describe(const Factors &f, const Traits &) {
   const DeltaShape w1 = describe_w1(f), w2 = describe_w2(f);
   DeltaShape shape;
   shape.rank = w2.rank ? w2.rank : w1.rank;
@@ -98,9 +99,10 @@ DeltaShape describe(const Factors &f) {
   return shape;
 }
 
-void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &terms) {
-  ops::Term term;
-  term.kind = ops::TermKind::kKronecker;
+void lower(Lowering &to) {
+  const Factors &f = to.factors;
+  const LayerShape &layer = to.layer;
+  ops::Term &term = to.add(ops::TermKind::kKronecker);
   if (f.has(kW1)) {
     term.p.down = matrix(f.at(kW1));
   } else {
@@ -121,7 +123,6 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
     term.q.up = matrix(f.at(kW2a));
     term.q.down = taps(f.at(kW2b), in_n, layer.kernel);
   }
-  terms.push_back(term);
 }
 
 }  // namespace
@@ -129,6 +130,7 @@ void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &te
 const Algorithm kLokr = {
     LYC_ALGO_LOKR,
     "lokr",
+    kAliases,
     kSuffixes,
     kSignature,
     "diff_b",

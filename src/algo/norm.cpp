@@ -12,7 +12,7 @@ std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
   return list;
 }
 
-DeltaShape describe(const Factors &f) {
+DeltaShape describe(const Factors &f, const Traits &) {
   DeltaShape shape;
   shape.out = rows_of(f, f.has("w_norm") ? "w_norm" : "b_norm");
   if (!f.has("w_norm")) return shape;  // a bias difference alone
@@ -21,15 +21,16 @@ DeltaShape describe(const Factors &f) {
   return shape;
 }
 
-void lower(const Factors &f, const LayerShape &layer, std::vector<ops::Term> &terms) {
-  ops::Term term;
+void lower(Lowering &to) {
+  const Factors &f = to.factors;
+  const LayerShape &layer = to.layer;
+  ops::Term &term = to.add();
   term.p.down = taps(f.at("w_norm"), layer.in, layer.kernel);
-  terms.push_back(term);
 }
 
 }  // namespace
 
-const Algorithm kNorm = {LYC_ALGO_NORM, "norm", kSuffixes, kSuffixes, "b_norm", LYC_MODULE_BIAS,
-                         false,         false,  factors,   describe,  lower};
+const Algorithm kNorm = {LYC_ALGO_NORM,   "norm", kNone, kSuffixes, kSuffixes, "b_norm",
+                         LYC_MODULE_BIAS, false,  false, factors,   describe,  lower};
 
 }  // namespace lyc::algo

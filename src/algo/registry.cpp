@@ -1,18 +1,25 @@
+#include <algorithm>
+
 #include "algo/families.hpp"
 
 namespace lyc::algo {
 namespace {
 
-// The one list, in the order in which files are recognised.
-constexpr const Algorithm *kAlgorithms[] = {&kLocon, &kLoha, &kLokr, &kFull, &kNorm};
-
-struct Alias {
-  std::string_view name;
-  lyc_algo id;
+constexpr const Algorithm *kAlgorithms[] = {
+#define LYC_FAMILY(constant) &constant,
+#include "algo/families.def"
+#undef LYC_FAMILY
 };
-constexpr Alias kAliases[] = {{"lora", LYC_ALGO_LOCON}, {"kron", LYC_ALGO_LOKR}, {"diff", LYC_ALGO_FULL}};
+
+bool contains(const char *const *list, std::string_view name) {
+  for (; *list; ++list)
+    if (name == *list) return true;
+  return false;
+}
 
 }  // namespace
+
+AlgorithmList algorithms() { return {std::begin(kAlgorithms), std::end(kAlgorithms)}; }
 
 const Algorithm *find_algorithm(lyc_algo id) {
   for (const Algorithm *algorithm : kAlgorithms)
@@ -22,9 +29,7 @@ const Algorithm *find_algorithm(lyc_algo id) {
 
 const Algorithm *find_algorithm(std::string_view name) {
   for (const Algorithm *algorithm : kAlgorithms)
-    if (algorithm->name == name) return algorithm;
-  for (const Alias &alias : kAliases)
-    if (alias.name == name) return find_algorithm(alias.id);
+    if (algorithm->name == name || contains(algorithm->aliases, name)) return algorithm;
   return nullptr;
 }
 

@@ -36,11 +36,12 @@ double read_alpha(const io::TensorFile &file, std::size_t index) {
 
 /// Records of the same layer, one of its weight and one of its bias, are one layer.
 AdapterLayer read_layer(const AdapterFile &adapter, const std::vector<io::LayerRecord> &records, std::size_t begin,
-                        std::size_t end, ops::DoraRule dora_rule) {
+                        std::size_t end, ops::DoraRule dora_rule, lyc_origin origin) {
   AdapterLayer layer;
   layer.name = records[begin].layer;
   Request request;
   request.dora_rule = dora_rule;
+  request.traits.origin = origin;
   algo::Factors factors;
   std::vector<std::string> names;
   for (std::size_t i = begin; i < end; ++i) {
@@ -50,7 +51,7 @@ AdapterLayer read_layer(const AdapterFile &adapter, const std::vector<io::LayerR
       names.emplace_back(factor.name);
       factors.set(names.back(), make_tensor(nullptr, info.dtype, info.shape));
       if (factor.name == kAlphaName)
-        request.alpha = read_alpha(adapter.file, factor.tensor);
+        request.traits.alpha = read_alpha(adapter.file, factor.tensor);
       else
         layer.tensors.emplace_back(factor.name, factor.tensor);
     }
@@ -66,6 +67,18 @@ std::string leftover_text(const AdapterFile &adapter) {
   return (first.layer.empty() ? adapter.file.tensors()[first.tensors.front()].name : first.layer) + ": " + first.reason;
 }
 
+std::vector<io::FamilySuffix> family_suffixes() {
+  std::vector<io::FamilySuffix> all;
+  const auto add = [&](const char *const *names, lyc_algo id) {
+    for (; *names; ++names)
+      if (std::none_of(all.begin(), all.end(), [&](const io::FamilySuffix &known) { return known.name == *names; }))
+        all.push_back({*names, id});
+  };
+  for (const algo::Algorithm *algorithm : algo::algorithms()) add(algorithm->signature, algorithm->id);
+  for (const algo::Algorithm *algorithm : algo::algorithms()) add(algorithm->suffixes, algorithm->id);
+  return all;
+}
+
 std::vector<io::TensorEntry> entries_of(const io::TensorFile &file) {
   std::vector<io::TensorEntry> entries;
   entries.reserve(file.tensors().size());
@@ -78,10 +91,11 @@ AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule) {
   AdapterFile adapter{path, io::TensorFile::open(path), {}, {}, {}, {}};
   const std::vector<io::TensorEntry> entries = entries_of(adapter.file);
   try {
-    io::AdapterRecords records = io::read_adapter(
-        {entries, adapter.file.metadata(), [&](std::size_t index, std::int64_t first, std::int64_t count) {
-           return read_rows(adapter.file, index, first, count);
-         }});
+    io::AdapterRecords records = io::read_adapter({entries, adapter.file.metadata(),
+                                                   [&](std::size_t index, std::int64_t first, std::int64_t count) {
+                                                     return read_rows(adapter.file, index, first, count);
+                                                   },
+                                                   family_suffixes()});
     adapter.dialect = records.dialect;
     adapter.leftovers = std::move(records.leftovers);
     adapter.notes = std::move(records.notes);
@@ -89,7 +103,7 @@ AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule) {
     for (std::size_t i = 0, end; i < records.layers.size(); i = end) {
       for (end = i + 1; end < records.layers.size() && records.layers[end].layer == records.layers[i].layer;) ++end;
       try {
-        adapter.layers.push_back(read_layer(adapter, records.layers, i, end, rule));
+        adapter.layers.push_back(read_layer(adapter, records.layers, i, end, rule, records.origin));
       } catch (const Error &error) {
         throw Error(error.status(), concat(records.layers[i].layer, ": ", error.what()), error.native_code());
       }

@@ -36,6 +36,9 @@ Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, lyc
 /// "<layer or key>: <reason>" of the first key that belongs to no layer.
 std::string leftover_text(const AdapterFile &adapter);
 
+/// The names of factors that dialects look for: those of all families.
+std::vector<io::FamilySuffix> family_suffixes();
+
 /// What a file's tensors look like to dialects and to the name resolver. Borrows from `file`.
 std::vector<io::TensorEntry> entries_of(const io::TensorFile &file);
 

@@ -16,7 +16,6 @@ BatchItem checked_item(const lyc_context &context, const lyc_batch_item &item) {
   require(item.module != nullptr && item.module->alive(), "module is not a live handle");
   require(item.module->context.get() == &context, "the module belongs to another context");
   require(item.base || item.out, "neither base nor out is given");
-  require(item.reserved_ == 0, "a reserved field is not 0");
   require(item.part == LYC_PART_WEIGHT || item.part == LYC_PART_BIAS, "part is ", static_cast<int>(item.part),
           ", must be 0 or 1");
   require(item.multiplier_index >= 0 && item.multiplier_index < kMaxMultiplierIndex, "multiplier_index is ",
@@ -27,7 +26,7 @@ BatchItem checked_item(const lyc_context &context, const lyc_batch_item &item) {
   if (!definition.has_part(item.part))
     fail(LYC_ERROR_NOT_FOUND, "the module has no delta for the ", item.part == LYC_PART_BIAS ? "bias" : "weight");
   if (item.base) result.base = operand_on(context, *item.base, "base");
-  require(item.base || !definition.needs_base(), "base is NULL, but the delta depends on the weight (DoRA)");
+  require(item.base || !definition.needs_base(), "base is NULL, but the delta depends on the weight");
   const lyc_tensor &out = item.out ? *item.out : *item.base;
   result.out = operand_on(context, out, "out");
   require(!(out.flags & LYC_TENSOR_READ_ONLY), "out is read-only");
@@ -126,8 +125,7 @@ using namespace lyc;
 lyc_batch::lyc_batch(Ref<lyc_context> owner, std::vector<Ref<lyc_module>> modules, const WeightArrays &arrays,
                      std::int32_t multiplier_count)
     : context(std::move(owner)), modules_(std::move(modules)), multiplier_count_(multiplier_count) {
-  for (const ops::Adapter &adapter : arrays.adapters)
-    invertible_ = invertible_ && adapter.dora_axis == ops::DoraAxis::kNone;
+  for (const Ref<lyc_module> &module : modules_) invertible_ = invertible_ && module->definition.invertible();
   for (const ops::WeightTarget &target : arrays.targets) {
     has_bases_ = has_bases_ && target.base.data != nullptr;
     in_place_ = in_place_ || target.base.data == target.out.data;
@@ -147,7 +145,7 @@ void lyc_batch::check_op(lyc_batch_op op) const {
   require(op != LYC_BATCH_DIFF || !in_place_, "a difference cannot overwrite its base: give items an out of their own");
   if (op == LYC_BATCH_UNMERGE && !invertible_)
     fail(LYC_ERROR_UNSUPPORTED,
-         "a DoRA delta depends on the pristine weight and cannot be unmerged: keep a copy of the weight");
+         "a delta that depends on the pristine weight cannot be unmerged: keep a copy of the weight");
 }
 
 const float *lyc_batch::checked_multipliers(const lyc_tensor *multipliers) const {

@@ -45,7 +45,7 @@ void check_sizes(const Definition &definition) {
            count == 1 ? " value" : " values");
   };
   require_count(kScalarName, 1);
-  require_count(definition.algorithm->bias, definition.shape.out);
+  if (definition.shape.out) require_count(definition.algorithm->bias, definition.shape.out);
 }
 
 bool kernel_is_one(const Shape &kernel) {
@@ -71,13 +71,13 @@ ops::Adapter dora_adapter(const Definition &definition, const Placement &placeme
 }  // namespace
 
 bool Definition::has_part(lyc_part part) const {
-  return part == LYC_PART_BIAS ? factors.has(algorithm->bias) : shape.columns > 0;
+  return part == LYC_PART_BIAS ? shape.bias || factors.has(algorithm->bias) : shape.weight;
 }
 
 double resolve_scale(const Request &request, std::int64_t rank) {
   if (rank == 0) return 1.0;
   const double parts = static_cast<double>(request.divisor_parts), whole_rank = static_cast<double>(rank);
-  const double alpha = request.alpha && *request.alpha != 0.0 ? *request.alpha : whole_rank / parts;
+  const double alpha = request.traits.alpha.value_or(0.0) != 0.0 ? *request.traits.alpha : whole_rank / parts;
   if (!std::isfinite(alpha)) fail(LYC_ERROR_FORMAT, "alpha is ", alpha, ", must be a finite number");
   return alpha / (request.rank_stabilised ? std::sqrt(whole_rank / parts) : whole_rank / parts);
 }
@@ -99,10 +99,11 @@ Definition define(const algo::Factors &tensors, const std::vector<std::string> &
     result.names.push_back(name);
     result.factors.set(name, tensors.at(name));
   }
-  result.shape = result.algorithm->describe(result.factors);
+  result.traits = request.traits;
+  result.shape = result.algorithm->describe(result.factors, result.traits);
   check_sizes(result);
   result.scale = resolve_scale(request, result.shape.rank);
-  result.alpha = request.alpha.value_or(static_cast<double>(result.shape.rank));
+  result.alpha = request.traits.alpha.value_or(static_cast<double>(result.shape.rank));
   result.flags = result.shape.flags | (request.rank_stabilised ? LYC_MODULE_RANK_STABILISED : 0u) |
                  (result.factors.has(kScalarName) ? LYC_MODULE_SCALAR : 0u) |
                  (result.factors.has(result.algorithm->bias) ? LYC_MODULE_BIAS : 0u);
@@ -115,19 +116,23 @@ Definition define(const algo::Factors &tensors, const std::vector<std::string> &
 
 void check_fits(const Definition &definition, const ops::Operand &weight, const Placement &placement) {
   const algo::DeltaShape &shape = definition.shape;
-  const std::int64_t rows = placement.row_count ? placement.row_count : shape.out;
+  const std::int64_t all = shape.out ? shape.out : placement.row_begin + weight.out;
+  const std::int64_t rows = placement.row_count ? placement.row_count : all;
   const auto mismatch = [&](const auto &...why) {
     fail(LYC_ERROR_MISMATCH, "the delta is ", shape.out, " x ", shape.columns, ", the weight ", extents_text(weight),
          ": ", why...);
   };
-  if (placement.row_begin < 0 || rows < 0 || placement.row_begin > shape.out - rows)
+  if (placement.row_begin < 0 || rows < 0 || placement.row_begin > all - rows)
     mismatch("rows ", placement.row_begin, " to ", placement.row_begin + rows, " are not all in the delta");
   if (weight.out != rows) mismatch("rows do not fit");
   if (placement.part == LYC_PART_BIAS) {
     if (weight.in * weight.kernel_size() != 1) mismatch("a bias has one axis");
     return;
   }
-  if (weight.in * weight.kernel_size() != shape.columns) mismatch("columns do not fit");
+  if (shape.columns && weight.in * weight.kernel_size() != shape.columns) mismatch("columns do not fit");
+  if (shape.whole_rows && rows != all)
+    fail(LYC_ERROR_UNSUPPORTED, definition.algorithm->name, " mixes all ", all,
+         " rows of the layer; it cannot be applied to ", rows, " of them");
   const Shape kernel(weight.kernel, weight.kernel + weight.kernel_dims);
   if (!shape.kernel.empty() && !(kernel_is_one(shape.kernel) && kernel_is_one(kernel)) && kernel != shape.kernel)
     mismatch("the delta's kernel is ", shape_text(shape.kernel));
@@ -153,30 +158,38 @@ ops::WeightBatch WeightArrays::view(std::int32_t multiplier_count) const {
   batch.targets = targets.data();
   batch.adapters = adapters.data();
   batch.terms = terms.data();
+  batch.rotations = rotations.data();
   batch.target_count = static_cast<std::int64_t>(targets.size());
   batch.adapter_count = static_cast<std::int64_t>(adapters.size());
   batch.term_count = static_cast<std::int64_t>(terms.size());
+  batch.rotation_count = static_cast<std::int64_t>(rotations.size());
   batch.multiplier_count = multiplier_count;
   return batch;
 }
 
-void lower(const Definition &definition, const ops::Operand &weight, const Placement &placement, WeightArrays &arrays) {
-  check_fits(definition, weight, placement);
+void lower(const Definition &definition, const ops::Operand &target, const Placement &placement, WeightArrays &arrays,
+           const ops::Operand &weight) {
+  check_fits(definition, target, placement);
   const auto first = arrays.terms.size();
   ops::Adapter adapter;
-  if (placement.part == LYC_PART_BIAS) {
-    ops::Term term;
-    term.p.down = algo::column(definition.factors.at(definition.algorithm->bias));
-    arrays.terms.push_back(term);
-  } else {
-    algo::LayerShape layer{definition.shape.out, weight.in, Shape(weight.kernel, weight.kernel + weight.kernel_dims)};
-    definition.algorithm->lower(definition.factors, layer, arrays.terms);
-    adapter = dora_adapter(definition, placement, weight.out);
+  const algo::Algorithm &algorithm = *definition.algorithm;
+  const algo::LayerShape layer{definition.shape.out ? definition.shape.out : target.out, target.in,
+                               Shape(target.kernel, target.kernel + target.kernel_dims)};
+  algo::Lowering to{definition.factors, layer,  definition.shape, definition.traits,
+                    placement.expert,   weight, arrays.terms,     arrays.rotations};
+  if (placement.part == LYC_PART_WEIGHT) {
+    algorithm.lower(to);
+    adapter = dora_adapter(definition, placement, target.out);
+    adapter.replaces = definition.shape.replaces;
     for (std::size_t i = first; i < arrays.terms.size(); ++i) {
-      arrays.terms[i].coefficient = definition.scale;
+      arrays.terms[i].coefficient *= definition.scale;
       if (const lyc_tensor *scalar = definition.factors.find(kScalarName))
         arrays.terms[i].scalar = algo::column(*scalar);
     }
+  } else if (algorithm.lower_bias) {
+    algorithm.lower_bias(to);
+  } else {
+    to.add().p.down = algo::column(definition.factors.at(algorithm.bias));
   }
   for (std::size_t i = first; i < arrays.terms.size(); ++i) arrays.terms[i].row_begin = placement.row_begin;
   adapter.first_term = static_cast<std::int32_t>(first);

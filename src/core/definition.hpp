@@ -15,7 +15,7 @@ inline constexpr const char *kAlphaName = "alpha", *kMagnitudeName = "dora_scale
 
 /// What was asked for, or stands in a file.
 struct Request {
-  std::optional<double> alpha;  // absent or 0: the rank
+  algo::Traits traits;  // alpha, where it is a scale: absent or 0 means the rank
   bool rank_stabilised = false;
   std::int64_t divisor_parts = 1;  // a fused pair of so many parts, whose alpha is that of one part (kohya split_qkv)
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
@@ -26,17 +26,18 @@ struct Definition {
   algo::Factors factors;           // without alpha; dora_scale and scalar included
   std::vector<std::string> names;  // the factors' names, in the order of files
   algo::DeltaShape shape;
+  algo::Traits traits;
   double alpha = 0;  // as requested; the rank where it was absent
   double scale = 1;
   std::uint32_t flags = 0;  // LYC_MODULE_*
   ops::DoraAxis dora_axis = ops::DoraAxis::kNone;
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
 
-  bool needs_base() const { return dora_axis != ops::DoraAxis::kNone; }
-  bool invertible() const { return !needs_base(); }
+  bool needs_base() const { return shape.reads_base || dora_axis != ops::DoraAxis::kNone; }
+  bool invertible() const { return !needs_base() && !shape.replaces; }
   bool has_part(lyc_part part) const;
   /// Whether rows of the delta can be computed without the others.
-  bool row_separable() const { return dora_axis != ops::DoraAxis::kIn; }
+  bool row_separable() const { return !shape.whole_rows && dora_axis != ops::DoraAxis::kIn; }
 };
 
 /// From tensors by suffix. Throws FORMAT or UNSUPPORTED; messages do not name the layer, callers put it in front.
@@ -52,6 +53,7 @@ struct Placement {
   std::int64_t row_count = 0;  // 0: all of them
   std::int32_t multiplier_index = 0;
   lyc_part part = LYC_PART_WEIGHT;
+  std::int64_t expert = 0;
 };
 
 /// MISMATCH unless the rows fit the weight.
@@ -62,13 +64,16 @@ struct WeightArrays {
   std::vector<ops::WeightTarget> targets;
   std::vector<ops::Adapter> adapters;
   std::vector<ops::Term> terms;
+  std::vector<ops::Rotation> rotations;
 
   /// Begin a target; its adapters follow by lower().
   void begin_target(const ops::Operand &base, const ops::Operand &out);
   ops::WeightBatch view(std::int32_t multiplier_count) const;
 };
 
-/// Append what `definition` adds to the last target of `arrays`, whose weight has the extents of `weight`.
-void lower(const Definition &definition, const ops::Operand &weight, const Placement &placement, WeightArrays &arrays);
+/// Append what `definition` adds to the last target of `arrays`, which has the extents of `target`. For the few biases
+/// that depend on the layer's weight, `weight` is that.
+void lower(const Definition &definition, const ops::Operand &target, const Placement &placement, WeightArrays &arrays,
+           const ops::Operand &weight = {});
 
 }  // namespace lyc

@@ -101,7 +101,7 @@ void describe_adapter(const AdapterFile &adapter, lyc_context &context, Json &co
 bool looks_like_adapter(const io::TensorFile &file) {
   const std::vector<io::TensorEntry> entries = entries_of(file);
   try {
-    io::find_dialect({entries, file.metadata(), nullptr});
+    io::find_dialect({entries, file.metadata(), nullptr, family_suffixes()});
     return true;
   } catch (const Error &) {
     return false;

@@ -37,7 +37,7 @@ std::vector<Assignment> assign(const io::Resolution &resolution, const Definitio
     if (!definition.has_part(part)) continue;
     for (const io::RowTarget &target : resolution.targets) {
       const std::size_t tensor = part == LYC_PART_WEIGHT ? *target.weight : *target.bias;
-      if (resolution.adapter_rows != definition.shape.out)
+      if (definition.shape.out && resolution.adapter_rows != definition.shape.out)
         fail(LYC_ERROR_MISMATCH, "the delta has ", definition.shape.out, " rows, ", base[tensor].name, " takes ",
              resolution.adapter_rows);
       if (!is_used(filter, base[tensor].name, layer)) continue;

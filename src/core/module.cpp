@@ -60,7 +60,17 @@ Request request_of(const lyc_module_options &options) {
   Request request;
   require(std::isfinite(options.alpha), "alpha is ", options.alpha, ", must be a finite number");
   require((options.flags & ~kOptionFlags) == 0, "flags has unknown bits: ", options.flags & ~kOptionFlags);
-  if (options.alpha != 0.0) request.alpha = options.alpha;
+  if (options.alpha != 0.0) request.traits.alpha = options.alpha;
+  require(options.origin >= LYC_ORIGIN_LYCORIS && options.origin <= LYC_ORIGIN_ONETRAINER, "origin is ",
+          static_cast<int>(options.origin), ", must be 0 to 3");
+  require(options.neumann_terms >= -1 && options.neumann_terms <= 64, "neumann_terms is ", options.neumann_terms,
+          ", must be -1 to 64");
+  require(std::isfinite(options.coft_epsilon) && options.coft_epsilon >= 0, "coft_epsilon is ", options.coft_epsilon,
+          ", must be 0 or positive");
+  request.traits.origin = options.origin;
+  request.traits.flags = options.flags;
+  request.traits.neumann_terms = options.neumann_terms;
+  request.traits.coft_epsilon = options.coft_epsilon;
   request.rank_stabilised = options.flags & LYC_MODULE_RANK_STABILISED;
   request.dora_rule = resolve_dora_rule(options.dora_rule, ops::DoraRule::kInterpolate);
   return request;
@@ -139,7 +149,7 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
     const lyc_tensor &tensor = tensors[i];
     require(!factors.has(names[i]), names[i], " is there twice");
     if (names[i] == kAlphaName) {
-      request.alpha = read_alpha(context, tensor);
+      request.traits.alpha = read_alpha(context, tensor);
       factors.set(names[i], tensor);
       continue;
     }
@@ -155,7 +165,8 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
   Definition definition = define(factors, names, request);
   if (options.ndim != 0) {
     const algo::LayerShape layer = layer_shape(options);
-    if (layer.out != definition.shape.out || layer.in * layer.kernel_size() != definition.shape.columns)
+    const auto differs = [](std::int64_t known, std::int64_t wanted) { return known != 0 && known != wanted; };
+    if (differs(definition.shape.out, layer.out) || differs(definition.shape.columns, layer.in * layer.kernel_size()))
       fail(LYC_ERROR_MISMATCH, "the tensors make a delta of ", definition.shape.out, " x ", definition.shape.columns,
            ", the layer's shape is ", shape_text(options.shape, static_cast<std::size_t>(options.ndim)));
   }

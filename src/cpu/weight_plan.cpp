@@ -133,6 +133,7 @@ class TargetBuilder {
     plan.coefficient = term.coefficient;
     plan.scalar = term.scalar;
     if (term.scalar.data) check_operand(term.scalar, "scalar");
+    if (term.kind > TermKind::kKronecker) fail(LYC_ERROR_UNSUPPORTED, "term not there yet");
     check_product(term.p);
     if (term.kind == TermKind::kKronecker) {
       add_kronecker(term, plan);

@@ -219,6 +219,9 @@ class TargetRun {
           k_.kronecker(packed_ + term.p_at + term.rows.p(row + i) * term.p_stride,
                        packed_ + term.q_at + term.rows.q(row + i) * term.q_stride, term.columns, column, n,
                        row_of(tile, i));
+        return;
+      default:
+        return;
     }
   }
 

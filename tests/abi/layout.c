@@ -67,7 +67,7 @@ FIELD_AT(lyc_exec, stream, 8);
 FIELD_AT(lyc_exec, workspace, 16);
 FIELD_AT(lyc_exec, workspace_size, 24);
 
-SIZE_IS(lyc_module_options, 88);
+SIZE_IS(lyc_module_options, 104);
 FIELD_AT(lyc_module_options, struct_size, 0);
 FIELD_AT(lyc_module_options, flags, 4);
 FIELD_AT(lyc_module_options, algo, 8);
@@ -80,6 +80,9 @@ FIELD_AT(lyc_module_options, dtype, 36);
 FIELD_AT(lyc_module_options, ndim, 40);
 FIELD_AT(lyc_module_options, reserved_, 44);
 FIELD_AT(lyc_module_options, shape, 48);
+FIELD_AT(lyc_module_options, origin, 88);
+FIELD_AT(lyc_module_options, neumann_terms, 92);
+FIELD_AT(lyc_module_options, coft_epsilon, 96);
 
 SIZE_IS(lyc_module_info, 64);
 FIELD_AT(lyc_module_info, struct_size, 0);
@@ -103,7 +106,7 @@ FIELD_AT(lyc_batch_item, row_begin, 24);
 FIELD_AT(lyc_batch_item, row_count, 32);
 FIELD_AT(lyc_batch_item, multiplier_index, 40);
 FIELD_AT(lyc_batch_item, part, 44);
-FIELD_AT(lyc_batch_item, reserved_, 48);
+FIELD_AT(lyc_batch_item, weight, 48);
 
 SIZE_IS(lyc_network_options, 8);
 FIELD_AT(lyc_network_options, struct_size, 0);

@@ -47,9 +47,14 @@ class Filled {
 
 /// delta(o, i, k) by the family's own formula beside what its terms come to.
 inline void expect_delta(lyc_algo id, const Filled &filled, const algo::LayerShape &layer,
-                         const std::function<double(std::int64_t, std::int64_t, std::int64_t)> &delta) {
+                         const std::function<double(std::int64_t, std::int64_t, std::int64_t)> &delta,
+                         const ops::Operand *base = nullptr, const algo::Traits &traits = {}) {
   std::vector<ops::Term> terms;
-  algo::find_algorithm(id)->lower(filled.factors, layer, terms);
+  std::vector<ops::Rotation> rotations;
+  const algo::Algorithm &algorithm = *algo::find_algorithm(id);
+  const algo::DeltaShape shape = algorithm.describe(filled.factors, traits);
+  algo::Lowering to{filled.factors, layer, shape, traits, 0, {}, terms, rotations};
+  algorithm.lower(to);
   char nowhere = 0;
   ops::Adapter adapter;
   adapter.term_count = static_cast<std::int32_t>(terms.size());
@@ -60,7 +65,8 @@ inline void expect_delta(lyc_algo id, const Filled &filled, const algo::LayerSha
   target.out.in = layer.in;
   target.out.kernel_dims = static_cast<std::int32_t>(layer.kernel.size());
   std::copy(layer.kernel.begin(), layer.kernel.end(), target.out.kernel);
-  const ops::WeightBatch batch{&target, &adapter, terms.data(), 1, 1, adapter.term_count, 1};
+  if (base) target.base = *base;
+  ops::WeightBatch batch{&target, &adapter, terms.data(), rotations.data(), 1, 1, adapter.term_count, 1, 1};
   const std::vector<double> got = reference_weight(batch, ops::WeightOp::kDiff, nullptr).front();
   std::size_t index = 0;
   for (std::int64_t o = 0; o < layer.out; ++o)
@@ -70,7 +76,7 @@ inline void expect_delta(lyc_algo id, const Filled &filled, const algo::LayerSha
 }
 
 inline algo::DeltaShape describe(lyc_algo id, const Shapes &shapes) {
-  return algo::find_algorithm(id)->describe(Filled(shapes).factors);
+  return algo::find_algorithm(id)->describe(Filled(shapes).factors, {});
 }
 
 /// The message by which contradictory shapes are refused.

@@ -65,6 +65,9 @@ int main(void) {
   OFFSET(lyc_module_options, ndim);
   OFFSET(lyc_module_options, reserved_);
   OFFSET(lyc_module_options, shape);
+  OFFSET(lyc_module_options, origin);
+  OFFSET(lyc_module_options, neumann_terms);
+  OFFSET(lyc_module_options, coft_epsilon);
   SIZE(lyc_module_info);
   OFFSET(lyc_module_info, struct_size);
   OFFSET(lyc_module_info, flags);
@@ -86,7 +89,7 @@ int main(void) {
   OFFSET(lyc_batch_item, row_count);
   OFFSET(lyc_batch_item, multiplier_index);
   OFFSET(lyc_batch_item, part);
-  OFFSET(lyc_batch_item, reserved_);
+  OFFSET(lyc_batch_item, weight);
   SIZE(lyc_network_options);
   OFFSET(lyc_network_options, struct_size);
   OFFSET(lyc_network_options, dora_rule);
@@ -161,6 +164,15 @@ int main(void) {
   VALUE(LYC_ALGO_LOKR);
   VALUE(LYC_ALGO_FULL);
   VALUE(LYC_ALGO_NORM);
+  VALUE(LYC_ALGO_IA3);
+  VALUE(LYC_ALGO_GLORA);
+  VALUE(LYC_ALGO_PEFT_GLORA);
+  VALUE(LYC_ALGO_OFT);
+  VALUE(LYC_ALGO_BOFT);
+  VALUE(LYC_ALGO_DYLORA);
+  VALUE(LYC_ALGO_TLORA);
+  VALUE(LYC_ALGO_REPLACE);
+  VALUE(LYC_ALGO_SPARSE);
   VALUE(LYC_ALGO_FORCE_INT32_);
   VALUE(LYC_DEVICE_CPU);
   VALUE(LYC_DEVICE_CUDA);
@@ -178,6 +190,11 @@ int main(void) {
   VALUE(LYC_DORA_AXIS_OUT);
   VALUE(LYC_DORA_AXIS_IN);
   VALUE(LYC_DORA_AXIS_FORCE_INT32_);
+  VALUE(LYC_ORIGIN_LYCORIS);
+  VALUE(LYC_ORIGIN_KOHYA);
+  VALUE(LYC_ORIGIN_PEFT);
+  VALUE(LYC_ORIGIN_ONETRAINER);
+  VALUE(LYC_ORIGIN_FORCE_INT32_);
   VALUE(LYC_PART_WEIGHT);
   VALUE(LYC_PART_BIAS);
   VALUE(LYC_PART_FORCE_INT32_);
@@ -196,6 +213,8 @@ int main(void) {
   VALUE(LYC_MODULE_WHOLE);
   VALUE(LYC_MODULE_UNBALANCED);
   VALUE(LYC_MODULE_BIAS);
+  VALUE(LYC_MODULE_ON_INPUT);
+  VALUE(LYC_MODULE_RESCALE);
   VALUE(LYC_ALLOW_UNMATCHED);
   VALUE(LYC_OVERWRITE);
   return 0;

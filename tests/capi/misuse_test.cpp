@@ -289,8 +289,6 @@ TEST_F(Misuse, UnknownValues) {
   bad.part = static_cast<lyc_part>(2);
   fails(lyc_batch_create(context_.get(), &bad, 1, &other), kInvalid, {"part is 2"});
   EXPECT_EQ(other, nullptr);
-  bad = item, bad.reserved_ = 1;
-  fails(lyc_batch_create(context_.get(), &bad, 1, &other), kInvalid, {"reserved"});
   bad = item, bad.multiplier_index = -1;
   fails(lyc_batch_create(context_.get(), &bad, 1, &other), kInvalid, {"multiplier_index is -1"});
   bad = item, bad.row_begin = -1;

@@ -39,7 +39,7 @@ TEST(ResolveScale, Table) {
   };
   for (const ScaleCase &c : cases) {
     Request request;
-    request.alpha = c.alpha;
+    request.traits.alpha = c.alpha;
     request.rank_stabilised = c.rank_stabilised;
     request.divisor_parts = c.parts;
     EXPECT_DOUBLE_EQ(resolve_scale(request, c.rank), c.scale) << c.alpha.value_or(-99) << " / " << c.rank;
@@ -49,7 +49,7 @@ TEST(ResolveScale, Table) {
 TEST(ResolveScale, RefusesWhatIsNoNumber) {
   for (double alpha : {kNaN, kInf, -kInf}) {
     Request request;
-    request.alpha = alpha;
+    request.traits.alpha = alpha;
     EXPECT_THROW(resolve_scale(request, 4), Error);
   }
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "core/adapter_file.hpp"
 #include "io/dialect/dialect.hpp"
 #include "io/names/resolver.hpp"
 
@@ -102,7 +103,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
                               std::int64_t width = 1;
                               for (std::int32_t axis = 1; axis < tensor.ndim; ++axis) width *= tensor.shape[axis];
                               return std::vector<float>(static_cast<std::size_t>(count * width));
-                            }};
+                            },
+                            family_suffixes()};
   const NameResolver resolver(weights);
   try {
     const AdapterRecords records = read_adapter(keys);

@@ -34,7 +34,7 @@ double term_at(const Term &term, std::int64_t o, std::int64_t i, std::int64_t k)
       return scale * product_at(term.p, o, i, k);
     case ops::TermKind::kHadamard:
       return scale * product_at(term.p, o, i, k) * product_at(term.q, o, i, k);
-    case ops::TermKind::kKronecker:
+    default:
       break;
   }
   const std::int64_t oq = term.q.out(), iq = term.q.in();

@@ -18,6 +18,12 @@
 
 namespace lyc::io {
 
+/// The end of a key, as LyCORIS' own modules spell it, and the family that it belongs to (of several, the first).
+struct FamilySuffix {
+  std::string_view name;
+  lyc_algo algo;
+};
+
 /// What a dialect may look at. Borrowed for the time of the call.
 struct AdapterKeys {
   const std::vector<TensorEntry> &tensors;
@@ -25,6 +31,7 @@ struct AdapterKeys {
   /// Rows first_row .. first_row + row_count - 1 (of the first axis) of tensor `index` as float, row-major. Only asked
   /// of F32, F16 and BF16 tensors. May be empty: then what needs values is noted as not checked.
   std::function<std::vector<float>(std::size_t index, std::int64_t first_row, std::int64_t row_count)> read_rows;
+  std::vector<FamilySuffix> families;
 };
 
 /// One tensor of a module. The name is LyCORIS' own ("lora_up.weight"), whatever the file's spelling; it is static
@@ -63,9 +70,10 @@ struct Leftover {
 struct AdapterRecords {
   std::string_view dialect;
   lyc_dora_rule dora_rule = LYC_DORA_RULE_INTERPOLATE;  // the dialect's, never DEFAULT
-  std::vector<LayerRecord> layers;                      // ordered by layer, weight before bias
-  std::vector<Leftover> leftovers;                      // ordered by their first tensor
-  std::vector<std::string> notes;                       // worth telling, changes nothing
+  lyc_origin origin = LYC_ORIGIN_LYCORIS;
+  std::vector<LayerRecord> layers;  // ordered by layer, weight before bias
+  std::vector<Leftover> leftovers;  // ordered by their first tensor
+  std::vector<std::string> notes;   // worth telling, changes nothing
 };
 
 struct Dialect {

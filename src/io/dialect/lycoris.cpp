@@ -14,14 +14,14 @@ namespace {
 /// The tensors of one layer, before anything is known of them but their endings.
 struct Group {
   struct Member {
-    const Suffix *suffix;
+    Suffix suffix;
     std::size_t tensor;
   };
   std::string_view layer;
   std::vector<Member> members;
 
   bool has(std::string_view name) const {
-    return std::any_of(members.begin(), members.end(), [&](const Member &m) { return m.suffix->name == name; });
+    return std::any_of(members.begin(), members.end(), [&](const Member &m) { return m.suffix.name == name; });
   }
 };
 
@@ -49,7 +49,7 @@ class Reader {
   void drop_plain_weight(Group &group) {
     if (group.has("on_input")) return;
     const auto plain = std::stable_partition(group.members.begin(), group.members.end(),
-                                             [](const auto &member) { return member.suffix->name != "weight"; });
+                                             [](const auto &member) { return member.suffix.name != "weight"; });
     for (auto member = plain; member != group.members.end(); ++member)
       records_.leftovers.push_back(
           {std::string(group.layer), {member->tensor}, LYC_ERROR_MISMATCH, "a whole tensor, not an adapter's factor"});
@@ -59,19 +59,19 @@ class Reader {
   /// A layer is taken as a whole or not at all: half of its meaning would be another adapter.
   void check_supported(const Group &group) const {
     for (const auto &[suffix, tensor] : group.members) {
-      if (suffix->unsupported.empty()) continue;
-      std::string_view family = suffix->unsupported;
-      if (suffix->name == "oft_blocks") family = keys_.tensors[tensor].ndim == 4 ? "BOFT" : "OFT";
-      fail(LYC_ERROR_UNSUPPORTED, "unsupported family: ", family, " ('", suffix->name, "')");
+      if (suffix.unsupported.empty()) continue;
+      std::string_view family = suffix.unsupported;
+      if (suffix.name == "oft_blocks") family = keys_.tensors[tensor].ndim == 4 ? "BOFT" : "OFT";
+      fail(LYC_ERROR_UNSUPPORTED, "unsupported family: ", family, " ('", suffix.name, "')");
     }
   }
 
   void check_tensors(const Group &group) const {
     for (std::size_t i = 0; i < group.members.size(); ++i) {
       const TensorEntry &tensor = keys_.tensors[group.members[i].tensor];
-      const std::string_view name = group.members[i].suffix->name;
+      const std::string_view name = group.members[i].suffix.name;
       for (std::size_t k = 0; k < i; ++k)
-        if (group.members[k].suffix->name == name)
+        if (group.members[k].suffix.name == name)
           fail(LYC_ERROR_FORMAT, name, " is there twice, as '", keys_.tensors[group.members[k].tensor].name, "' and '",
                tensor.name, "'");
       if (tensor.empty()) fail(LYC_ERROR_FORMAT, name, " has no elements");
@@ -83,12 +83,12 @@ class Reader {
     const lyc_algo weight_algo = find_weight_algo(group);
     LayerRecord weight = start(group, weight_algo), bias = start(group, LYC_ALGO_NONE);
     for (const Group::Member &member : group.members) {
-      const std::string_view name = member.suffix->name;
+      const std::string_view name = member.suffix.name;
       const bool of_bias = name == "diff_b" || name == "b_norm";
-      const bool beside_weight = !of_bias || member.suffix->algo == weight_algo;
+      const bool beside_weight = !of_bias || member.suffix.algo == weight_algo;
       LayerRecord &record = beside_weight ? weight : bias;
       (of_bias ? record.bias : record.weight) = true;
-      if (!beside_weight) record.algo = merge_algo(record.algo, member.suffix->algo);
+      if (!beside_weight) record.algo = merge_algo(record.algo, member.suffix.algo);
       record.factors.push_back({name, member.tensor});
     }
     if (weight_algo != LYC_ALGO_NONE) {
@@ -111,8 +111,7 @@ class Reader {
   static lyc_algo find_weight_algo(const Group &group) {
     lyc_algo algo = LYC_ALGO_NONE;
     for (const Group::Member &member : group.members)
-      if (member.suffix->name != "diff_b" && member.suffix->name != "b_norm")
-        algo = merge_algo(algo, member.suffix->algo);
+      if (member.suffix.name != "diff_b" && member.suffix.name != "b_norm") algo = merge_algo(algo, member.suffix.algo);
     return algo;
   }
 
@@ -165,8 +164,8 @@ std::vector<Group> group_by_layer(const AdapterKeys &keys, std::vector<Leftover>
   std::vector<Group> groups;
   std::unordered_map<std::string_view, std::size_t> index;
   for (std::size_t i = 0; i < keys.tensors.size(); ++i) {
-    const KeyParts parts = split_key(keys.tensors[i].name);
-    if (parts.suffix == nullptr) {
+    const KeyParts parts = split_key(keys.tensors[i].name, keys.families);
+    if (parts.suffix.name.empty()) {
       leftovers.push_back({{}, {i}, LYC_ERROR_MISMATCH, "does not end like an adapter's factor"});
       continue;
     }
@@ -201,9 +200,9 @@ bool is_kohya(const AdapterKeys &keys) {
 }
 
 bool is_original(const AdapterKeys &keys) {
-  return std::any_of(keys.tensors.begin(), keys.tensors.end(), [](const TensorEntry &tensor) {
-    const Suffix *suffix = split_key(tensor.name).suffix;
-    return suffix != nullptr && suffix->name != "weight";
+  return std::any_of(keys.tensors.begin(), keys.tensors.end(), [&](const TensorEntry &tensor) {
+    const std::string_view name = split_key(tensor.name, keys.families).suffix.name;
+    return !name.empty() && name != "weight";
   });
 }
 

@@ -15,50 +15,24 @@ constexpr Suffix unsupported(std::string_view family, std::string_view spelling)
   return {spelling, spelling.substr(1), LYC_ALGO_NONE, family};
 }
 
+// Beside the names that the families have themselves.
 constexpr Suffix kSuffixes[] = {
-    kUp,
     spelled(kUp, ".lora_B.weight"),
     spelled(kUp, ".lora_B"),
     spelled(kUp, ".lora.up.weight"),
     spelled(kUp, "_lora.up.weight"),
     spelled(kUp, ".lora_linear_layer.up.weight"),
-    kDown,
     spelled(kDown, ".lora_A.weight"),
     spelled(kDown, ".lora_A"),
     spelled(kDown, ".lora.down.weight"),
     spelled(kDown, "_lora.down.weight"),
     spelled(kDown, ".lora_linear_layer.down.weight"),
-    {".lora_mid.weight", "lora_mid.weight", LYC_ALGO_LOCON, {}},
-
-    {".hada_w1_a", "hada_w1_a", LYC_ALGO_LOHA, {}},
-    {".hada_w1_b", "hada_w1_b", LYC_ALGO_LOHA, {}},
-    {".hada_w2_a", "hada_w2_a", LYC_ALGO_LOHA, {}},
-    {".hada_w2_b", "hada_w2_b", LYC_ALGO_LOHA, {}},
-    {".hada_t1", "hada_t1", LYC_ALGO_LOHA, {}},
-    {".hada_t2", "hada_t2", LYC_ALGO_LOHA, {}},
-
-    // lokr_t1 is not among them: readers list it, nobody writes it.
-    {".lokr_w1", "lokr_w1", LYC_ALGO_LOKR, {}},
-    {".lokr_w1_a", "lokr_w1_a", LYC_ALGO_LOKR, {}},
-    {".lokr_w1_b", "lokr_w1_b", LYC_ALGO_LOKR, {}},
-    {".lokr_w2", "lokr_w2", LYC_ALGO_LOKR, {}},
-    {".lokr_w2_a", "lokr_w2_a", LYC_ALGO_LOKR, {}},
-    {".lokr_w2_b", "lokr_w2_b", LYC_ALGO_LOKR, {}},
-    {".lokr_t2", "lokr_t2", LYC_ALGO_LOKR, {}},
-
-    {".diff", "diff", LYC_ALGO_FULL, {}},
-    {".diff_b", "diff_b", LYC_ALGO_FULL, {}},
-    {".w_norm", "w_norm", LYC_ALGO_NORM, {}},
-    {".b_norm", "b_norm", LYC_ALGO_NORM, {}},
 
     {".alpha", "alpha", LYC_ALGO_NONE, {}},
     {".lora.alpha", "alpha", LYC_ALGO_NONE, {}},
     {"_lora.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".lora_linear_layer.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".dora_scale", "dora_scale", LYC_ALGO_NONE, {}},
-
-    // Means something only beside on_input; see lycoris.cpp.
-    {".weight", "weight", LYC_ALGO_NONE, {}},
 
     unsupported("(IA)3", ".on_input"),
     unsupported("(IA)3", ".ia3_l"),
@@ -98,7 +72,7 @@ KeyParts split_named_adapter(std::string_view key) {
   if (dot == key.npos || dot + 1 == key.size()) return {};
   key = key.substr(0, dot);
   for (const auto &[end, suffix] : {std::pair{std::string_view(".lora_B"), &kUp}, {".lora_A", &kDown}})
-    if (ends_with(key, end) && key.size() > end.size()) return {key.substr(0, key.size() - end.size()), suffix};
+    if (ends_with(key, end) && key.size() > end.size()) return {key.substr(0, key.size() - end.size()), *suffix};
   return {};
 }
 
@@ -109,21 +83,33 @@ KeyParts split_oft_slice(std::string_view key) {
   constexpr std::string_view kEnd = ".oft_blocks";
   static constexpr Suffix kSlice = unsupported("OFT", ".oft_blocks.slice");
   if (!ends_with(key.substr(0, dot), kEnd) || dot == kEnd.size()) return {};
-  return {key.substr(0, dot - kEnd.size()), &kSlice};
+  return {key.substr(0, dot - kEnd.size()), kSlice};
+}
+
+bool ends_in(std::string_view key, std::string_view ending) {
+  return ends_with(key, ending) && key.size() > ending.size();
 }
 
 }  // namespace
 
-KeyParts split_key(std::string_view key) {
+KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &families) {
   for (const KeyParts &parts : {split_named_adapter(key), split_oft_slice(key)})
-    if (parts.suffix != nullptr) return parts;
-  const Suffix *longest = nullptr;
-  for (const Suffix &suffix : kSuffixes) {
-    if (!ends_with(key, suffix.spelling) || key.size() == suffix.spelling.size()) continue;
-    if (longest == nullptr || suffix.spelling.size() > longest->spelling.size()) longest = &suffix;
-  }
-  if (longest == nullptr) return {key, nullptr};
-  return {key.substr(0, key.size() - longest->spelling.size()), longest};
+    if (parts.suffix.name.data()) return parts;
+  KeyParts found{key, {}};
+  std::size_t longest = 0;
+  for (const Suffix &suffix : kSuffixes)
+    if (ends_in(key, suffix.spelling) && suffix.spelling.size() > longest) {
+      longest = suffix.spelling.size();
+      found.suffix = suffix;
+    }
+  for (const FamilySuffix &family : families)
+    if (ends_in(key, family.name) && key[key.size() - family.name.size() - 1] == '.' &&
+        family.name.size() + 1 >= longest) {
+      longest = family.name.size() + 1;
+      found.suffix = {family.name, family.name, family.algo, {}};
+    }
+  found.layer = key.substr(0, key.size() - longest);
+  return found;
 }
 
 }  // namespace lyc::io

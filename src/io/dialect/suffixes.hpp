@@ -3,7 +3,7 @@
 
 #include <string_view>
 
-#include "lycoris.h"
+#include "io/dialect/dialect.hpp"
 
 namespace lyc::io {
 
@@ -16,10 +16,10 @@ struct Suffix {
 
 struct KeyParts {
   std::string_view layer;
-  const Suffix *suffix = nullptr;  // null: no known ending
+  Suffix suffix = {};  // without a name: no known ending
 };
 
 /// Split a key at its longest known ending. Only the ending counts: "lora_" inside a path means nothing.
-KeyParts split_key(std::string_view key);
+KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &families);
 
 }  // namespace lyc::io

@@ -4,7 +4,7 @@
 #include <initializer_list>
 #include <utility>
 
-#include "io/dialect/dialect.hpp"
+#include "core/adapter_file.hpp"
 #include "io/table.hpp"
 
 namespace lyc::test {
@@ -15,7 +15,7 @@ struct Adapter {
     for (const auto &[name, shape] : tensors) table.add(name, shape);
     entries = table.entries();
   }
-  io::AdapterKeys keys() const { return {entries, metadata, read_rows}; }
+  io::AdapterKeys keys() const { return {entries, metadata, read_rows, family_suffixes()}; }
 
   Table table;
   std::vector<io::TensorEntry> entries;

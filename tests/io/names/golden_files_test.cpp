@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.hpp"
+#include "core/adapter_file.hpp"
 #include "io/dialect/dialect.hpp"
 #include "io/golden.hpp"
 #include "io/names/resolver.hpp"
@@ -73,7 +74,8 @@ TEST_P(GoldenFile, KeysAreUsedAndLayersFound) {
   const AdapterKeys keys = {tensors, adapter.metadata(),
                             [&](std::size_t index, std::int64_t first, std::int64_t count) {
                               return adapter.read_rows(index, first, count);
-                            }};
+                            },
+                            family_suffixes()};
   const Dialect &dialect = find_dialect(keys);
   ASSERT_TRUE(kDialectOf.at(kind_).count(std::string(dialect.name))) << dialect.name;
   if (dialect.read == nullptr) {
@@ -140,7 +142,8 @@ TEST(GoldenFiles, SplitProjectionsKeepTheScaleOfOnePart) {
     const AdapterRecords records =
         read_adapter({tensors, adapter.metadata(), [&](std::size_t index, std::int64_t first, std::int64_t count) {
                         return adapter.read_rows(index, first, count);
-                      }});
+                      },
+                      family_suffixes()});
     std::map<std::string, int> found;
     for (const LayerRecord &record : records.layers)
       if (record.scale_divisor_parts != 1) found[record.layer] = record.scale_divisor_parts;

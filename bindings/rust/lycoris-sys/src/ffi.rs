@@ -20,6 +20,10 @@ pub const LYC_MODULE_WHOLE: u32 = 16;
 pub const LYC_MODULE_UNBALANCED: u32 = 32;
 /// Full, norm: a bias difference too.
 pub const LYC_MODULE_BIAS: u32 = 64;
+/// (IA)3: columns are scaled, not rows.
+pub const LYC_MODULE_ON_INPUT: u32 = 128;
+/// OFT, BOFT: rows are scaled after the rotation.
+pub const LYC_MODULE_RESCALE: u32 = 256;
 /// Adapter keys that find no weight are reported, and are no error. An adapter none of whose layers finds one is
 /// still an error: it is for another model.
 pub const LYC_ALLOW_UNMATCHED: u32 = 1;
@@ -90,6 +94,24 @@ enumeration! {
         FULL = 4,
         /// The same for norm layers: w_norm, b_norm.
         NORM = 5,
+        /// (IA)3: rows or columns of the weight times 1 + m v. arXiv:2205.05638
+        IA3 = 6,
+        /// dW = scale * (b1 b2 + W a1 a2). arXiv:2306.07967
+        GLORA = 7,
+        /// PEFT's method of that name: dW = W o A + B, db = b o D + E + W C.
+        PEFT_GLORA = 8,
+        /// Block-diagonal rotation of rows ("diag-oft") or columns. arXiv:2306.07280
+        OFT = 9,
+        /// Several such stages, butterfly-wise. arXiv:2311.06243
+        BOFT = 10,
+        /// LoRA trained for any rank up to its own; its files are LoCon's. arXiv:2210.07558
+        DYLORA = 11,
+        /// dW = scale * (p l q - p0 l0 q0), p0 l0 q0 from the SVD of W. arXiv:2507.05964
+        TLORA = 12,
+        /// A new weight instead of a difference: set_weight.
+        REPLACE = 13,
+        /// Some elements of a difference, by position.
+        SPARSE = 14,
     }
 }
 
@@ -137,6 +159,18 @@ enumeration! {
         OUT = 1,
         /// One per input column, over rows and kernel: shape \[1, I, 1, ...\].
         IN = 2,
+    }
+}
+
+enumeration! {
+    /// Whose conventions a module's tensors follow, where programs store different things under one name.
+    lyc_origin {
+        LYCORIS = 0,
+        /// sd-scripts: the constraint of OFT always acts.
+        KOHYA = 1,
+        PEFT = 2,
+        /// OFT turns convolutions the other way.
+        ONETRAINER = 3,
     }
 }
 
@@ -292,6 +326,12 @@ pub struct lyc_module_options {
     pub reserved_: u32,
     /// Of the weight, always as \[O, I, K...\] whatever its layout.
     pub shape: [i64; 5],
+    /// Whose conventions tensors follow.
+    pub origin: lyc_origin,
+    /// OFT: terms of the Cayley map's series, -1 = the exact map, 0 = the origin's default.
+    pub neumann_terms: i32,
+    /// OFT: constrained (COFT), |Q| of each block is at most this / sqrt(rows of the tensor); 0 = not.
+    pub coft_epsilon: f64,
 }
 
 /// What a module came to. Growing.
@@ -338,8 +378,9 @@ pub struct lyc_batch_item {
     /// Which of the run's multipliers counts.
     pub multiplier_index: i32,
     pub part: lyc_part,
-    /// 0.
-    pub reserved_: u64,
+    /// For a bias whose difference depends on the layer's weight (PEFT's GLORA): that weight, pristine. NULL
+    /// otherwise.
+    pub weight: *const lyc_tensor,
 }
 
 /// Growing.
@@ -433,10 +474,10 @@ layout! {
     lyc_context_info { struct_size, device_type, device_index, threads }
     lyc_exec { struct_size, flags, stream, workspace, workspace_size }
     lyc_module_options { struct_size, flags, algo, rank, alpha, factor, dora_axis, dora_rule, dtype, ndim,
-        reserved_, shape }
+        reserved_, shape, origin, neumann_terms, coft_epsilon }
     lyc_module_info { struct_size, flags, algo, rank, alpha, scale, dora_axis, dora_rule, needs_base,
         invertible, out_features, in_elements }
-    lyc_batch_item { module, base, out, row_begin, row_count, multiplier_index, part, reserved_ }
+    lyc_batch_item { module, base, out, row_begin, row_count, multiplier_index, part, weight }
     lyc_network_options { struct_size, dora_rule }
     lyc_multiplier_rule { pattern, adapter_index, multiplier }
     lyc_match_options { struct_size, flags, includes, include_count, excludes, exclude_count }
