@@ -393,6 +393,8 @@ typedef enum lyc_origin {
 #define LYC_MODULE_BIAS            64 /**< Full, norm: a bias difference too. */
 #define LYC_MODULE_ON_INPUT        128 /**< (IA)3: columns are scaled, not rows. */
 #define LYC_MODULE_RESCALE         256 /**< OFT, BOFT: rows are scaled after the rotation. */
+#define LYC_MODULE_LAST            512 /**< T-LoRA: starts from the smallest singular values, not the largest. */
+#define LYC_MODULE_MIDDLE          1024 /**< T-LoRA: from those in the middle. */
 
 /** What to build. Growing. */
 typedef struct lyc_module_options {

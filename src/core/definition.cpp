@@ -11,8 +11,10 @@
 namespace lyc {
 namespace {
 
+constexpr const char *kOnInputName = "on_input";
+
 bool contains(const char *const *list, std::string_view name) {
-  for (; *list; ++list)
+  for (; list && *list; ++list)
     if (name == *list) return true;
   return false;
 }
@@ -30,8 +32,18 @@ ops::DoraAxis magnitude_axis(const lyc_tensor &magnitude, const algo::DeltaShape
        ", which is neither one value per output (", shape.out, ") nor one per input (", in, ")");
 }
 
-void check_factor(const std::string &name, const lyc_tensor &tensor) {
-  if (!is_arithmetic(tensor.dtype))
+bool is_stored(const algo::Algorithm &algorithm, std::string_view name) {
+  return algorithm.rewriting && contains(algorithm.rewriting->stored, name);
+}
+
+/// Names that the core itself gives a meaning.
+bool is_common(const algo::Algorithm &algorithm, std::string_view name) {
+  return (algorithm.dora && name == kMagnitudeName) || (algorithm.low_rank && name == kScalarName) ||
+         (algorithm.rank_mask && name == kRankMaskName);
+}
+
+void check_factor(const algo::Algorithm &algorithm, const std::string &name, const lyc_tensor &tensor) {
+  if (!is_arithmetic(tensor.dtype) && !is_stored(algorithm, name))
     fail(LYC_ERROR_UNSUPPORTED, name, " is ", dtype_name(tensor.dtype), "; f32, f16 and bf16 can be computed with");
   if (numel(tensor) == 0) fail(LYC_ERROR_FORMAT, name, " is empty: shape ", shape_text(shape_of(tensor)));
 }
@@ -45,6 +57,7 @@ void check_sizes(const Definition &definition) {
            count == 1 ? " value" : " values");
   };
   require_count(kScalarName, 1);
+  require_count(kRankMaskName, definition.shape.rank);
   if (definition.shape.out) require_count(definition.algorithm->bias, definition.shape.out);
 }
 
@@ -68,7 +81,29 @@ ops::Adapter dora_adapter(const Definition &definition, const Placement &placeme
   return adapter;
 }
 
+void mask_ranks(ops::Product &product, const lyc_tensor &mask) {
+  if (product.whole()) return;
+  if (product.rank() != numel(mask))
+    fail(LYC_ERROR_FORMAT, kRankMaskName, " has ", numel(mask), " values for ", product.rank(), " ranks");
+  product.mask = algo::column(mask);
+}
+
 }  // namespace
+
+bool is_setting(std::string_view name) { return name == kAlphaName || name == kOnInputName; }
+
+void Request::set(std::string_view name, const std::vector<double> &values) {
+  if (values.size() != 1)
+    fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
+  if (name == kAlphaName) {
+    traits.alpha = values[0];
+  } else {
+    if (values[0] != 0.0 && values[0] != 1.0) fail(LYC_ERROR_FORMAT, name, " is ", values[0], ", must be 0 or 1");
+    traits.flags = (traits.flags & ~std::uint32_t{LYC_MODULE_ON_INPUT}) | (values[0] != 0.0 ? LYC_MODULE_ON_INPUT : 0u);
+  }
+}
+
+bool Definition::lacks_base_state() const { return algorithm->base_state && !factors.has(algorithm->base_state->u); }
 
 bool Definition::has_part(lyc_part part) const {
   return part == LYC_PART_BIAS ? shape.bias || factors.has(algorithm->bias) : shape.weight;
@@ -84,19 +119,18 @@ double resolve_scale(const Request &request, std::int64_t rank) {
 
 Definition define(const algo::Factors &tensors, const std::vector<std::string> &names, const Request &request) {
   Definition result;
-  result.algorithm = algo::recognise(tensors);
+  result.algorithm = request.algorithm ? request.algorithm : algo::recognise(tensors);
   if (!result.algorithm) {
     std::string list;
     for (const std::string &name : names) list += (list.empty() ? "" : ", ") + name;
     fail(LYC_ERROR_UNSUPPORTED, "no adapter family that the library knows has the tensors ", list);
   }
   for (const std::string &name : names) {
-    if (name == kAlphaName) continue;
-    const bool common = result.algorithm->low_rank && (name == kMagnitudeName || name == kScalarName);
-    if (!common && !contains(result.algorithm->suffixes, name))
+    if (is_setting(name)) continue;
+    if (!is_common(*result.algorithm, name) && !contains(result.algorithm->suffixes, name))
       fail(LYC_ERROR_FORMAT, name, " does not belong to a ", result.algorithm->name, " adapter");
-    check_factor(name, tensors.at(name));
-    result.names.push_back(name);
+    check_factor(*result.algorithm, name, tensors.at(name));
+    if (name != kRankMaskName) result.names.push_back(name);
     result.factors.set(name, tensors.at(name));
   }
   result.traits = request.traits;
@@ -173,11 +207,14 @@ void lower(const Definition &definition, const ops::Operand &target, const Place
   const auto first = arrays.terms.size();
   ops::Adapter adapter;
   const algo::Algorithm &algorithm = *definition.algorithm;
-  const algo::LayerShape layer{definition.shape.out ? definition.shape.out : target.out, target.in,
-                               Shape(target.kernel, target.kernel + target.kernel_dims)};
-  algo::Lowering to{definition.factors, layer,  definition.shape, definition.traits,
-                    placement.expert,   weight, arrays.terms,     arrays.rotations};
+  const algo::LayerShape layer{definition.shape.out ? definition.shape.out : placement.row_begin + target.out,
+                               target.in, Shape(target.kernel, target.kernel + target.kernel_dims)};
+  algo::Lowering to{definition.factors, layer,        definition.shape, definition.traits, placement.expert,
+                    weight,             arrays.terms, arrays.rotations, definition.scale};
   if (placement.part == LYC_PART_WEIGHT) {
+    if (definition.lacks_base_state())
+      fail(LYC_ERROR_UNSUPPORTED, "the ", algorithm.name,
+           " module was not prepared: what it starts from is made from the pristine weight by lyc_module_prepare()");
     algorithm.lower(to);
     adapter = dora_adapter(definition, placement, target.out);
     adapter.replaces = definition.shape.replaces;
@@ -185,6 +222,7 @@ void lower(const Definition &definition, const ops::Operand &target, const Place
       arrays.terms[i].coefficient *= definition.scale;
       if (const lyc_tensor *scalar = definition.factors.find(kScalarName))
         arrays.terms[i].scalar = algo::column(*scalar);
+      if (const lyc_tensor *mask = definition.factors.find(kRankMaskName)) mask_ranks(arrays.terms[i].p, *mask);
     }
   } else if (algorithm.lower_bias) {
     algorithm.lower_bias(to);

@@ -1,5 +1,6 @@
 #include "core/module.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -11,9 +12,7 @@ namespace {
 
 using namespace lyc;
 
-constexpr std::uint32_t kOptionFlags = LYC_MODULE_TUCKER | LYC_MODULE_RANK_STABILISED | LYC_MODULE_SCALAR |
-                                       LYC_MODULE_DECOMPOSE_BOTH | LYC_MODULE_WHOLE | LYC_MODULE_UNBALANCED |
-                                       LYC_MODULE_BIAS;
+constexpr std::uint32_t kOptionFlags = 2 * LYC_MODULE_MIDDLE - 1;  // all that there are
 
 algo::LayerShape layer_shape(const lyc_module_options &options) {
   require(options.ndim >= 1 && options.ndim <= 5, "ndim is ", options.ndim, ", must be 1 to 5");
@@ -82,16 +81,47 @@ void require_on_device(const lyc_context &context, const lyc_tensor &tensor, con
           name, " is not on the context's device");
 }
 
-/// alpha as files store it: one number of any numeric type, shape [] or [1].
-double read_alpha(lyc_context &context, const lyc_tensor &tensor) {
-  check_tensor(tensor, kAlphaName);
-  if (numel(tensor) != 1)
-    fail(LYC_ERROR_FORMAT, "alpha has shape ", shape_text(shape_of(tensor)), ", must be a single number");
-  if (tensor.device_type == LYC_DEVICE_CPU) return read_element(tensor.data, tensor.dtype, 0);
-  require_on_device(context, tensor, kAlphaName);
-  char bytes[8] = {};
-  read_device(context, bytes, tensor.data, dtype_size(tensor.dtype));
-  return read_element(bytes, tensor.dtype, 0);
+/// The bytes of a contiguous tensor, wherever it is.
+std::vector<char> bytes_of(lyc_context &context, const lyc_tensor &tensor, const std::string &name) {
+  std::vector<char> bytes(byte_extent(tensor));
+  if (tensor.device_type == LYC_DEVICE_CPU) {
+    std::memcpy(bytes.data(), tensor.data, bytes.size());
+  } else {
+    require_on_device(context, tensor, name);
+    read_device(context, bytes.data(), tensor.data, bytes.size());
+  }
+  return bytes;
+}
+
+std::vector<double> read_setting(lyc_context &context, const lyc_tensor &tensor, const std::string &name) {
+  const std::int64_t count = numel(tensor);
+  if (count < 1 || count > kMaxSettingValues)
+    fail(LYC_ERROR_FORMAT, name, " has shape ", shape_text(shape_of(tensor)), ", must have a few values");
+  const std::vector<char> bytes = bytes_of(context, tensor, name);
+  std::vector<double> values;
+  for (std::int64_t i = 0; i < count; ++i) values.push_back(read_element(bytes.data(), tensor.dtype, i));
+  return values;
+}
+
+/// Put what the family makes of the tensors that only files have in their place; `rewritten` owns it.
+void rewrite_stored(lyc_context &context, Definition &definition, std::vector<algo::Rewritten> &rewritten) {
+  const algo::Rewriting *rewriting = definition.algorithm->rewriting;
+  if (!rewriting || !definition.factors.has(rewriting->stored[0])) return;
+  algo::Factors stored;
+  std::vector<std::vector<char>> bytes;
+  for (const char *const *name = rewriting->stored; *name; ++name) {
+    const lyc_tensor *tensor = definition.factors.find(*name);
+    if (!tensor) continue;
+    bytes.push_back(bytes_of(context, *tensor, *name));
+    stored.set(*name, make_tensor(bytes.back().data(), tensor->dtype, shape_of(*tensor)));
+    definition.factors.erase(*name);
+    definition.names.erase(std::find(definition.names.begin(), definition.names.end(), *name));
+  }
+  rewritten = rewriting->rewrite(stored, definition.traits);
+  for (algo::Rewritten &factor : rewritten) {
+    definition.names.push_back(factor.name);
+    definition.factors.set(factor.name, make_tensor(factor.bytes.data(), factor.dtype, factor.shape));
+  }
 }
 
 }  // namespace
@@ -115,6 +145,20 @@ lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::v
   return result;
 }
 
+void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
+  std::vector<algo::Rewritten> rewritten;
+  rewrite_stored(context, definition, rewritten);
+  std::vector<std::string> names = definition.names;
+  if (definition.factors.has(kRankMaskName)) names.push_back(kRankMaskName);
+  for (const std::string &name : names) {
+    const lyc_tensor &tensor = definition.factors.at(name);
+    if (tensor.device_type == LYC_DEVICE_CPU)
+      definition.factors.set(name, copy_to_device(context, tensor, buffers));
+    else
+      require_on_device(context, tensor, name);
+  }
+}
+
 }  // namespace lyc
 
 lyc_module::lyc_module(Ref<lyc_context> owner, Definition what, std::vector<DeviceBuffer> owned)
@@ -125,7 +169,8 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
   require(algorithm != nullptr, "algo is ", static_cast<int>(options.algo), ", not a family that can be created");
   const lyc_dtype dtype = options.dtype == LYC_DTYPE_NONE ? LYC_DTYPE_F32 : options.dtype;
   require(is_arithmetic(dtype), "dtype is ", dtype_name(dtype), ", parameters are f32, f16 or bf16");
-  const Request request = request_of(options);
+  Request request = request_of(options);
+  request.algorithm = algorithm;
   std::vector<DeviceBuffer> owned;
   std::vector<std::string> names;
   algo::Factors factors;
@@ -143,26 +188,21 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
 Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options,
                                    const std::vector<std::string> &names, const lyc_tensor *tensors) {
   Request request = request_of(options);
-  std::vector<DeviceBuffer> owned;
+  request.algorithm = algo::find_algorithm(options.algo);
+  require(options.algo == LYC_ALGO_NONE || request.algorithm, "algo is ", static_cast<int>(options.algo),
+          ", not a family that is known");
   algo::Factors factors;
   for (std::size_t i = 0; i < names.size(); ++i) {
     const lyc_tensor &tensor = tensors[i];
     require(!factors.has(names[i]), names[i], " is there twice");
-    if (names[i] == kAlphaName) {
-      request.traits.alpha = read_alpha(context, tensor);
-      factors.set(names[i], tensor);
-      continue;
-    }
     check_tensor(tensor, names[i]);
     require(is_contiguous(tensor), names[i], " is not contiguous");
-    if (tensor.device_type == LYC_DEVICE_CPU) {
-      factors.set(names[i], copy_to_device(context, tensor, owned));
-    } else {
-      require_on_device(context, tensor, names[i]);
-      factors.set(names[i], tensor);
-    }
+    factors.set(names[i], tensor);
+    if (is_setting(names[i])) request.set(names[i], read_setting(context, tensor, names[i]));
   }
   Definition definition = define(factors, names, request);
+  std::vector<DeviceBuffer> owned;
+  place_factors(context, definition, owned);
   if (options.ndim != 0) {
     const algo::LayerShape layer = layer_shape(options);
     const auto differs = [](std::int64_t known, std::int64_t wanted) { return known != 0 && known != wanted; };

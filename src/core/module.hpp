@@ -40,4 +40,7 @@ ops::DoraRule resolve_dora_rule(lyc_dora_rule requested, ops::DoraRule otherwise
 /// Copy one tensor to the context's device. `buffers` takes the memory.
 lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers);
 
+/// Bring a definition's factors to the context's device: those in CPU memory are copied, those that are there stay.
+void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers);
+
 }  // namespace lyc
