@@ -68,9 +68,12 @@ struct DeltaShape {
   std::uint32_t flags = 0;   // LYC_MODULE_* that the factors show
   bool weight = true;        // changes the weight
   bool bias = false;         // changes the bias, by lower_bias
+  bool bias_optional = false;      // and is none the worse where the layer has none
+  bool bias_reads_weight = false;  // lower_bias needs Lowering::weight
   bool reads_base = false;   // depends on the weight
   bool whole_rows = false;   // rows cannot be computed without the others
   bool replaces = false;     // is the new weight, not a difference
+  bool transposed = false;   // factors are those of the transpose: a magnitude of one axis is for columns
   std::int64_t experts = 1;  // so many deltas, for the matrices of a stack [experts, out, in]
 };
 

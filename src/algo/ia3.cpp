@@ -43,7 +43,7 @@ DeltaShape describe(const Factors &f, const Traits &traits) {
     shape.flags = LYC_MODULE_ON_INPUT;
   } else {
     shape.out = count;
-    shape.bias = !f.has(kV);
+    shape.bias = shape.bias_optional = !f.has(kV);
   }
   return shape;
 }

@@ -24,6 +24,7 @@ struct Request {
   const algo::Algorithm *algorithm = nullptr;  // null: found by the tensors
   algo::Traits traits;  // alpha, where it is a scale: absent or 0 means the rank
   bool rank_stabilised = false;
+  Shape reshape;                   // to which the weight is padded first; empty: not at all
   std::int64_t divisor_parts = 1;  // a fused pair of so many parts, whose alpha is that of one part (kohya split_qkv)
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
 
@@ -37,6 +38,7 @@ struct Definition {
   std::vector<std::string> names;  // the factors' names, in the order of files
   algo::DeltaShape shape;
   algo::Traits traits;
+  Shape reshape;    // what the weight is padded to before anything else; empty: nothing
   double alpha = 0;  // as requested; the rank where it was absent
   double scale = 1;
   std::uint32_t flags = 0;  // LYC_MODULE_*
@@ -53,6 +55,9 @@ struct Definition {
     return !shape.whole_rows && dora_axis != ops::DoraAxis::kIn && !lacks_base_state();
   }
 };
+
+/// Whether only files have a tensor of this name: what the family makes of it takes its place.
+bool is_stored(const algo::Algorithm &algorithm, std::string_view name);
 
 /// From tensors by suffix. Throws FORMAT or UNSUPPORTED; messages do not name the layer, callers put it in front.
 Definition define(const algo::Factors &tensors, const std::vector<std::string> &names, const Request &request);

@@ -7,6 +7,8 @@
 #include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
+#include "core/batch.hpp"
+#include "core/prepare.hpp"
 
 namespace {
 
@@ -39,8 +41,8 @@ algo::Spec checked_spec(const algo::Algorithm &algorithm, const lyc_module_optio
           static_cast<int>(options.dora_axis), ", must be 0, 1 or 2");
   require(!(options.flags & LYC_MODULE_TUCKER) || layer.has_kernel(),
           "a Tucker core needs a convolution with a kernel above 1");
-  require(algorithm.id == LYC_ALGO_NORM ? options.ndim == 1 : options.ndim != 1 || algorithm.id == LYC_ALGO_FULL,
-          algorithm.name, " does not exist for weights of ", options.ndim, " axes");
+  require(options.ndim != 1 || algorithm.id == LYC_ALGO_NORM || algorithm.id == LYC_ALGO_FULL, algorithm.name,
+          " does not exist for weights of one axis");
   return {options.rank, options.flags, options.factor};
 }
 
@@ -70,6 +72,8 @@ Request request_of(const lyc_module_options &options) {
   request.traits.flags = options.flags;
   request.traits.neumann_terms = options.neumann_terms;
   request.traits.coft_epsilon = options.coft_epsilon;
+  require(options.experts >= 0, "experts is ", options.experts, ", must not be negative");
+  request.traits.experts = std::max<std::int64_t>(options.experts, 1);
   request.rank_stabilised = options.flags & LYC_MODULE_RANK_STABILISED;
   request.dora_rule = resolve_dora_rule(options.dora_rule, ops::DoraRule::kInterpolate);
   return request;
@@ -103,8 +107,8 @@ std::vector<double> read_setting(lyc_context &context, const lyc_tensor &tensor,
   return values;
 }
 
-/// Put what the family makes of the tensors that only files have in their place; `rewritten` owns it.
-void rewrite_stored(lyc_context &context, Definition &definition, std::vector<algo::Rewritten> &rewritten) {
+/// Put what the family makes of the tensors that only files have in their place.
+void rewrite_stored(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
   const algo::Rewriting *rewriting = definition.algorithm->rewriting;
   if (!rewriting || !definition.factors.has(rewriting->stored[0])) return;
   algo::Factors stored;
@@ -117,10 +121,10 @@ void rewrite_stored(lyc_context &context, Definition &definition, std::vector<al
     definition.factors.erase(*name);
     definition.names.erase(std::find(definition.names.begin(), definition.names.end(), *name));
   }
-  rewritten = rewriting->rewrite(stored, definition.traits);
-  for (algo::Rewritten &factor : rewritten) {
-    definition.names.push_back(factor.name);
-    definition.factors.set(factor.name, make_tensor(factor.bytes.data(), factor.dtype, factor.shape));
+  for (algo::Rewritten &factor : rewriting->rewrite(stored, definition.traits)) {
+    if (is_arithmetic(factor.dtype)) definition.names.push_back(factor.name);
+    const lyc_tensor tensor = make_tensor(factor.bytes.data(), factor.dtype, factor.shape);
+    definition.factors.set(factor.name, copy_to_device(context, tensor, buffers));
   }
 }
 
@@ -146,29 +150,34 @@ lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::v
 }
 
 void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
-  std::vector<algo::Rewritten> rewritten;
-  rewrite_stored(context, definition, rewritten);
   std::vector<std::string> names = definition.names;
   if (definition.factors.has(kRankMaskName)) names.push_back(kRankMaskName);
   for (const std::string &name : names) {
     const lyc_tensor &tensor = definition.factors.at(name);
+    if (is_stored(*definition.algorithm, name)) continue;
     if (tensor.device_type == LYC_DEVICE_CPU)
       definition.factors.set(name, copy_to_device(context, tensor, buffers));
     else
       require_on_device(context, tensor, name);
   }
+  rewrite_stored(context, definition, buffers);
 }
 
 }  // namespace lyc
 
 lyc_module::lyc_module(Ref<lyc_context> owner, Definition what, std::vector<DeviceBuffer> owned)
-    : context(std::move(owner)), definition(std::move(what)), owned_(std::move(owned)) {}
+    : context(std::move(owner)), definition(std::move(what)), owned_(std::move(owned)) {
+  if (!definition.reshape.empty())
+    fail(LYC_ERROR_UNSUPPORTED, "reshape_weight makes the layer's weight larger, which only lyc_merge_files() can do");
+}
 
 Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options) {
   const algo::Algorithm *algorithm = algo::find_algorithm(options.algo);
   require(algorithm != nullptr, "algo is ", static_cast<int>(options.algo), ", not a family that can be created");
   const lyc_dtype dtype = options.dtype == LYC_DTYPE_NONE ? LYC_DTYPE_F32 : options.dtype;
   require(is_arithmetic(dtype), "dtype is ", dtype_name(dtype), ", parameters are f32, f16 or bf16");
+  require(algorithm->factors != nullptr, algorithm->name, " modules come from tensors only");
+  require(options.experts <= 1, "experts is ", options.experts, "; modules of stacks come from tensors only");
   Request request = request_of(options);
   request.algorithm = algorithm;
   std::vector<DeviceBuffer> owned;
@@ -201,6 +210,8 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
     if (is_setting(names[i])) request.set(names[i], read_setting(context, tensor, names[i]));
   }
   Definition definition = define(factors, names, request);
+  if (definition.shape.experts != request.traits.experts)
+    fail(LYC_ERROR_UNSUPPORTED, definition.algorithm->name, " has no factors for a stack of matrices");
   std::vector<DeviceBuffer> owned;
   place_factors(context, definition, owned);
   if (options.ndim != 0) {
@@ -215,11 +226,20 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
 
 const lyc_tensor &lyc_module::factor(const std::string &name) const {
   const lyc_tensor *tensor = definition.factors.find(name);
-  if (!tensor) fail(LYC_ERROR_NOT_FOUND, "the module has no parameter ", name);
+  if (!tensor || !is_arithmetic(tensor->dtype)) fail(LYC_ERROR_NOT_FOUND, "the module has no parameter ", name);
   return *tensor;
 }
 
+/// A mask is there from when it is first spoken of.
+void lyc_module::add_rank_mask(const std::string &name) {
+  if (name != kRankMaskName || !definition.algorithm->rank_mask || definition.factors.has(name)) return;
+  const std::vector<float> ones(static_cast<std::size_t>(definition.shape.rank), 1.0f);
+  const lyc_tensor mask = make_tensor(const_cast<float *>(ones.data()), LYC_DTYPE_F32, {definition.shape.rank});
+  definition.factors.set(name, copy_to_device(*context, mask, owned_));
+}
+
 void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
+  add_rank_mask(name);
   const lyc_tensor &known = factor(name);
   check_tensor(tensor, name);
   require_on_device(*context, tensor, name);
@@ -259,6 +279,7 @@ void check_host_copy(const lyc_tensor &tensor, const lyc_tensor &known, const st
 }  // namespace
 
 void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
+  add_rank_mask(name);
   const lyc_tensor &known = factor(name);
   check_host_copy(tensor, known, name);
   require(!(known.flags & LYC_TENSOR_READ_ONLY), name, " is bound to read-only memory");
@@ -274,4 +295,10 @@ void lyc_module::read(const std::string &name, const lyc_tensor &tensor) const {
   read_device(*context, stored.data(), known.data, stored.size());
   const std::vector<char> values = converted(stored.data(), known.dtype, tensor.dtype, numel(known));
   std::memcpy(tensor.data, values.data(), values.size());
+}
+
+void lyc_module::prepare(const lyc_tensor *base, void *stream) {
+  if (!definition.lacks_base_state()) return;
+  require(base != nullptr, "base is NULL, but the ", definition.algorithm->name, " module starts from the weight");
+  derive_base_state(*context, definition, operand_on(*context, *base, "base"), {}, stream, owned_);
 }

@@ -23,11 +23,15 @@ struct lyc_module final : lyc::Object {
   void write(const std::string &name, const lyc_tensor &tensor);
   void read(const std::string &name, const lyc_tensor &tensor) const;
 
+  /// Make what is made from the pristine weight `base`, which may be null where nothing is.
+  void prepare(const lyc_tensor *base, void *stream);
+
   lyc::Ref<lyc_context> context;
   lyc::Definition definition;
 
  private:
   const lyc_tensor &factor(const std::string &name) const;
+  void add_rank_mask(const std::string &name);
 
   std::vector<lyc::DeviceBuffer> owned_;
 };

@@ -66,6 +66,11 @@ struct Backend {
   lyc_status (*weight_run)(WeightPlan *plan, const RunOptions *options, Failure *failure);
   std::size_t (*weight_explain)(const WeightPlan *plan, char *buffer, std::size_t capacity);  // length, as snprintf
   void (*weight_release)(WeightPlan *plan);
+
+  // Of the matrix [out, in * kernel]: singular triplets `first` and so on, as many as u has columns, by falling singular
+  // value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates, waits. Null: the device cannot.
+  lyc_status (*singular_triplets)(BackendContext *context, const Operand *matrix, std::int64_t first, const Operand *u,
+                                  const Operand *sigma, const Operand *v, void *stream, Failure *failure);
 };
 
 /// The CPU back end, always there (src/cpu/backend.cpp).
