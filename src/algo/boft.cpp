@@ -83,7 +83,8 @@ void lower(Lowering &to) {
 
 }  // namespace
 
-const Algorithm kBoft = {LYC_ALGO_BOFT, "boft",   kNone, kSuffixes, kSignature, {},  LYC_MODULE_RESCALE, false, false,
-                         factors,       describe, lower, nullptr,   nullptr,    owns};
+const Algorithm kBoft = {LYC_ALGO_BOFT, "boft", kNone,   kSuffixes, kSignature, {},      LYC_MODULE_RESCALE,
+                         false,         false,  factors, describe,  lower,      nullptr, nullptr,
+                         nullptr,       false,  owns};
 
 }  // namespace lyc::algo

@@ -79,3 +79,7 @@ lyc_status lyc_module_write_param(lyc_module *module, const char *name, const ly
 lyc_status lyc_module_read_param(const lyc_module *module, const char *name, const lyc_tensor *tensor) {
   return boundary([&] { checked(module, "module").read(&needed(name, "name"), needed(tensor, "tensor")); });
 }
+
+lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec) {
+  return boundary([&] { checked(module, "module").prepare(base, read_exec(exec).stream); });
+}

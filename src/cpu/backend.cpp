@@ -10,6 +10,7 @@
 #include "base/os.hpp"
 #include "cpu/context.hpp"
 #include "cpu/processor.hpp"
+#include "cpu/singular.hpp"
 #include "cpu/weight_plan.hpp"
 #include "ops/guard.hpp"
 
@@ -99,10 +100,16 @@ lyc_status rotation_prepare(BackendContext *context, const ops::Rotation *rotati
   return guard(failure, [&] { prepare_rotation(*context, *rotation, *rests); });
 }
 
+lyc_status singular_triplets(BackendContext *, const ops::Operand *matrix, std::int64_t first, const ops::Operand *u,
+                             const ops::Operand *sigma, const ops::Operand *v, void *, Failure *failure) {
+  return guard(failure, [&] { cpu::singular_triplets(*matrix, first, *u, *sigma, *v); });
+}
+
 constexpr ops::Backend kBackend = {
-    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,    context_create,
-    context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,    memory_copy,
-    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release, rotation_prepare,
+    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION,  device_count,      device_info,
+    context_create,       context_destroy, context_threads,  memory_allocate,   memory_release,
+    memory_copy,          memory_copy,     weight_prepare,   weight_info,       weight_run,
+    weight_explain,       weight_release,  rotation_prepare, singular_triplets,
 };
 
 }  // namespace

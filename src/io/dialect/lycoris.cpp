@@ -144,6 +144,14 @@ class Reader {
       whole_or_factored("lokr_w1", "lokr_w1_a", "lokr_w1_b");
       whole_or_factored("lokr_w2", "lokr_w2_a", "lokr_w2_b");
       if (group.has("lokr_t2")) need("lokr_w2_a");
+    } else if (algo == LYC_ALGO_IA3) {
+      both("weight", "on_input");
+    } else if (algo == LYC_ALGO_GLORA) {
+      for (const char *name : {"a1.weight", "a2.weight", "b1.weight", "b2.weight"}) need(name);
+    } else if (algo == LYC_ALGO_TLORA) {
+      for (const char *name : {"p_layer.weight", "lambda_layer", "q_layer.weight"}) need(name);
+      both("base_p_layer.weight", "base_lambda_layer");
+      both("base_p_layer.weight", "base_q_layer.weight");
     }
     if (group.has("dora_scale") && algo == LYC_ALGO_NORM) fail(LYC_ERROR_FORMAT, "dora_scale on a norm");
   }

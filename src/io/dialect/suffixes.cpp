@@ -33,26 +33,14 @@ constexpr Suffix kSuffixes[] = {
     {"_lora.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".lora_linear_layer.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".dora_scale", "dora_scale", LYC_ALGO_NONE, {}},
+    {".on_input", "on_input", LYC_ALGO_IA3, {}},
 
-    // Means something only beside on_input; see lycoris.cpp.
-    {".weight", "weight", LYC_ALGO_NONE, {}},
-
-    unsupported("(IA)3", ".on_input"),
-    unsupported("(IA)3", ".ia3_l"),
-    unsupported("GLoRA", ".a1.weight"),
-    unsupported("GLoRA", ".a2.weight"),
-    unsupported("GLoRA", ".b1.weight"),
-    unsupported("GLoRA", ".b2.weight"),
-    unsupported("GLoRA", ".bm.weight"),
     unsupported("OFT or BOFT", ".oft_blocks"),  // 3 or 4 axes
     unsupported("OFT", ".oft_R.weight"),
     unsupported("OFT", ".oft_R.scaled_oft"),
     unsupported("BOFT", ".boft_R"),
     unsupported("BOFT", ".boft_s"),
     unsupported("OFT or BOFT", ".rescale"),
-    unsupported("T-LoRA", ".lambda_layer"),
-    unsupported("T-LoRA", ".q_layer.weight"),
-    unsupported("T-LoRA", ".p_layer.weight"),
     unsupported("bias of an up factor", ".lora_B.bias"),
     unsupported("bias of an up factor", ".lora_up.bias"),
     unsupported("embedding adapter", ".lora_embedding_A"),
