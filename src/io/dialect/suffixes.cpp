@@ -88,9 +88,9 @@ KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &famili
       found.suffix = suffix;
     }
   for (const FamilySuffix &family : families)
-    if (ends_in(key, family.name) && key[key.size() - family.name.size() - 1] == '.' &&
-        family.name.size() + 1 >= longest) {
-      longest = family.name.size() + 1;
+    if (const std::size_t length = family.name.size() + 1;
+        length >= longest && key.size() > length && ends_with(key, family.name) && key[key.size() - length] == '.') {
+      longest = length;
       found.suffix = {family.name, family.name, family.algo, {}};
     }
   found.layer = key.substr(0, key.size() - longest);
