@@ -462,7 +462,11 @@ LYC_API lyc_status lyc_module_param_count(const lyc_module *module, size_t *out_
 LYC_API lyc_status lyc_module_get_param(const lyc_module *module, size_t index, const char **out_name,
                                         lyc_tensor *out_tensor);
 
-/** Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's device. It must
+/** Families of low-rank products (LoCon, DyLoRA, T-LoRA) have one more parameter that files have not and the list above
+ *  leaves out: `rank_mask`, [rank], each rank's strength, 1 until it is bound or written. DyLoRA at rank q is q ones and
+ *  zeros after them.
+ *
+ *  Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's device. It must
  *  stay until the module is gone or the parameter is bound anew; values may change between calls. */
 LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 
@@ -477,6 +481,11 @@ LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *n
  *  it a T-LoRA whose file has no such parameters makes them anew in every call, on the CPU.
  *  Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot). */
 LYC_API lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec);
+
+/** Write the same delta as a module of another family, with F32 parameters of its own in the same context. LOCON takes
+ *  what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives rank 2r; a rank_mask in
+ *  use is worked in. Reads the parameters back. Errors: UNSUPPORTED (the delta has no such form, or was not prepared). */
+LYC_API lyc_status lyc_module_convert(lyc_module *module, lyc_algo algo, lyc_module **out_module);
 
 /* == 8. One weight ====================================================================================
  * Arithmetic is in F32 with one rounding at the store, whatever the dtypes. Multiplier 0 leaves every bit as it is.

@@ -271,6 +271,7 @@ void Merge::plan() {
       multipliers_.push_back(multiplier);
     }
     active_of_.emplace_back(first, static_cast<std::ptrdiff_t>(active_.size()));
+    if (first == active_of_.back().second) shapes_[tensor] = base_.tensors()[tensor].shape;  // nobody asks for more
     plan_tensor(tensor);
   }
   for (const Job &job : jobs_) out_bytes_ += job.bytes;

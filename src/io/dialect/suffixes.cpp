@@ -22,6 +22,7 @@ constexpr Suffix kSuffixes[] = {
     spelled(kUp, ".lora.up.weight"),
     spelled(kUp, "_lora.up.weight"),
     spelled(kUp, ".lora_linear_layer.up.weight"),
+    {".lora_B.bias", "lora_up.bias", LYC_ALGO_LOCON, {}},
     spelled(kDown, ".lora_A.weight"),
     spelled(kDown, ".lora_A"),
     spelled(kDown, ".lora.down.weight"),
@@ -34,6 +35,8 @@ constexpr Suffix kSuffixes[] = {
     {".lora_linear_layer.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".dora_scale", "dora_scale", LYC_ALGO_NONE, {}},
     {".on_input", "on_input", LYC_ALGO_IA3, {}},
+    {".reshape_weight", "reshape_weight", LYC_ALGO_NONE, {}},
+    {".bias_size", "bias_size", LYC_ALGO_SPARSE, {}},
 
     unsupported("OFT or BOFT", ".oft_blocks"),  // 3 or 4 axes
     unsupported("OFT", ".oft_R.weight"),
@@ -41,17 +44,8 @@ constexpr Suffix kSuffixes[] = {
     unsupported("BOFT", ".boft_R"),
     unsupported("BOFT", ".boft_s"),
     unsupported("OFT or BOFT", ".rescale"),
-    unsupported("bias of an up factor", ".lora_B.bias"),
-    unsupported("bias of an up factor", ".lora_up.bias"),
-    unsupported("embedding adapter", ".lora_embedding_A"),
-    unsupported("embedding adapter", ".lora_embedding_B"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector.weight"),
-    unsupported("replacement of a tensor", ".set_weight"),
-    unsupported("padding of the base", ".reshape_weight"),
-    unsupported("sparse residual", ".bias_indices"),
-    unsupported("sparse residual", ".bias_values"),
-    unsupported("sparse residual", ".bias_size"),
 };
 
 /// "lora_A.<adapter>.weight": PEFT keeps the adapter's name in the middle of some keys.
