@@ -404,7 +404,8 @@ class TargetRun {
         }
       }
       for (; at < last && column_at(at) < inner(i) + end - i; ++at)
-        to[(i + column_at(at) - inner(i)) * step] += scale * read(sparse.values, at * sparse.values.stride_out);
+        if (column_at(at) >= inner(i))  // files may lie
+          to[(i + column_at(at) - inner(i)) * step] += scale * read(sparse.values, at * sparse.values.stride_out);
     }
   }
 
