@@ -121,7 +121,7 @@ class TargetBuilder {
     for (const AdapterPlan &adapter : plan_.adapters)
       for (const TermPlan &term : adapter.terms) add_steps(adapter, term);
     plan_.packed_size = layout_.size();
-    plan_.projects_rows = !plan_.project.empty() && !frame_.out_in_columns() && plan_.region_rows == 0 &&
+    plan_.projects_rows = !plan_.project.empty() && plan_.region_rows == 0 && !frame_.out_in_columns() &&
                           std::none_of(plan_.adapters.begin(), plan_.adapters.end(),
                                        [](const AdapterPlan &adapter) { return adapter.norm_early; });
   }
@@ -210,7 +210,6 @@ class TargetBuilder {
   void add_rotation(const ops::Term &term, TermPlan &plan) {
     require(term.rotation >= 0 && term.rotation < batch_.rotation_count, "rotation ", term.rotation, " of ",
             batch_.rotation_count);
-    require(bool(plan_.base), "a rotation needs the base weight");
     plan.rotation = plan_rotation(batch_.rotations[term.rotation], frame_, weight_, term.row_begin);
     const RotationPlan &rotation = plan.rotation;
     if (rotation.measured()) plan.rotation.squares_at = layout_.take(multiply(rotation.matrices(), 2));
@@ -371,7 +370,8 @@ class TargetBuilder {
     std::int64_t rows = kTileRows, columns = kPanel, at_least = kRegionRows;
     Position matrices = 0;
     for_rotations([&](const AdapterPlan &adapter, const TermPlan &term) {
-      require(!adapter.dora(), "DoRA does not go on top of a rotation");
+      require(!adapter.dora() && !adapter.replaces,
+              "DoRA does not go on top of a rotation, nor replaces it the weight");
       const bool along_rows = term.rotation.along_rows;
       if (along_rows) at_least = kPanel;  // rows become the lanes of a panel
       std::int64_t &lines = along_rows ? columns : rows;
@@ -503,7 +503,7 @@ std::string describe(const RotationPlan &plan) {
 }
 
 std::string describe(const TermPlan &term) {
-  if (term.kind == TermKind::kRotation) return describe(term.rotation);
+  if (term.rotation) return describe(term.rotation);
   if (term.kind == TermKind::kSparse) return concat(kind_name(term.kind), " ", term.sparse.values.out);
   std::string text = concat(kind_name(term.kind), " ", describe(term.p));
   const bool two = term.kind == TermKind::kHadamard || term.kind == TermKind::kKronecker;
