@@ -91,7 +91,8 @@ void weight_release(ops::WeightPlan *plan) {
 constexpr ops::Backend kBackend = {
     sizeof(ops::Backend), LYC_DEVICE_CUDA, LYCORIS_VERSION, backend_device_count, backend_device_info, context_create,
     context_destroy,      context_threads, memory_allocate, memory_release,       memory_write,        memory_read,
-    weight_prepare,       weight_info,     weight_run,      weight_explain,       weight_release};
+    weight_prepare,       weight_info,     weight_run,      weight_explain,       weight_release,
+    nullptr,              nullptr,         nullptr,         nullptr,              nullptr};
 
 }  // namespace
 }  // namespace lyc::cuda

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cpu/context.hpp"
+#include "cpu/layout.hpp"
 #include "cpu/matrix.hpp"
 #include "ops/backend.hpp"
 
@@ -30,9 +31,6 @@ inline constexpr std::int64_t kPackColumns = 4 * kPanel;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
-/// Positions in the workspace count floats.
-using Position = std::uint64_t;
 
 /// A factor and where its packed copy lies.
 struct Factor {

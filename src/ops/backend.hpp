@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "lycoris.h"
+#include "ops/forward.hpp"
 #include "ops/weight.hpp"
 
 namespace lyc::ops {
@@ -23,6 +24,7 @@ struct BackendContextOptions {
 
 struct BackendContext;  // a device, opened: threads, handles
 struct WeightPlan;      // a prepared WeightBatch
+struct ForwardPlan;     // a prepared Forward
 
 struct WeightPlanInfo {
   std::uint64_t workspace_size;  // bytes for one run, 256-byte aligned
@@ -66,6 +68,13 @@ struct Backend {
   lyc_status (*weight_run)(WeightPlan *plan, const RunOptions *options, Failure *failure);
   std::size_t (*weight_explain)(const WeightPlan *plan, char *buffer, std::size_t capacity);  // length, as snprintf
   void (*weight_release)(WeightPlan *plan);
+
+  // The same for forward; all null where the back end cannot. A plan is run by one thread at a time.
+  lyc_status (*forward_prepare)(BackendContext *context, const Forward *forward, ForwardPlan **plan, Failure *failure);
+  void (*forward_info)(const ForwardPlan *plan, ForwardPlanInfo *info);
+  lyc_status (*forward_run)(ForwardPlan *plan, const ForwardRun *run, Failure *failure);
+  std::size_t (*forward_explain)(const ForwardPlan *plan, char *buffer, std::size_t capacity);
+  void (*forward_release)(ForwardPlan *plan);
 };
 
 /// The CPU back end, always there (src/cpu/backend.cpp).
