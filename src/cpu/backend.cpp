@@ -101,8 +101,12 @@ std::size_t weight_explain(const WeightPlan *plan, char *buffer, std::size_t cap
 
 void weight_release(WeightPlan *plan) { delete plan; }
 
-lyc_status forward_prepare(BackendContext *context, const ops::Forward *forward, ForwardPlan **plan,
-                           Failure *failure) {
+lyc_status rotation_prepare(BackendContext *context, const ops::Rotation *rotation, const ops::Operand *rests, void *,
+                            Failure *failure) {
+  return guard(failure, [&] { prepare_rotation(*context, *rotation, *rests); });
+}
+
+lyc_status forward_prepare(BackendContext *context, const ops::Forward *forward, ForwardPlan **plan, Failure *failure) {
   *plan = nullptr;
   return guard(failure, [&] { *plan = prepare(*context, *forward).release(); });
 }
@@ -120,9 +124,9 @@ std::size_t forward_explain(const ForwardPlan *plan, char *buffer, std::size_t c
 void forward_release(ForwardPlan *plan) { delete plan; }
 
 constexpr ops::Backend kBackend = {
-    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,    context_create,
-    context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,    memory_copy,
-    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release,
+    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,    device_info,     context_create,
+    context_destroy,      context_threads, memory_allocate, memory_release,  memory_copy,     memory_copy,
+    weight_prepare,       weight_info,     weight_run,      weight_explain,  weight_release,  rotation_prepare,
     forward_prepare,      forward_info,    forward_run,     forward_explain, forward_release,
 };
 

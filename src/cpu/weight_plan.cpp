@@ -103,6 +103,10 @@ class TargetBuilder {
     plan.coefficient = term.coefficient;
     plan.scalar = term.scalar;
     if (term.scalar.data) check_operand(term.scalar, "scalar");
+    if (term.kind == TermKind::kRotation) {
+      add_rotation(term, plan);
+      return plan;
+    }
     if (term.kind > TermKind::kKronecker) fail(LYC_ERROR_UNSUPPORTED, "term not there yet");
     check_product(term.p);
     if (term.kind == TermKind::kKronecker) {
@@ -136,6 +140,16 @@ class TargetBuilder {
     plan.q_stride = round_up(plan.q.columns, kPanel);
     plan.p_at = layout_.take(multiply(round_up(plan.p.rows, kTileRows), plan.p_stride));
     plan.q_at = layout_.take(multiply(round_up(plan.q.rows, kTileRows), plan.q_stride));
+  }
+
+  void add_rotation(const ops::Term &term, TermPlan &plan) {
+    require(term.rotation >= 0 && term.rotation < batch_.rotation_count, "rotation ", term.rotation, " of ",
+            batch_.rotation_count);
+    require(bool(plan_.base), "a rotation needs the base weight");
+    plan.rotation = plan_rotation(batch_.rotations[term.rotation], frame_, weight_, term.row_begin);
+    const RotationPlan &rotation = plan.rotation;
+    if (rotation.measured()) plan.rotation.squares_at = layout_.take(multiply(rotation.matrices(), 2));
+    plan.rotation.left_at = layout_.take(multiply(rotation.matrices(), rotation.packed_floats()));
   }
 
   // Exactly one product of a term is `scaled`: takes the term's coefficient.
@@ -208,11 +222,47 @@ class TargetBuilder {
     plan_.direct = direct();
     // Three tiles (sum, delta, Hadamard's first half) and two rows.
     plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride());
+    finish_regions();
+  }
+
+  template <typename Visit>
+  void for_rotations(Visit visit) const {
+    for (const AdapterPlan &adapter : plan_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.rotation) visit(adapter, term);
+  }
+
+  // Rows and columns that turn together are computed together; other terms want whole tiles of them.
+  void finish_regions() {
+    std::int64_t rows = kTileRows, columns = kPanel, at_least = kRegionRows;
+    Position matrices = 0;
+    for_rotations([&](const AdapterPlan &adapter, const TermPlan &term) {
+      require(!adapter.dora(), "DoRA does not go on top of a rotation");
+      const bool along_rows = term.rotation.along_rows;
+      if (along_rows) at_least = kPanel;  // rows become the lanes of a panel
+      std::int64_t &lines = along_rows ? columns : rows;
+      lines = common_lines(term.rotation, lines, along_rows ? round_up(plan_.columns, kPanel) : plan_.rows);
+      matrices = std::max(matrices, matrix_scratch(term.rotation.rotation));
+    });
+    if (matrices == 0) return;
+    plan_.region_rows = std::min(plan_.rows, rows * std::max<std::int64_t>(1, at_least / rows));
+    const std::int64_t more_columns = std::min(kTileColumns, kRegionSize / plan_.region_rows) / columns;
+    const bool whole_rows = plan_.tile_columns > kTileColumns;
+    if (!whole_rows)
+      plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), columns * std::max<std::int64_t>(1, more_columns));
+    plan_.region_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    Position turning = 0;
+    for_rotations([&](const AdapterPlan &, const TermPlan &term) {
+      turning = std::max(turning, region_scratch(term.rotation, plan_.region_rows, plan_.tile_columns));
+    });
+    plan_.scratch_size = std::max(plan_.region_at + 2 * plan_.region_size() + turning, matrices);
+    plan_.scratch_size = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
   }
 
   bool direct() const {
     if (plan_.adapters.size() != 1 || plan_.adapters[0].dora() || plan_.adapters[0].terms.size() != 1) return false;
     const TermPlan &term = plan_.adapters[0].terms[0];
+    if (term.rotation) return false;
     const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
     return (term.kind == TermKind::kKronecker || !last.whole) && plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
            (!plan_.base ||
@@ -228,6 +278,10 @@ class TargetBuilder {
       if (product->contracted()) add(plan_.contract, step, tucker.rows, kTileRows);
       if (term.kind == TermKind::kKronecker) add(plan_.materialise, step, product->rows, kTileRows);
     }
+    if (!term.rotation) return;
+    const Step step = {&adapter, &term, nullptr, nullptr, 0};
+    if (term.rotation.measured()) add(plan_.measure, step, term.rotation.matrices(), kMatrices);
+    add(plan_.derive, step, term.rotation.matrices(), kMatrices);
   }
 
   void add_packing(Step step, const Factor &left, std::int64_t rows, const Factor &right, std::int64_t columns) {
@@ -277,6 +331,11 @@ std::string describe(const ProductPlan &product) {
   return concat(product.contracted() ? "tucker " : "rank ", product.rank);
 }
 
+std::string describe(const RotationPlan &plan) {
+  return concat(" rotation of ", plan.along_rows ? "columns" : "rows", " by ", plan.rotation.blocks, " blocks of ",
+                plan.rotation.block_size, ", stages ", plan.rotation.stages);
+}
+
 std::string describe(const TargetPlan &target) {
   std::string text = concat(target.rows, " x ", target.columns, target.out_in_columns ? " (in x out) " : " (out x in) ",
                             dtype_name(target.out.dtype), target.out.contiguous() ? "" : " scattered", ", tiles ",
@@ -284,6 +343,10 @@ std::string describe(const TargetPlan &target) {
   for (const AdapterPlan &adapter : target.adapters) {
     if (adapter.dora()) text += adapter.norm_early ? " dora (norms first)" : " dora (norms by row)";
     for (const TermPlan &term : adapter.terms) {
+      if (term.rotation) {
+        text += describe(term.rotation);
+        continue;
+      }
       text += concat(" ", kind_name(term.kind), " ", describe(term.p));
       if (term.kind != TermKind::kProduct) text += concat(" and ", describe(term.q));
     }
@@ -300,7 +363,8 @@ std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops
   for (std::int64_t i = 0; i < batch.target_count; ++i) {
     if (batch.targets[i].out.numel() == 0) continue;
     plan->targets.push_back(TargetBuilder(batch, batch.targets[i]).take());
-    for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->has_dora |= adapter.dora();
+    for (const AdapterPlan &adapter : plan->targets.back().adapters)
+      plan->has_dora |= adapter.dora() || plan->targets.back().region_rows > 0;
   }
   arrange(*plan);
   return plan;

@@ -69,6 +69,10 @@ struct Backend {
   std::size_t (*weight_explain)(const WeightPlan *plan, char *buffer, std::size_t capacity);  // length, as snprintf
   void (*weight_release)(WeightPlan *plan);
 
+  // R - I of every stage and block into `rests` [stages * blocks, b * b] F32, for Rotation::prepared.
+  lyc_status (*rotation_prepare)(BackendContext *context, const Rotation *rotation, const Operand *rests, void *stream,
+                                 Failure *failure);
+
   // The same for forward; all null where the back end cannot. A plan is run by one thread at a time.
   lyc_status (*forward_prepare)(BackendContext *context, const Forward *forward, ForwardPlan **plan, Failure *failure);
   void (*forward_info)(const ForwardPlan *plan, ForwardPlanInfo *info);

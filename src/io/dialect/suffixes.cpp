@@ -34,6 +34,9 @@ constexpr Suffix kSuffixes[] = {
     {".lora_linear_layer.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".dora_scale", "dora_scale", LYC_ALGO_NONE, {}},
 
+    // Means something only beside on_input; see lycoris.cpp.
+    {".weight", "weight", LYC_ALGO_NONE, {}},
+
     unsupported("(IA)3", ".on_input"),
     unsupported("(IA)3", ".ia3_l"),
     unsupported("GLoRA", ".a1.weight"),
@@ -103,9 +106,9 @@ KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &famili
       found.suffix = suffix;
     }
   for (const FamilySuffix &family : families)
-    if (ends_in(key, family.name) && key[key.size() - family.name.size() - 1] == '.' &&
-        family.name.size() + 1 >= longest) {
-      longest = family.name.size() + 1;
+    if (const std::size_t length = family.name.size() + 1;
+        length >= longest && key.size() > length && ends_with(key, family.name) && key[key.size() - length] == '.') {
+      longest = length;
       found.suffix = {family.name, family.name, family.algo, {}};
     }
   found.layer = key.substr(0, key.size() - longest);
