@@ -18,7 +18,8 @@ inline lyc_layer make_layer(lyc_layer_kind kind, lyc_path path = LYC_PATH_AUTO) 
 /// [N, C, S...] -> [N, S..., C], or back.
 inline Tensor with_channels_last(const Tensor &from, bool back = false) {
   const std::size_t n = from.shape.size();
-  const int64_t batch = from.shape[0], channels = from.shape[back ? n - 1 : 1], places = from.count() / batch / channels;
+  const int64_t batch = from.shape[0], channels = from.shape[back ? n - 1 : 1],
+                places = from.count() / batch / channels;
   Tensor to(from.shape, from.dtype);
   if (back)
     std::rotate(to.shape.begin() + 1, to.shape.end() - 1, to.shape.end());
@@ -48,7 +49,8 @@ inline lyc_status call_forward(const Module &module, const lyc_layer &layer, con
 inline std::vector<int64_t> convolved_shape(const lyc_layer &layer, const Tensor &x, const Tensor &weight) {
   std::vector<int64_t> shape = {x.shape[0], weight.shape[0]};
   for (std::size_t d = 2; d < x.shape.size(); ++d) {
-    const int64_t stride = std::max<int64_t>(1, layer.stride[d - 2]), dilation = std::max<int64_t>(1, layer.dilation[d - 2]);
+    const int64_t stride = std::max<int64_t>(1, layer.stride[d - 2]),
+                  dilation = std::max<int64_t>(1, layer.dilation[d - 2]);
     const int64_t reach = dilation * (weight.shape[d] - 1) + 1;
     shape.push_back((x.shape[d] + 2 * layer.padding[d - 2] - reach) / stride + 1);
   }

@@ -44,8 +44,7 @@ Golden read_case(const std::string &name) {
   golden.layer = layer_of(metadata["kind"], nlohmann::json::parse(metadata["op_args"]));
   if (name == "lokr_rs_conv2d") {  // docs/semantics.md: two whole halves have scale 1, the original trained at sqrt(4)
     const Tensor *base = &golden.weight;
-    const std::vector<double> without =
-        convolved(golden.layer, golden.x, *base, base->values());
+    const std::vector<double> without = convolved(golden.layer, golden.x, *base, base->values());
     for (int64_t i = 0; i < golden.y.count(); ++i) {
       const int64_t channel = i / (golden.y.count() / golden.y.shape[0] / golden.y.shape[1]) % golden.y.shape[1];
       const double old = without[static_cast<std::size_t>(i)] + golden.bias.get(channel);
