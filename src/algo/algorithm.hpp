@@ -63,18 +63,18 @@ struct Traits {
 /// The delta that factors make: `out` rows, `columns` = in * kernel size. 0: as many as the weight has.
 struct DeltaShape {
   std::int64_t out = 0, columns = 0;
-  std::int64_t rank = 0;     // what alpha is divided by; 0: nothing is low-rank, and the scale is 1
-  Shape kernel;              // where the factors show it
-  std::uint32_t flags = 0;   // LYC_MODULE_* that the factors show
-  bool weight = true;        // changes the weight
-  bool bias = false;         // changes the bias, by lower_bias
+  std::int64_t rank = 0;           // what alpha is divided by; 0: nothing is low-rank, and the scale is 1
+  Shape kernel;                    // where the factors show it
+  std::uint32_t flags = 0;         // LYC_MODULE_* that the factors show
+  bool weight = true;              // changes the weight
+  bool bias = false;               // changes the bias, by lower_bias
   bool bias_optional = false;      // and is none the worse where the layer has none
   bool bias_reads_weight = false;  // lower_bias needs Lowering::weight
-  bool reads_base = false;   // depends on the weight
-  bool whole_rows = false;   // rows cannot be computed without the others
-  bool replaces = false;     // is the new weight, not a difference
-  bool transposed = false;   // factors are those of the transpose: a magnitude of one axis is for columns
-  std::int64_t experts = 1;  // so many deltas, for the matrices of a stack [experts, out, in]
+  bool reads_base = false;         // depends on the weight
+  bool whole_rows = false;         // rows cannot be computed without the others
+  bool replaces = false;           // is the new weight, not a difference
+  bool transposed = false;         // factors are those of the transpose: a magnitude of one axis is for columns
+  std::int64_t experts = 1;        // so many deltas, for the matrices of a stack [experts, out, in]
 };
 
 /// What `lower` sees, and where it puts terms; their coefficients are multiplied by the scale afterwards.
@@ -112,7 +112,7 @@ struct Rewritten {
   std::vector<char> bytes;
 };
 struct Rewriting {
-  const char *const *stored;  // suffixes; nullptr-terminated
+  const char *const *stored;                                           // suffixes; nullptr-terminated
   std::vector<Rewritten> (*rewrite)(const Factors &, const Traits &);  // factors in CPU memory
 };
 
@@ -133,6 +133,7 @@ struct Algorithm {
   const BaseState *base_state = nullptr;
   const Rewriting *rewriting = nullptr;
   bool rank_mask = false;  // a mask of ranks may go with it
+  bool (*owns)(const Factors &) = nullptr;  // tells families with the same signature apart; null: all are its own
 };
 
 /// All families, in the order in which files are recognised.
@@ -156,7 +157,8 @@ ops::Operand transposed(const lyc_tensor &tensor);
 ops::Operand taps(const lyc_tensor &tensor, std::int64_t in, const Shape &kernel);
 /// A single vector [n, 1...] or [1, n, 1...] -> out = n.
 ops::Operand column(const lyc_tensor &tensor);
-/// One value for each row or each input of the layer's weight, or a single one -> the weight's extents, by strides of 0.
+/// One value for each row or each input of the layer's weight, or a single one -> the weight's extents, by strides of
+/// 0.
 ops::Operand along_rows(const lyc_tensor &tensor, const LayerShape &layer);
 ops::Operand along_inputs(const lyc_tensor &tensor, const LayerShape &layer);
 

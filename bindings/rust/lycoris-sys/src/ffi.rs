@@ -24,6 +24,10 @@ pub const LYC_MODULE_BIAS: u32 = 64;
 pub const LYC_MODULE_ON_INPUT: u32 = 128;
 /// OFT, BOFT: rows are scaled after the rotation.
 pub const LYC_MODULE_RESCALE: u32 = 256;
+/// T-LoRA: starts from the smallest singular values, not the largest.
+pub const LYC_MODULE_LAST: u32 = 512;
+/// T-LoRA: from those in the middle.
+pub const LYC_MODULE_MIDDLE: u32 = 1024;
 /// Adapter keys that find no weight are reported, and are no error. An adapter none of whose layers finds one is
 /// still an error: it is for another model.
 pub const LYC_ALLOW_UNMATCHED: u32 = 1;
@@ -133,6 +137,8 @@ enumeration! {
         HWIO = 1,
         /// \[O, K..., I\]: channels-last weights; linear \[O, I\].
         OHWI = 2,
+        /// \[E, O, I\]: a stack of matrices, one for each expert; linear \[O, I\].
+        EOI = 3,
     }
 }
 
@@ -315,7 +321,8 @@ pub struct lyc_module_options {
     pub rank: i32,
     /// 0 = rank. Negative is legal.
     pub alpha: f64,
-    /// LoKr: size of the smaller part; 0 or -1 = as square as possible.
+    /// LoKr: size of the smaller part; 0 or -1 = as square as possible. DyLoRA: ranks of a block, which divide
+    /// the rank; 0 or -1 = 1.
     pub factor: i32,
     pub dora_axis: lyc_dora_axis,
     pub dora_rule: lyc_dora_rule,
@@ -332,6 +339,10 @@ pub struct lyc_module_options {
     pub neumann_terms: i32,
     /// OFT: constrained (COFT), |Q| of each block is at most this / sqrt(rows of the tensor); 0 = not.
     pub coft_epsilon: f64,
+    /// Matrices in the stack \[E, O, I\] that the factors are for (PEFT's lora_A \[E*r, I\], lora_B \[O, r*E\]);
+    /// 0 or 1 = a single one. From tensors only.
+    pub experts: i32,
+    pub reserved2_: u32,
 }
 
 /// What a module came to. Growing.
@@ -378,8 +389,8 @@ pub struct lyc_batch_item {
     /// Which of the run's multipliers counts.
     pub multiplier_index: i32,
     pub part: lyc_part,
-    /// For a bias whose difference depends on the layer's weight (PEFT's GLORA): that weight, pristine. NULL
-    /// otherwise.
+    /// For a bias whose difference is made from the layer's weight (PEFT's GLORA): that weight, pristine, which
+    /// no item of the batch may change. NULL otherwise.
     pub weight: *const lyc_tensor,
 }
 
@@ -474,7 +485,7 @@ layout! {
     lyc_context_info { struct_size, device_type, device_index, threads }
     lyc_exec { struct_size, flags, stream, workspace, workspace_size }
     lyc_module_options { struct_size, flags, algo, rank, alpha, factor, dora_axis, dora_rule, dtype, ndim,
-        reserved_, shape, origin, neumann_terms, coft_epsilon }
+        reserved_, shape, origin, neumann_terms, coft_epsilon, experts, reserved2_ }
     lyc_module_info { struct_size, flags, algo, rank, alpha, scale, dora_axis, dora_rule, needs_base,
         invertible, out_features, in_elements }
     lyc_batch_item { module, base, out, row_begin, row_count, multiplier_index, part, weight }
@@ -595,6 +606,12 @@ functions! {
     /// that reads the parameter is under way.
     fn lyc_module_write_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     fn lyc_module_read_param(module: *const lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
+    /// Make what the module needs from the layer's pristine weight `base`, once, on the context's device. T-LoRA:
+    /// the singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer and
+    /// base_q_layer.weight; needs_base is 0 afterwards. Other families need nothing, and base may be NULL. Waits.
+    /// Without it a T-LoRA whose file has no such parameters makes them anew in every call, on the CPU. Errors:
+    /// INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot).
+    fn lyc_module_prepare(module: *mut lyc_module, base: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
     /// dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.
     /// Errors: INVALID_ARGUMENT (base missing, dtype, overlap of base and out), MISMATCH (shape).
     fn lyc_get_diff_weight(module: *mut lyc_module, base: *const lyc_tensor, multiplier: f32, out: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
