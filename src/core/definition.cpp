@@ -231,7 +231,7 @@ ops::WeightBatch WeightArrays::view(std::int32_t multiplier_count) const {
 void lower(const Definition &definition, const ops::Operand &target, const Placement &placement, WeightArrays &arrays,
            const ops::Operand &weight) {
   check_fits(definition, target, placement);
-  const auto first = arrays.terms.size();
+  const auto first = arrays.terms.size(), first_rotation = arrays.rotations.size();
   ops::Adapter adapter;
   const algo::Algorithm &algorithm = *definition.algorithm;
   const algo::LayerShape layer{definition.shape.out ? definition.shape.out : placement.row_begin + target.out,
@@ -243,6 +243,8 @@ void lower(const Definition &definition, const ops::Operand &target, const Place
       fail(LYC_ERROR_UNSUPPORTED, "the ", algorithm.name,
            " module was not prepared: what it starts from is made from the pristine weight by lyc_module_prepare()");
     algorithm.lower(to);
+    for (std::size_t i = 0; i < definition.prepared_rotations.size(); ++i)
+      arrays.rotations[first_rotation + i].prepared = definition.prepared_rotations[i];
     adapter = dora_adapter(definition, placement, target.out);
     for (std::size_t i = first; i < arrays.terms.size(); ++i) {
       arrays.terms[i].coefficient *= definition.scale;

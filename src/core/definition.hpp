@@ -44,6 +44,7 @@ struct Definition {
   std::uint32_t flags = 0;  // LYC_MODULE_*
   ops::DoraAxis dora_axis = ops::DoraAxis::kNone;
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
+  std::vector<ops::Operand> prepared_rotations;  // ops::Rotation::prepared of the weight's, in order; empty: none is
 
   /// Whether the factors do not include those that are made from the pristine weight.
   bool lacks_base_state() const;
