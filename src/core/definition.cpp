@@ -113,8 +113,7 @@ void Request::set(std::string_view name, const std::vector<double> &values) {
     (name == kReshapeName ? reshape : traits.dense) = extents_of(name, values);
     return;
   }
-  if (values.size() != 1)
-    fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
+  if (values.size() != 1) fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
   if (name == kAlphaName) {
     traits.alpha = values[0];
   } else {
@@ -236,8 +235,9 @@ void lower(const Definition &definition, const ops::Operand &target, const Place
   const algo::Algorithm &algorithm = *definition.algorithm;
   const algo::LayerShape layer{definition.shape.out ? definition.shape.out : placement.row_begin + target.out,
                                target.in, Shape(target.kernel, target.kernel + target.kernel_dims)};
-  algo::Lowering to{definition.factors, layer,        definition.shape, definition.traits, placement.expert,
-                    weight,             arrays.terms, arrays.rotations, definition.scale};
+  algo::Lowering to{definition.factors, layer,  definition.shape, definition.traits,
+                    placement.expert,   weight, arrays.terms,     arrays.rotations,
+                    definition.scale};
   if (placement.part == LYC_PART_WEIGHT) {
     if (definition.lacks_base_state())
       fail(LYC_ERROR_UNSUPPORTED, "the ", algorithm.name,

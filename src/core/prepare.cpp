@@ -40,7 +40,8 @@ void derive_base_state(lyc_context &context, Definition &definition, const ops::
     fail(LYC_ERROR_UNSUPPORTED, "what the ", definition.algorithm->name, " module starts from is made from all ",
          shape.out, " rows of the layer, ", weight.out, " are here; call lyc_module_prepare() with the whole weight");
   if (!context.backend->singular_triplets)
-    fail(LYC_ERROR_UNSUPPORTED, "singular values are not computed on this device; prepare a module of a CPU context and ",
+    fail(LYC_ERROR_UNSUPPORTED,
+         "singular values are not computed on this device; prepare a module of a CPU context and ",
          "take its parameters ", definition.algorithm->base_state->u, ", ", definition.algorithm->base_state->sigma,
          " and ", definition.algorithm->base_state->v);
   const lyc_tensor u = filled(context, {shape.out, shape.rank}, 0.0f, buffers);

@@ -320,8 +320,9 @@ TEST_F(PeftGlora, BiasReadsTheWeight) {
 }
 
 TEST_F(PeftGlora, ConstantsShowNoExtents) {
-  const Module constant = make_module(
-      context_.get(), {{"glora_A.X", numbers({1}, {0.5})}, {"glora_B.X", numbers({1}, {-0.25})}, {"glora_C.zeros", numbers({4, 1}, {0, 0, 0, 0})}});
+  const Module constant = make_module(context_.get(), {{"glora_A.X", numbers({1}, {0.5})},
+                                                       {"glora_B.X", numbers({1}, {-0.25})},
+                                                       {"glora_C.zeros", numbers({4, 1}, {0, 0, 0, 0})}});
   EXPECT_EQ(info_of(constant).out_features, 0);
   const std::vector<double> got = diff(constant, other_, 2).values();
   for (std::size_t i = 0; i < got.size(); ++i)
@@ -361,7 +362,8 @@ TEST_F(Families, SparseAloneAndBesideLora) {
   const Module plain = make_module(context_.get(), lora(5, 6));
   const Module beside = make_module(context_.get(), lora(5, 6, 1, residual()));
   EXPECT_EQ(info_of(beside).algo, LYC_ALGO_LOCON);
-  EXPECT_TRUE(near(difference(diff(beside, base).values(), diff(plain, base).values()), want.values(), {0x1p-20, 0x1p-20}));
+  EXPECT_TRUE(
+      near(difference(diff(beside, base).values(), diff(plain, base).values()), want.values(), {0x1p-20, 0x1p-20}));
   // A convolution's residual is of the flattened weight.
   const Tensor kernel({5, 2, 3, 1}, LYC_DTYPE_F32);
   EXPECT_EQ(diff(alone, kernel).values(), want.values());
@@ -453,8 +455,7 @@ class Padding : public Families {
   lyc_status merge(const std::vector<double> &shape, float multiplier, int64_t out = 6, int64_t in = 8) {
     Tensors factors;
     for (const auto &[name, tensor] : lora(out, in)) factors["diffusion_model.a." + name] = tensor;
-    factors["diffusion_model.a.reshape_weight"] =
-        numbers({static_cast<int64_t>(shape.size())}, shape, LYC_DTYPE_I64);
+    factors["diffusion_model.a.reshape_weight"] = numbers({static_cast<int64_t>(shape.size())}, shape, LYC_DTYPE_I64);
     write_file(folder_ / "adapter.safetensors", factors);
     write_file(folder_ / "base.safetensors", {{"a.weight", base_}});
     const std::string base = folder_ / "base.safetensors", adapter = folder_ / "adapter.safetensors";

@@ -9,14 +9,10 @@ namespace lyc::test {
 namespace {
 
 constexpr std::pair<const char *, const char *> kNames[] = {
-    {".lora_A.weight", "lora_down.weight"},
-    {".lora_B.weight", "lora_up.weight"},
-    {".lora_B.bias", "lora_up.bias"},
-    {".lora_embedding_A", "lora_embedding_A"},
-    {".lora_embedding_B", "lora_embedding_B"},
-    {".lora_magnitude_vector", "dora_scale"},
-    {".ln_tuning_layers.weight", "set_weight"},
-    {".ln_tuning_layers.bias", "set_bias"},
+    {".lora_A.weight", "lora_down.weight"},     {".lora_B.weight", "lora_up.weight"},
+    {".lora_B.bias", "lora_up.bias"},           {".lora_embedding_A", "lora_embedding_A"},
+    {".lora_embedding_B", "lora_embedding_B"},  {".lora_magnitude_vector", "dora_scale"},
+    {".ln_tuning_layers.weight", "set_weight"}, {".ln_tuning_layers.bias", "set_bias"},
 };
 
 /// Layer and factor of a key. Names that the library shares with PEFT stay.

@@ -598,20 +598,28 @@ functions! {
     /// Parameters in the order in which files list them. `out_tensor` shows the memory in use.
     fn lyc_module_param_count(module: *const lyc_module, out_count: *mut usize) -> lyc_status;
     fn lyc_module_get_param(module: *const lyc_module, index: usize, out_name: *mut *const c_char, out_tensor: *mut lyc_tensor) -> lyc_status;
-    /// Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's
-    /// device. It must stay until the module is gone or the parameter is bound anew; values may change between
-    /// calls.
+    /// Families of low-rank products (LoCon, DyLoRA, T-LoRA) have one more parameter that files have not and the
+    /// list above leaves out: `rank_mask`, \[rank\], each rank's strength, 1 until it is bound or written. DyLoRA
+    /// at rank q is q ones and zeros after them. *  Use the caller's memory for a parameter: same shape,
+    /// contiguous, F32, F16 or BF16, on the context's device. It must stay until the module is gone or the
+    /// parameter is bound anew; values may change between calls.
     fn lyc_module_bind_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     /// Copy values into, or out of, a parameter; dtypes are converted, CPU tensors only. Not for use while work
     /// that reads the parameter is under way.
     fn lyc_module_write_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     fn lyc_module_read_param(module: *const lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
-    /// Make what the module needs from the layer's pristine weight `base`, once, on the context's device. T-LoRA:
-    /// the singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer and
-    /// base_q_layer.weight; needs_base is 0 afterwards. Other families need nothing, and base may be NULL. Waits.
-    /// Without it a T-LoRA whose file has no such parameters makes them anew in every call, on the CPU. Errors:
-    /// INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot).
+    /// Compute once, on the context's device, what every call would compute anew, for the layer's pristine weight
+    /// `base` (NULL only where needs_base is 0). Waits. T-LoRA      the singular triplets that it starts from,
+    /// kept as parameters base_p_layer.weight, base_lambda_layer and base_q_layer.weight; needs_base is 0 from
+    /// then on. An unprepared one whose file has no such parameters makes them from the weight in every call and
+    /// every new batch, on the CPU only. OFT, BOFT   the rotations. Binding or writing a parameter ends their
+    /// preparation. Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot).
     fn lyc_module_prepare(module: *mut lyc_module, base: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
+    /// Write the same delta as a module of another family, with F32 parameters of its own in the same context.
+    /// LOCON takes what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives
+    /// rank 2r; a rank_mask in use is worked in. Reads the parameters back. Errors: UNSUPPORTED (the delta has no
+    /// such form, or was not prepared).
+    fn lyc_module_convert(module: *mut lyc_module, algo: lyc_algo, out_module: *mut *mut lyc_module) -> lyc_status;
     /// dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.
     /// Errors: INVALID_ARGUMENT (base missing, dtype, overlap of base and out), MISMATCH (shape).
     fn lyc_get_diff_weight(module: *mut lyc_module, base: *const lyc_tensor, multiplier: f32, out: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
