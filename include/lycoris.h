@@ -4,10 +4,11 @@
  *
  * The header is the manual. It runs from simple to advanced:
  *
- *    1. Version and names        5. Contexts              9. Batches
- *    2. Errors                   6. Files                10. Networks
- *    3. Tensors                  7. Modules              11. Whole files
- *    4. Devices                  8. One weight           12. Reports
+ *    1. Version and names        5. Contexts              9. Forward
+ *    2. Errors                   6. Files                10. Batches
+ *    3. Tensors                  7. Modules              11. Networks
+ *    4. Devices                  8. One weight           12. Whole files
+ *                                                        13. Reports
  *
  * Words.   alpha: the strength a file or trainer asks for. scale: what alpha, the rank and the rules of an
  *          algorithm come to (delta = scale * product of the factors). multiplier: the strength of one call.
@@ -297,7 +298,7 @@ typedef struct lyc_exec {
   void    *stream;          /**< CUDA: cudaStream_t or CUstream; NULL = the legacy default stream. CPU: ignored, the
                                  work is done when the call returns. */
   void    *workspace;       /**< Scratch memory on the context's device, 256-byte aligned. NULL: the context allocates. */
-  uint64_t workspace_size;  /**< See lyc_batch_workspace_size(), lyc_weight_workspace_size(). */
+  uint64_t workspace_size;  /**< See the functions named *_workspace_size(). */
 } lyc_exec;
 
 LYC_API void lyc_exec_init(lyc_exec *exec, size_t struct_size);
@@ -493,7 +494,7 @@ LYC_API lyc_status lyc_module_convert(lyc_module *module, lyc_algo algo, lyc_mod
  * Arithmetic is in F32 with one rounding at the store, whatever the dtypes. Multiplier 0 leaves every bit as it is.
  * A base of fewer rows or another shape than the module's delta is an error, never cut or reshaped; the exception is
  * a 1x1 kernel, which may be there or not. Each call prepares, runs and releases a batch of one. With a CUDA context
- * that waits for the device and cannot be captured; section 9 has what does not.
+ * that waits for the device and cannot be captured; section 10 has what does not.
  */
 
 /** dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.
@@ -513,7 +514,81 @@ LYC_API lyc_status lyc_unmerge(lyc_module *module, const lyc_tensor *weight, flo
 /** Bytes of workspace that any of the three needs on a weight described by *weight (data may be NULL). */
 LYC_API lyc_status lyc_weight_workspace_size(lyc_module *module, const lyc_tensor *weight, uint64_t *out_size);
 
-/* == 9. Batches =======================================================================================
+/* == 9. Forward =======================================================================================
+ * A layer with its adapter, the weight untouched: op(x, W + dW(m)) + bias, or only what the adapter adds. Both are what
+ * the merged weight would give, but nothing is lost in rounding W + dW to 16 bits: arithmetic is in F32, with one
+ * rounding at the store of y. The library takes the cheaper path, through the factors or through the rebuilt weight, by a
+ * rule that lyc_forward_explain() shows. Bias differences (`diff_b`) are added times the multiplier.
+ *
+ * x, y, weight and bias may differ in dtype. Linear: x [..., I], y [..., O]. Convolution: x [N, C, S...], or [N, S..., C],
+ * of 1 to 3 axes S. Embedding: x [...] of I32 or I64, y [..., D], weight [V, D]. Layer and RMS norm: over the last axes,
+ * as many as the weight has. Group norm: x as for convolutions.
+ */
+
+typedef enum lyc_layer_kind {
+  LYC_LAYER_LINEAR       = 0,
+  LYC_LAYER_CONV         = 1,
+  LYC_LAYER_EMBEDDING    = 2,
+  LYC_LAYER_LAYER_NORM   = 3,
+  LYC_LAYER_GROUP_NORM   = 4,
+  LYC_LAYER_RMS_NORM     = 5,
+  LYC_LAYER_FORCE_INT32_ = 0x7fffffff
+} lyc_layer_kind;
+
+/** Where x and y of convolutions and group norms have their channels. */
+typedef enum lyc_channels {
+  LYC_CHANNELS_FIRST        = 0, /**< [N, C, S...]: PyTorch's NCHW. */
+  LYC_CHANNELS_LAST         = 1, /**< [N, S..., C]: NHWC. */
+  LYC_CHANNELS_FORCE_INT32_ = 0x7fffffff
+} lyc_channels;
+
+/** How an adapter's part is computed. All agree up to the rounding of float32. */
+typedef enum lyc_path {
+  LYC_PATH_AUTO         = 0, /**< The cheaper one. */
+  LYC_PATH_FACTORED     = 1, /**< Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA). */
+  LYC_PATH_REBUILT      = 2, /**< The weight, or its difference, is made in the workspace. */
+  LYC_PATH_FORCE_INT32_ = 0x7fffffff
+} lyc_path;
+
+/** The operator of the layer that a module adapts. NULL = linear. Growing. */
+typedef struct lyc_layer {
+  uint32_t       struct_size;
+  lyc_layer_kind kind;
+  lyc_channels   channels;
+  lyc_path       path;
+  int32_t        groups;       /**< Of a convolution (0 = 1), or of a group norm. */
+  uint32_t       reserved_;
+  int64_t        stride[3];    /**< Convolution, by axis of S; 0 = 1. */
+  int64_t        padding[3];   /**< Zeros on both sides. */
+  int64_t        dilation[3];  /**< 0 = 1. */
+  int64_t        kernel[3];    /**< Only where neither `weight` nor the factors show it; 0 = 1. */
+  double         epsilon;      /**< Norms; 0 = 1e-5. */
+} lyc_layer;
+
+LYC_API void lyc_layer_init(lyc_layer *layer, size_t struct_size);
+
+/** y += op(x, dW(multiplier)). `weight` is the pristine weight; NULL where needs_base is 0. Multiplier 0 leaves every bit
+ *  of y. Errors: MISMATCH (shapes), INVALID_ARGUMENT (dtypes, y overlaps x or weight), UNSUPPORTED (path, device; a bias
+ *  difference that depends on the bias). */
+LYC_API lyc_status lyc_forward(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                               const lyc_tensor *weight, float multiplier, const lyc_tensor *y, const lyc_exec *exec);
+
+/** y = op(x, weight + dW(multiplier)) + bias. `bias` may be NULL. */
+LYC_API lyc_status lyc_forward_fused(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                                     const lyc_tensor *weight, const lyc_tensor *bias, float multiplier,
+                                     const lyc_tensor *y, const lyc_exec *exec);
+
+/** Bytes of workspace that either of them needs on tensors as described (data may be NULL; weight and bias too). */
+LYC_API lyc_status lyc_forward_workspace_size(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                                              const lyc_tensor *weight, const lyc_tensor *bias, const lyc_tensor *y,
+                                              uint64_t *out_size);
+
+/** What either would do, as text: prices of the paths, the choice, its steps, or why there is none. */
+LYC_API lyc_status lyc_forward_explain(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                                       const lyc_tensor *weight, const lyc_tensor *bias, const lyc_tensor *y,
+                                       char *buffer, size_t capacity, size_t *out_length);
+
+/* == 10. Batches ======================================================================================
  * A batch is many weights in one submission, prepared once and run often. Preparing may allocate and copy; running
  * does neither, and on CUDA does not wait and can be captured into a graph. A batch borrows the addresses of its
  * weights, and of the parameters as they were bound, until it is released; changed values are seen. Several items on
@@ -570,7 +645,7 @@ LYC_API lyc_status lyc_batch_run(lyc_batch *batch, lyc_batch_op op, const lyc_te
 /** What a run does, as text: groups, kernels, tiles, workspace, launches. */
 LYC_API lyc_status lyc_batch_explain(const lyc_batch *batch, char *buffer, size_t capacity, size_t *out_length);
 
-/* == 10. Networks =====================================================================================
+/* == 11. Networks =====================================================================================
  * A network is an adapter file in memory: modules, and the names of the layers they belong to. */
 
 typedef struct lyc_network lyc_network;
@@ -629,7 +704,7 @@ LYC_API lyc_status lyc_batch_create_from_networks(lyc_context *context, lyc_netw
                                                   const lyc_match_options *options, lyc_batch **out_batch,
                                                   lyc_report **out_report);
 
-/* == 11. Whole files ================================================================================== */
+/* == 12. Whole files ================================================================================== */
 
 /** Called now and then, on the calling thread. Return nonzero to cancel. */
 typedef int32_t (*lyc_progress_fn)(void *user_data, uint64_t done_bytes, uint64_t total_bytes);
@@ -665,7 +740,7 @@ LYC_API lyc_status lyc_merge_files(lyc_context *context, const char *base_path, 
 /** Look into a base or adapter file: dialect, algorithms, ranks, alphas, layers, dtypes, norms, anomalies. */
 LYC_API lyc_status lyc_inspect_file(lyc_context *context, const char *path, lyc_report **out_report);
 
-/* == 12. Reports ====================================================================================== */
+/* == 13. Reports ====================================================================================== */
 
 /** Figures of a report; 0 where they do not apply. Growing. */
 typedef struct lyc_report_info {

@@ -134,6 +134,7 @@ struct Algorithm {
   const Rewriting *rewriting = nullptr;
   bool rank_mask = false;                   // a mask of ranks may go with it
   bool (*owns)(const Factors &) = nullptr;  // tells families with the same signature apart; null: all are its own
+  std::string_view marker = {};             // suffix whose values do not count, of any type; empty: none
 };
 
 /// All families, in the order in which files are recognised.

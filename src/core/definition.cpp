@@ -148,7 +148,7 @@ Definition define(const algo::Factors &tensors, const std::vector<std::string> &
     if (is_setting(name)) continue;
     if (!is_common(*result.algorithm, name) && !contains(result.algorithm->suffixes, name))
       fail(LYC_ERROR_FORMAT, name, " does not belong to a ", result.algorithm->name, " adapter");
-    check_factor(*result.algorithm, name, tensors.at(name));
+    if (name != result.algorithm->marker) check_factor(*result.algorithm, name, tensors.at(name));
     if (name != kRankMaskName) result.names.push_back(name);
     result.factors.set(name, tensors.at(name));
   }

@@ -1,7 +1,6 @@
 #include "cpu/weight_plan.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <map>
 
 #include "base/dtype.hpp"
@@ -12,35 +11,6 @@ namespace {
 
 using ops::Operand;
 using ops::TermKind;
-
-constexpr Position kCacheLine = 16;  // in floats
-
-// Sizes come from files: their products are checked.
-Position multiply(Position a, Position b) {
-  if (a != 0 && b > std::numeric_limits<std::int64_t>::max() / sizeof(float) / a)
-    fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
-  return a * b;
-}
-
-Position multiply(std::int64_t a, std::int64_t b) {
-  return multiply(static_cast<Position>(a), static_cast<Position>(b));
-}
-
-/// Hands out parts of a workspace.
-class Layout {
- public:
-  Position take(Position floats) {
-    const Position at = size_;
-    size_ += (multiply(floats, 1) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    if (size_ > std::numeric_limits<std::int64_t>::max() / sizeof(float))
-      fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
-    return at;
-  }
-  Position size() const { return size_; }
-
- private:
-  Position size_ = 0;
-};
 
 void check_operand(const Operand &operand, const char *name) {
   require(operand.data != nullptr, name, " is absent");
@@ -121,7 +91,7 @@ class TargetBuilder {
     for (const AdapterPlan &adapter : plan_.adapters)
       for (const TermPlan &term : adapter.terms) add_steps(adapter, term);
     plan_.packed_size = layout_.size();
-    plan_.projects_rows = !plan_.project.empty() && !frame_.out_in_columns() && plan_.region_rows == 0 &&
+    plan_.projects_rows = !plan_.project.empty() && plan_.region_rows == 0 && !frame_.out_in_columns() &&
                           std::none_of(plan_.adapters.begin(), plan_.adapters.end(),
                                        [](const AdapterPlan &adapter) { return adapter.norm_early; });
   }
@@ -210,7 +180,6 @@ class TargetBuilder {
   void add_rotation(const ops::Term &term, TermPlan &plan) {
     require(term.rotation >= 0 && term.rotation < batch_.rotation_count, "rotation ", term.rotation, " of ",
             batch_.rotation_count);
-    require(bool(plan_.base), "a rotation needs the base weight");
     plan.rotation = plan_rotation(batch_.rotations[term.rotation], frame_, weight_, term.row_begin);
     const RotationPlan &rotation = plan.rotation;
     if (rotation.measured()) plan.rotation.squares_at = layout_.take(multiply(rotation.matrices(), 2));
@@ -371,7 +340,8 @@ class TargetBuilder {
     std::int64_t rows = kTileRows, columns = kPanel, at_least = kRegionRows;
     Position matrices = 0;
     for_rotations([&](const AdapterPlan &adapter, const TermPlan &term) {
-      require(!adapter.dora(), "DoRA does not go on top of a rotation");
+      require(!adapter.dora() && !adapter.replaces,
+              "DoRA does not go on top of a rotation, nor replaces it the weight");
       const bool along_rows = term.rotation.along_rows;
       if (along_rows) at_least = kPanel;  // rows become the lanes of a panel
       std::int64_t &lines = along_rows ? columns : rows;
@@ -503,7 +473,7 @@ std::string describe(const RotationPlan &plan) {
 }
 
 std::string describe(const TermPlan &term) {
-  if (term.kind == TermKind::kRotation) return describe(term.rotation);
+  if (term.rotation) return describe(term.rotation);
   if (term.kind == TermKind::kSparse) return concat(kind_name(term.kind), " ", term.sparse.values.out);
   std::string text = concat(kind_name(term.kind), " ", describe(term.p));
   const bool two = term.kind == TermKind::kHadamard || term.kind == TermKind::kKronecker;

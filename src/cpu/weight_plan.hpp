@@ -4,9 +4,9 @@
 //   pack          factors into blocks and panels of float32 (kernels.hpp), the coefficient folded into the left one
 //   contract      Tucker: core and down become one factor
 //   materialise   Kronecker: both halves as float32 matrices
+//   project       products with the weight: W up, from which the tiles go on; before the base is overwritten
 //   measure       rotations: |Q| where it is limited
 //   derive        rotations: generators become packed matrices
-//   project       products with the weight: W up, from which the tiles go on; before the base is overwritten
 //   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight
 //   tiles         sums of all terms, onto the base, rounded, stored
 #pragma once
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cpu/context.hpp"
+#include "cpu/layout.hpp"
 #include "cpu/matrix.hpp"
 #include "cpu/rotation.hpp"
 #include "ops/backend.hpp"
@@ -39,9 +40,6 @@ inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multipli
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
-/// Positions in the workspace count floats.
-using Position = std::uint64_t;
 
 /// A factor and where its packed copy lies: `lines` rows of a left factor or columns of a right one, by `rank`.
 struct Factor {
@@ -94,9 +92,9 @@ struct TermPlan {
   Position p_at = 0, q_at = 0;
   std::int64_t p_stride = 0, q_stride = 0;
   Split rows, columns;
-  RotationPlan rotation;  // kRotation
   Projection projection;  // kBaseProduct
   SparsePlan sparse;      // kSparse
+  RotationPlan rotation;  // kRotation
 };
 
 struct AdapterPlan {
@@ -134,10 +132,10 @@ struct TargetPlan {
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
   std::vector<AdapterPlan> adapters;
-  std::vector<Step> pack_left, pack_right, contract, materialise, measure, derive, project;
+  std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
+  bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
   std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
   Position region_at = 0;        // in a thread's scratch
-  bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
   Position packed_size = 0, scratch_size = 0;  // scratch: for one thread
 
   std::int64_t tile_stride() const { return tile_columns + 16; }  // no two rows of a tile in one cache set

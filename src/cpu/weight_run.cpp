@@ -51,9 +51,9 @@ class TargetRun {
     for_each(t_.pack_right, [&](const Step &step) { pack_right(step); });
     for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
     for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
+    if (!t_.projects_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
     for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
     for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
-    if (!t_.projects_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
     if (t_.region_rows) return compute_regions();
@@ -404,7 +404,8 @@ class TargetRun {
         }
       }
       for (; at < last && column_at(at) < inner(i) + end - i; ++at)
-        to[(i + column_at(at) - inner(i)) * step] += scale * read(sparse.values, at * sparse.values.stride_out);
+        if (column_at(at) >= inner(i))  // files may lie
+          to[(i + column_at(at) - inner(i)) * step] += scale * read(sparse.values, at * sparse.values.stride_out);
     }
   }
 

@@ -12,8 +12,8 @@ struct Golden {
   Tensors factors;
   Tensor base, base_bias, delta, merged, merged_bias, mask;
   float multiplier = 1;
-  uint32_t flags = 0;
   double error = 0;  // of the original's own arithmetic
+  uint32_t flags = 0;
 };
 
 /// The original trains rank-stabilised LoKr with two whole halves at scale sqrt(rank), which its own file does not say
@@ -39,9 +39,9 @@ Golden read_case(const std::string &name) {
     if (key == "mask") golden.mask = tensor;
   }
   golden.multiplier = std::stof(metadata["multiplier"]);
+  if (metadata["compute"] == "float32") golden.error = 4e-6;
   if (metadata["config"].find("\"last\"") != std::string::npos) golden.flags = LYC_MODULE_LAST;
   if (metadata["config"].find("\"middle\"") != std::string::npos) golden.flags = LYC_MODULE_MIDDLE;
-  if (metadata["compute"] == "float32") golden.error = 4e-6;
   if (name == "lokr_rs_conv2d") undo_scale_of_whole_halves(golden, 4.0);
   return golden;
 }

@@ -396,6 +396,7 @@ TEST_F(CpuBatch, SparseIndicesOutOfRangeAreIgnored) {
   set_index(sparse.row_starts, 3, std::numeric_limits<std::int64_t>::max());
   set_index(sparse.row_starts, 4, std::numeric_limits<std::int64_t>::min());
   set_index(sparse.columns, 0, -5);
+  set_index(sparse.columns, 5, -7);
   set_index(sparse.columns, sparse.columns.out - 1, 1 << 20);
   Prepared prepared(context_, c.batch());
   EXPECT_EQ(prepared.run(WeightOp::kMerge, c.multipliers), LYC_OK);

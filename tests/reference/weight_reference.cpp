@@ -182,8 +182,8 @@ std::int64_t element_at(const ops::Rotation &rotation, std::int64_t stage, std::
     case ops::Rotation::Order::kInterleave:
       return begin + inside % 2 * half + inside / 2;
     case ops::Rotation::Order::kHalves: {
-      const std::int64_t part = rotation.block_size / 2, parts = window / part, at = inside / part;
-      const std::int64_t from = at < parts / 2 ? 2 * at : 2 * (at - parts / 2) + 1;
+      const std::int64_t part = rotation.block_size / 2, at = inside / part;
+      const std::int64_t from = at % 2 * (half / part) + at / 2;
       return begin + from * part + inside % part;
     }
   }

@@ -31,8 +31,8 @@ struct TermChoice {
   std::int64_t p_out = 1, p_in = 1;  // kKronecker: sizes of the left half; they divide the weight's
   std::int64_t row_begin = 0;
   bool scalar = false;
-  RotationChoice rotation;
   bool diagonal = false, mask = false;  // on every product with a rank
+  RotationChoice rotation;
 };
 
 struct AdapterChoice {
@@ -198,6 +198,10 @@ class WeightCase {
       case ops::TermKind::kBaseProduct:
         term.p = product({shape.in, shape.in, {1, 1, 1}}, choice.p, choice.rank, choice);
         break;
+      case ops::TermKind::kRotation:
+        term.rotation = static_cast<std::int32_t>(rotations_.size());
+        rotations_.push_back(rotation(shape, choice.rotation));
+        break;
       case ops::TermKind::kSparse:
         shape.out += choice.row_begin;
         term.sparse = sparse(shape);
@@ -317,7 +321,7 @@ inline TargetChoice random_target(Random &random, bool rotations = false) {
     AdapterChoice adapter;
     const bool rotates = rotations && random.chance(0.5);
     adapter.replaces = !rotates && random.chance(0.15);
-    if (!rotates && !adapter.replaces)
+    if (!adapter.replaces && !rotates)
       adapter.axis = random.one_of({ops::DoraAxis::kNone, ops::DoraAxis::kOut, ops::DoraAxis::kIn});
     adapter.rule = random.one_of({ops::DoraRule::kInterpolate, ops::DoraRule::kLycoris, ops::DoraRule::kPeft});
     for (std::int64_t t = random.chance(0.2) ? 2 : 1; t > 0; --t) {

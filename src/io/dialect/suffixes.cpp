@@ -38,12 +38,6 @@ constexpr Suffix kSuffixes[] = {
     {".reshape_weight", "reshape_weight", LYC_ALGO_NONE, {}},
     {".bias_size", "bias_size", LYC_ALGO_SPARSE, {}},
 
-    unsupported("OFT or BOFT", ".oft_blocks"),  // 3 or 4 axes
-    unsupported("OFT", ".oft_R.weight"),
-    unsupported("OFT", ".oft_R.scaled_oft"),
-    unsupported("BOFT", ".boft_R"),
-    unsupported("BOFT", ".boft_s"),
-    unsupported("OFT or BOFT", ".rescale"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector.weight"),
 };
@@ -61,16 +55,6 @@ KeyParts split_named_adapter(std::string_view key) {
   return {};
 }
 
-/// "oft_blocks.<slice>", of kohya's OFT for Flux.
-KeyParts split_oft_slice(std::string_view key) {
-  const std::size_t dot = key.rfind('.');
-  if (dot == key.npos || !is_number(key.substr(dot + 1))) return {};
-  constexpr std::string_view kEnd = ".oft_blocks";
-  static constexpr Suffix kSlice = unsupported("OFT", ".oft_blocks.slice");
-  if (!ends_with(key.substr(0, dot), kEnd) || dot == kEnd.size()) return {};
-  return {key.substr(0, dot - kEnd.size()), kSlice};
-}
-
 bool ends_in(std::string_view key, std::string_view ending) {
   return ends_with(key, ending) && key.size() > ending.size();
 }
@@ -78,8 +62,7 @@ bool ends_in(std::string_view key, std::string_view ending) {
 }  // namespace
 
 KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &families) {
-  for (const KeyParts &parts : {split_named_adapter(key), split_oft_slice(key)})
-    if (parts.suffix.name.data()) return parts;
+  if (const KeyParts parts = split_named_adapter(key); parts.suffix.name.data()) return parts;
   KeyParts found{key, {}};
   std::size_t longest = 0;
   for (const Suffix &suffix : kSuffixes)
