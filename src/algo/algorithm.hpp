@@ -132,7 +132,7 @@ struct Algorithm {
   void (*lower_bias)(Lowering &) = nullptr;                 // the bias's, where that is more than `bias`
   const BaseState *base_state = nullptr;
   const Rewriting *rewriting = nullptr;
-  bool rank_mask = false;  // a mask of ranks may go with it
+  bool rank_mask = false;                   // a mask of ranks may go with it
   bool (*owns)(const Factors &) = nullptr;  // tells families with the same signature apart; null: all are its own
   std::string_view marker = {};             // suffix whose values do not count, of any type; empty: none
 };

@@ -25,8 +25,7 @@ ops::Operand spread(const lyc_tensor &tensor, const LayerShape &layer) {
 
 std::int64_t vector_stride(const lyc_tensor &tensor, std::int64_t extent, const char *what) {
   const std::int64_t count = numel(tensor);
-  if (count != 1 && count != extent)
-    fail(LYC_ERROR_MISMATCH, "a factor has ", count, " values for ", extent, what);
+  if (count != 1 && count != extent) fail(LYC_ERROR_MISMATCH, "a factor has ", count, " values for ", extent, what);
   return count == 1 ? 0 : 1;
 }
 
@@ -48,8 +47,9 @@ void Factors::set(std::string name, const lyc_tensor &tensor) {
 }
 
 void Factors::erase(std::string_view name) {
-  tensors_.erase(std::remove_if(tensors_.begin(), tensors_.end(), [&](const auto &entry) { return entry.first == name; }),
-                 tensors_.end());
+  tensors_.erase(
+      std::remove_if(tensors_.begin(), tensors_.end(), [&](const auto &entry) { return entry.first == name; }),
+      tensors_.end());
 }
 
 const lyc_tensor *Factors::find(std::string_view name) const {

@@ -20,10 +20,10 @@ struct Path {
 constexpr Path kA = {"glora_A.Xd", "glora_A.Xu", "glora_A.X"}, kB = {"glora_B.Xd", "glora_B.Xu", "glora_B.X"},
                kC = {"glora_C.Xd", "glora_C.Xu", "glora_C.X"}, kD = {nullptr, nullptr, "glora_D.X"},
                kE = {nullptr, nullptr, "glora_E.X"};
-constexpr const char *kSuffixes[] = {kA.left,         kA.right,        kA.values,       kB.left,         kB.right,
-                                     kB.values,       kC.left,         kC.right,        kC.values,       kD.values,
-                                     kE.values,       "glora_A.zeros", "glora_B.zeros", "glora_C.zeros", "glora_D.zeros",
-                                     "glora_E.zeros", nullptr};
+constexpr const char *kSuffixes[] = {
+    kA.left,         kA.right,        kA.values,       kB.left,         kB.right,  kB.values,
+    kC.left,         kC.right,        kC.values,       kD.values,       kE.values, "glora_A.zeros",
+    "glora_B.zeros", "glora_C.zeros", "glora_D.zeros", "glora_E.zeros", nullptr};
 
 bool is_product(const Factors &f, const Path &path) { return path.left && (f.has(path.left) || f.has(path.right)); }
 bool is_used(const Factors &f, const Path &path) { return is_product(f, path) || f.has(path.values); }
@@ -105,7 +105,8 @@ void lower_bias(Lowering &to) {
 
 }  // namespace
 
-const Algorithm kPeftGlora = {LYC_ALGO_PEFT_GLORA, "peft_glora", kNone, kSuffixes, kSuffixes, {}, 0, false,
-                              false,               nullptr,      describe, lower,  lower_bias};
+const Algorithm kPeftGlora = {
+    LYC_ALGO_PEFT_GLORA, "peft_glora", kNone, kSuffixes, kSuffixes, {}, 0, false, false, nullptr, describe, lower,
+    lower_bias};
 
 }  // namespace lyc::algo

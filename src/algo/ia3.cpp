@@ -69,20 +69,9 @@ constexpr Rewriting kRewriting = {kStored, rewrite};
 
 }  // namespace
 
-const Algorithm kIa3 = {LYC_ALGO_IA3,
-                        "ia3",
-                        kNone,
-                        kSuffixes,
-                        kSignature,
-                        {},
-                        LYC_MODULE_ON_INPUT,
-                        false,
-                        false,
-                        factors,
-                        describe,
-                        lower,
+const Algorithm kIa3 = {LYC_ALGO_IA3, "ia3",      kNone,   kSuffixes, kSignature, {}, LYC_MODULE_ON_INPUT,
+                        false,        false,      factors, describe,  lower,
                         lower,  // of the bias: the same, on one column
-                        nullptr,
-                        &kRewriting};
+                        nullptr,      &kRewriting};
 
 }  // namespace lyc::algo

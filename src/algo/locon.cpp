@@ -148,7 +148,7 @@ const Algorithm kLocon = {LYC_ALGO_LOCON,
                           &kSparseRewriting,
                           true};
 
-const Algorithm kDylora = {LYC_ALGO_DYLORA, "dylora",      kNone,    kSuffixes, kNone,      "diff_b", kCommonFlags, true,
-                           true,            block_factors, describe, lower,     lower_bias, nullptr,  nullptr,      true};
+const Algorithm kDylora = {LYC_ALGO_DYLORA, "dylora", kNone, kSuffixes,  kNone,   "diff_b", kCommonFlags, true, true,
+                           block_factors,   describe, lower, lower_bias, nullptr, nullptr,  true};
 
 }  // namespace lyc::algo

@@ -1,5 +1,5 @@
-// Differences of norm layers (LayerNorm, GroupNorm, RMSNorm): dw = w_norm, db = b_norm, of one or more axes. No rank, no
-// alpha.
+// Differences of norm layers (LayerNorm, GroupNorm, RMSNorm): dw = w_norm, db = b_norm, of one or more axes. No rank,
+// no alpha.
 #include "algo/families.hpp"
 
 namespace lyc::algo {

@@ -21,7 +21,7 @@ void lower(Lowering &to) { to.add().p.down = taps(to.factors.at("set_weight"), t
 
 }  // namespace
 
-const Algorithm kReplace = {LYC_ALGO_REPLACE, "replace", kNone, kSuffixes, kSuffixes, "set_bias",
-                            0,                false,     false, nullptr,   describe,  lower};
+const Algorithm kReplace = {LYC_ALGO_REPLACE, "replace", kNone, kSuffixes, kSuffixes, "set_bias", 0, false, false,
+                            nullptr,          describe,  lower};
 
 }  // namespace lyc::algo

@@ -86,8 +86,8 @@ DeltaShape describe_sparse(const Factors &f, const Traits &traits) {
   shape.columns = checked_numel(traits.dense.data() + 1, traits.dense.size() - 1, "bias_size");
   const lyc_tensor &indices = f.at(kIndices);
   if (indices.ndim != 2 || (indices.shape[0] != static_cast<std::int64_t>(traits.dense.size()) && !f.has(kRows)))
-    fail(LYC_ERROR_FORMAT, kIndices, " has shape ", shape_text(shape_of(indices)), ", must have a row for each axis of ",
-         shape_text(traits.dense));
+    fail(LYC_ERROR_FORMAT, kIndices, " has shape ", shape_text(shape_of(indices)),
+         ", must have a row for each axis of ", shape_text(traits.dense));
   require_equal(values_of(f, kValues), kValues, indices.shape[1], kIndices, "elements");
   return shape;
 }
@@ -101,7 +101,8 @@ void lower_sparse(Lowering &to) {
   sparse.columns.data = static_cast<std::int64_t *>(sparse.columns.data) + sparse.values.out;
 }
 
-const Algorithm kSparse = {LYC_ALGO_SPARSE, "sparse",        kNone,        kSuffixes, kSuffixes, {},     0, false, false,
-                           nullptr,         describe_sparse, lower_sparse, nullptr,   nullptr,   &kSparseRewriting};
+const Algorithm kSparse = {
+    LYC_ALGO_SPARSE, "sparse",     kNone,   kSuffixes, kSuffixes,        {}, 0, false, false, nullptr,
+    describe_sparse, lower_sparse, nullptr, nullptr,   &kSparseRewriting};
 
 }  // namespace lyc::algo

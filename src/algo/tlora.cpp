@@ -4,8 +4,9 @@
 //
 // A mask of ranks multiplies l and l0; training sets it by the timestep. Kernels above 1 do not exist.
 //
-// p_layer.weight   [O, r]   lambda_layer       [1, r]   q_layer.weight       [r, I]    (1x1 convolutions: [.., .., 1...])
-// base_p_layer...  [O, r]   base_lambda_layer  [1, r]   base_q_layer.weight  [r, I]    the start, if it is stored
+// p_layer.weight   [O, r]   lambda_layer       [1, r]   q_layer.weight       [r, I]    (1x1 convolutions: [..,
+// .., 1...]) base_p_layer...  [O, r]   base_lambda_layer  [1, r]   base_q_layer.weight  [r, I]    the start, if it is
+// stored
 #include "algo/families.hpp"
 #include "base/error.hpp"
 
@@ -14,8 +15,7 @@ namespace {
 
 constexpr BaseState kNow = {"p_layer.weight", "lambda_layer", "q_layer.weight"};
 constexpr BaseState kStart = {"base_p_layer.weight", "base_lambda_layer", "base_q_layer.weight"};
-constexpr const char *kSuffixes[] = {kNow.v,   kNow.u,       kNow.sigma, kStart.v,
-                                     kStart.u, kStart.sigma, nullptr};
+constexpr const char *kSuffixes[] = {kNow.v, kNow.u, kNow.sigma, kStart.v, kStart.u, kStart.sigma, nullptr};
 constexpr const char *kSignature[] = {kNow.sigma, kNow.u, kNow.v, nullptr};
 
 std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
@@ -63,21 +63,9 @@ void lower(Lowering &to) {
 
 }  // namespace
 
-const Algorithm kTlora = {LYC_ALGO_TLORA,
-                          "tlora",
-                          kNone,
-                          kSuffixes,
-                          kSignature,
-                          {},
-                          LYC_MODULE_LAST | LYC_MODULE_MIDDLE,
-                          true,
-                          false,
-                          factors,
-                          describe,
-                          lower,
-                          nullptr,
-                          &kStart,
-                          nullptr,
-                          true};
+const Algorithm kTlora = {
+    LYC_ALGO_TLORA, "tlora", kNone,   kSuffixes, kSignature, {},      LYC_MODULE_LAST | LYC_MODULE_MIDDLE,
+    true,           false,   factors, describe,  lower,      nullptr, &kStart,
+    nullptr,        true};
 
 }  // namespace lyc::algo

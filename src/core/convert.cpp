@@ -32,7 +32,8 @@ class Values {
 void check_convertible(const Definition &definition) {
   const auto require_none = [&](bool there, const char *what) {
     if (there)
-      fail(LYC_ERROR_UNSUPPORTED, "a ", definition.algorithm->name, " module cannot be written as locon: it has ", what);
+      fail(LYC_ERROR_UNSUPPORTED, "a ", definition.algorithm->name, " module cannot be written as locon: it has ",
+           what);
   };
   require_none(definition.has_part(LYC_PART_BIAS), "a bias difference");
   require_none(definition.dora_axis != ops::DoraAxis::kNone, "a DoRA magnitude");

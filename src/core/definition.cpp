@@ -113,8 +113,7 @@ void Request::set(std::string_view name, const std::vector<double> &values) {
     (name == kReshapeName ? reshape : traits.dense) = extents_of(name, values);
     return;
   }
-  if (values.size() != 1)
-    fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
+  if (values.size() != 1) fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
   if (name == kAlphaName) {
     traits.alpha = values[0];
   } else {
@@ -231,18 +230,21 @@ ops::WeightBatch WeightArrays::view(std::int32_t multiplier_count) const {
 void lower(const Definition &definition, const ops::Operand &target, const Placement &placement, WeightArrays &arrays,
            const ops::Operand &weight) {
   check_fits(definition, target, placement);
-  const auto first = arrays.terms.size();
+  const auto first = arrays.terms.size(), first_rotation = arrays.rotations.size();
   ops::Adapter adapter;
   const algo::Algorithm &algorithm = *definition.algorithm;
   const algo::LayerShape layer{definition.shape.out ? definition.shape.out : placement.row_begin + target.out,
                                target.in, Shape(target.kernel, target.kernel + target.kernel_dims)};
-  algo::Lowering to{definition.factors, layer,        definition.shape, definition.traits, placement.expert,
-                    weight,             arrays.terms, arrays.rotations, definition.scale};
+  algo::Lowering to{definition.factors, layer,  definition.shape, definition.traits,
+                    placement.expert,   weight, arrays.terms,     arrays.rotations,
+                    definition.scale};
   if (placement.part == LYC_PART_WEIGHT) {
     if (definition.lacks_base_state())
       fail(LYC_ERROR_UNSUPPORTED, "the ", algorithm.name,
            " module was not prepared: what it starts from is made from the pristine weight by lyc_module_prepare()");
     algorithm.lower(to);
+    for (std::size_t i = 0; i < definition.prepared_rotations.size(); ++i)
+      arrays.rotations[first_rotation + i].prepared = definition.prepared_rotations[i];
     adapter = dora_adapter(definition, placement, target.out);
     for (std::size_t i = first; i < arrays.terms.size(); ++i) {
       arrays.terms[i].coefficient *= definition.scale;

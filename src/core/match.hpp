@@ -31,7 +31,7 @@ struct Assignment {
   std::size_t source = 0, layer = 0;
   lyc_part part = LYC_PART_WEIGHT;
   std::int64_t base_row = 0, rows = 0, adapter_row = 0;
-  bool transposed = false;  // the base stores this weight as [in, out]
+  bool transposed = false;            // the base stores this weight as [in, out]
   std::optional<std::size_t> weight;  // of a bias: its layer's weight, with the same rows
 };
 

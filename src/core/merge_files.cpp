@@ -61,9 +61,9 @@ class Scratch {
 struct Worker {
   Ref<lyc_context> context;
   Scratch input, output;
-  std::size_t tensor = SIZE_MAX;        // whose factors are here
-  std::vector<Definition> definitions;  // beside its assignments
-  std::vector<ops::Operand> weights;    // beside them, too: of biases that are made from the weight
+  std::size_t tensor = SIZE_MAX;         // whose factors are here
+  std::vector<Definition> definitions;   // beside its assignments
+  std::vector<ops::Operand> weights;     // beside them, too: of biases that are made from the weight
   std::vector<std::vector<char>> bytes;  // of the weights
   std::vector<DeviceBuffer> factors;
 };
@@ -234,7 +234,8 @@ void Merge::plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row
 
 /// Whether anything of the tensor in the file will be different.
 bool Merge::is_changed(std::size_t tensor) const {
-  return shapes_[tensor] != base_.tensors()[tensor].shape || active_of_[tensor].first != active_of_[tensor].second || out_dtype(tensor) != base_.tensors()[tensor].dtype;
+  return shapes_[tensor] != base_.tensors()[tensor].shape || active_of_[tensor].first != active_of_[tensor].second ||
+         out_dtype(tensor) != base_.tensors()[tensor].dtype;
 }
 
 void Merge::plan_tensor(std::size_t tensor) {
@@ -416,8 +417,8 @@ void Merge::compute(const Job &job, Worker &worker) {
     arrays.begin_target(slice_rows(base, from_row, part.row_count), weight);
     for (const Assignment *a : segment.assignments) {
       const auto index = static_cast<std::size_t>(a - begin);
-      lower(worker.definitions[index], weight,
-            placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())), arrays, worker.weights[index]);
+      lower(worker.definitions[index], weight, placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())),
+            arrays, worker.weights[index]);
       multipliers.push_back(multipliers_[static_cast<std::size_t>(a - active_.data())]);
     }
     row = to_row;

@@ -248,6 +248,7 @@ void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
           shape_text(shape_of(known)));
   require(is_contiguous(tensor), name, " is not contiguous");
   definition.factors.set(name, tensor);
+  definition.prepared_rotations.clear();
 }
 
 namespace {
@@ -283,6 +284,7 @@ void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
   const lyc_tensor &known = factor(name);
   check_host_copy(tensor, known, name);
   require(!(known.flags & LYC_TENSOR_READ_ONLY), name, " is bound to read-only memory");
+  definition.prepared_rotations.clear();
   const std::vector<char> values = converted(tensor.data, tensor.dtype, known.dtype, numel(known));
   write_device(*context, known.data, values.data(), values.size());
 }
@@ -298,7 +300,10 @@ void lyc_module::read(const std::string &name, const lyc_tensor &tensor) const {
 }
 
 void lyc_module::prepare(const lyc_tensor *base, void *stream) {
-  if (!definition.lacks_base_state()) return;
-  require(base != nullptr, "base is NULL, but the ", definition.algorithm->name, " module starts from the weight");
-  derive_base_state(*context, definition, operand_on(*context, *base, "base"), {}, stream, owned_);
+  if (!definition.needs_base()) return;
+  require(base != nullptr, "base is NULL, but the delta depends on the weight");
+  const ops::Operand weight = operand_on(*context, *base, "base");
+  if (definition.lacks_base_state()) derive_base_state(*context, definition, weight, {}, stream, owned_);
+  prepare_rotations(*context, definition, weight, stream, rests_, owned_);
+  definition.prepared_rotations = rests_;
 }

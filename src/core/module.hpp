@@ -23,7 +23,7 @@ struct lyc_module final : lyc::Object {
   void write(const std::string &name, const lyc_tensor &tensor);
   void read(const std::string &name, const lyc_tensor &tensor) const;
 
-  /// Make what is made from the pristine weight `base`, which may be null where nothing is.
+  /// Make once what calls make anew: from the pristine weight `base`, and from the factors until one of them changes.
   void prepare(const lyc_tensor *base, void *stream);
 
   lyc::Ref<lyc_context> context;
@@ -34,6 +34,7 @@ struct lyc_module final : lyc::Object {
   void add_rank_mask(const std::string &name);
 
   std::vector<lyc::DeviceBuffer> owned_;
+  std::vector<lyc::ops::Operand> rests_;  // of rotations, in owned_
 };
 
 namespace lyc {

@@ -111,7 +111,8 @@ lyc_tensor matrix_of_stack(const lyc_tensor &stack, std::int64_t experts, std::i
   if (stack.shape[0] != experts)
     fail(LYC_ERROR_MISMATCH, what, " is a stack of ", stack.shape[0], " matrices, the delta of ", experts);
   lyc_tensor matrix = stack;
-  matrix.data = static_cast<char *>(stack.data) + expert * stack.strides[0] * static_cast<std::int64_t>(dtype_size(stack.dtype));
+  matrix.data =
+      static_cast<char *>(stack.data) + expert * stack.strides[0] * static_cast<std::int64_t>(dtype_size(stack.dtype));
   matrix.ndim = 2;
   matrix.capacity = 0;  // checked with the stack
   for (int d = 0; d < 2; ++d) {

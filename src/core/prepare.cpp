@@ -40,7 +40,8 @@ void derive_base_state(lyc_context &context, Definition &definition, const ops::
     fail(LYC_ERROR_UNSUPPORTED, "what the ", definition.algorithm->name, " module starts from is made from all ",
          shape.out, " rows of the layer, ", weight.out, " are here; call lyc_module_prepare() with the whole weight");
   if (!context.backend->singular_triplets)
-    fail(LYC_ERROR_UNSUPPORTED, "singular values are not computed on this device; prepare a module of a CPU context and ",
+    fail(LYC_ERROR_UNSUPPORTED,
+         "singular values are not computed on this device; prepare a module of a CPU context and ",
          "take its parameters ", definition.algorithm->base_state->u, ", ", definition.algorithm->base_state->sigma,
          " and ", definition.algorithm->base_state->v);
   const lyc_tensor u = filled(context, {shape.out, shape.rank}, 0.0f, buffers);
@@ -57,6 +58,23 @@ void derive_base_state(lyc_context &context, Definition &definition, const ops::
   definition.factors.set(definition.algorithm->base_state->u, u);
   definition.factors.set(definition.algorithm->base_state->sigma, sigma);
   definition.factors.set(definition.algorithm->base_state->v, v);
+}
+
+void prepare_rotations(lyc_context &context, const Definition &definition, const ops::Operand &weight, void *stream,
+                       std::vector<ops::Operand> &rests, std::vector<DeviceBuffer> &buffers) {
+  WeightArrays arrays;
+  arrays.begin_target(weight, weight);
+  lower(definition, weight, {}, arrays);
+  rests.resize(arrays.rotations.size());
+  for (std::size_t i = 0; i < rests.size(); ++i) {
+    ops::Rotation &rotation = arrays.rotations[i];
+    rotation.prepared = {};
+    const std::int64_t count = rotation.stages * rotation.blocks, size = rotation.block_size * rotation.block_size;
+    if (rests[i].numel() != count * size || !rests[i].data)
+      rests[i] = algo::matrix(filled(context, {count, size}, 0.0f, buffers));
+    ops::Failure failure;
+    check(context.backend->rotation_prepare(context.device, &rotation, &rests[i], stream, &failure), failure);
+  }
 }
 
 }  // namespace lyc

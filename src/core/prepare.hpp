@@ -21,4 +21,9 @@ inline constexpr float kMissingSigma = 1e-6f;
 void derive_base_state(lyc_context &context, Definition &definition, const ops::Operand &weight,
                        const Placement &placement, void *stream, std::vector<DeviceBuffer> &buffers);
 
+/// The matrices R - I of all rotations of `definition` on `weight`, in the order in which it is lowered to them. Memory
+/// of an earlier preparation is used again, so that batches which know its address see the new values.
+void prepare_rotations(lyc_context &context, const Definition &definition, const ops::Operand &weight, void *stream,
+                       std::vector<ops::Operand> &rests, std::vector<DeviceBuffer> &buffers);
+
 }  // namespace lyc

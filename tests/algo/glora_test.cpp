@@ -120,8 +120,7 @@ TEST(Glora, TuckerCoreOfTheDifference) {
 
 TEST(Glora, RefusesByName) {
   EXPECT_THAT(refusal(kId, without(kLinear, "a2.weight")), HasSubstr("a2.weight is missing"));
-  EXPECT_THAT(refusal(kId, with(kLinear, "a1.weight", {4, 2})),
-              HasSubstr("a1.weight has rank 2, a2.weight has 3"));
+  EXPECT_THAT(refusal(kId, with(kLinear, "a1.weight", {4, 2})), HasSubstr("a1.weight has rank 2, a2.weight has 3"));
   EXPECT_THAT(refusal(kId, with(kLinear, "a2.weight", {3, 5})), HasSubstr("a1.weight has inputs 4, a2.weight has 5"));
   EXPECT_THAT(refusal(kId, with(kLinear, "b2.weight", {3, 5})), HasSubstr("b2.weight has inputs 5"));
   EXPECT_THAT(refusal(kId, with(kLinear, "b1.weight", {6, 2})), HasSubstr("b1.weight has rank 2"));

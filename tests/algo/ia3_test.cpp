@@ -26,7 +26,8 @@ TEST(Ia3, ScalesRowsOrColumnsOfTheBase) {
     Arena arena;
     const ops::Operand base = arena.random(extents(layer), LYC_DTYPE_F32, random, 1.0);
     const Filled rows(shapes_of(kId, {}, layer)), columns(shapes_of(kId, {0, LYC_MODULE_ON_INPUT}, layer));
-    expect_delta(kId, rows, layer, [&](auto o, auto i, auto k) { return rows("weight", o) * at(base, o, i, k); }, &base);
+    expect_delta(
+        kId, rows, layer, [&](auto o, auto i, auto k) { return rows("weight", o) * at(base, o, i, k); }, &base);
     expect_delta(
         kId, columns, layer, [&](auto o, auto i, auto k) { return columns("weight", i) * at(base, o, i, k); }, &base,
         on_input());

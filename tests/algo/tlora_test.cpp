@@ -41,7 +41,8 @@ TEST(Tlora, RefusesByName) {
   EXPECT_THAT(refusal(kId, with(kPlain, "lambda_layer", {1, 2})), HasSubstr("lambda_layer has rank 2"));
   EXPECT_THAT(refusal(kId, with(kPlain, "q_layer.weight", {3, 4, 3, 3})), HasSubstr("must be a matrix"));
   EXPECT_THAT(refusal(kId, without(kWithStart, "base_lambda_layer")), HasSubstr("base_lambda_layer is missing"));
-  EXPECT_THAT(refusal(kId, with(kWithStart, "base_p_layer.weight", {5, 3})), HasSubstr("base_p_layer.weight has rows 5"));
+  EXPECT_THAT(refusal(kId, with(kWithStart, "base_p_layer.weight", {5, 3})),
+              HasSubstr("base_p_layer.weight has rows 5"));
 }
 
 }  // namespace

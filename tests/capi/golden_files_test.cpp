@@ -74,6 +74,11 @@ TEST_P(GoldenFile, MergesInMemory) {
   lyc_network_options_init(&options, sizeof options);
   options.dora_rule = rule_of(GetParam());
   lyc_network *handle = nullptr;
+  if (GetParam() == "comfy_reshape") {  // a weight in memory has the size it has
+    const std::string path = c.folder + "/adapter.safetensors";
+    return fails(lyc_network_load(context_.get(), path.c_str(), &options, &handle), LYC_ERROR_UNSUPPORTED,
+                 {"reshape_weight", "lyc_merge_files()"});
+  }
   ok(lyc_network_load(context_.get(), (c.folder + "/adapter.safetensors").c_str(), &options, &handle));
   const Network network(handle);
   Tensors merged = c.base;

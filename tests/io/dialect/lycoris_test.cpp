@@ -209,7 +209,8 @@ TEST(Lycoris, ContradictoryLayersAreRefusedAsAWhole) {
   EXPECT_EQ(reason({{{"lycoris_a.lora_up.weight", {4, 0}}, {"lycoris_a.lora_down.weight", {0, 4}}}}),
             "lora_up.weight has no elements");
   EXPECT_EQ(reason({{{"lycoris_a.diff", {4, 4}}, {"lycoris_a.alpha", {2}}}}), "alpha has more than one element");
-  EXPECT_EQ(reason({{{"lycoris_a.w_norm", {4}}, {"lycoris_a.dora_scale", {4}}}}), "dora_scale without low-rank factors");
+  EXPECT_EQ(reason({{{"lycoris_a.w_norm", {4}}, {"lycoris_a.dora_scale", {4}}}}),
+            "dora_scale without low-rank factors");
 }
 
 TEST(Lycoris, AlphaOfOneElementHasAnyShape) {
