@@ -136,6 +136,33 @@ namespace LibLycoris {
     Onetrainer = 3,
   }
 
+  public enum LayerKind {
+    Linear = 0,
+    Conv = 1,
+    Embedding = 2,
+    LayerNorm = 3,
+    GroupNorm = 4,
+    RmsNorm = 5,
+  }
+
+  /// <summary>Where x and y of convolutions and group norms have their channels.</summary>
+  public enum Channels {
+    /// <summary>[N, C, S...]: PyTorch's NCHW.</summary>
+    First = 0,
+    /// <summary>[N, S..., C]: NHWC.</summary>
+    Last = 1,
+  }
+
+  /// <summary>How an adapter's part is computed. All agree up to the rounding of float32.</summary>
+  public enum Path {
+    /// <summary>The cheaper one.</summary>
+    Auto = 0,
+    /// <summary>Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA).</summary>
+    Factored = 1,
+    /// <summary>The weight, or its difference, is made in the workspace.</summary>
+    Rebuilt = 2,
+  }
+
   /// <summary>Which tensor of the layer.</summary>
   public enum Part {
     Weight = 0,
@@ -276,6 +303,21 @@ namespace LibLycoris.Interop {
     internal int Invertible;
     internal long OutFeatures;
     internal long InElements;
+  }
+
+  [StructLayout(LayoutKind.Sequential)]
+  internal unsafe struct Layer {
+    internal uint StructSize;
+    internal LayerKind Kind;
+    internal Channels Channels;
+    internal Path Path;
+    internal int Groups;
+    internal uint Reserved;
+    internal fixed long Stride[3];
+    internal fixed long Padding[3];
+    internal fixed long Dilation[3];
+    internal fixed long Kernel[3];
+    internal double Epsilon;
   }
 
   [StructLayout(LayoutKind.Sequential)]

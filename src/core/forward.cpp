@@ -25,15 +25,15 @@ void check_layer(const lyc_layer &layer) {
           static_cast<int>(layer.kind), ", must be 0 to 5");
   require(layer.channels == LYC_CHANNELS_FIRST || layer.channels == LYC_CHANNELS_LAST, "layer.channels is ",
           static_cast<int>(layer.channels), ", must be 0 or 1");
-  require(layer.path >= LYC_PATH_AUTO && layer.path <= LYC_PATH_REBUILT, "layer.path is ",
-          static_cast<int>(layer.path), ", must be 0 to 2");
+  require(layer.path >= LYC_PATH_AUTO && layer.path <= LYC_PATH_REBUILT, "layer.path is ", static_cast<int>(layer.path),
+          ", must be 0 to 2");
   require(layer.groups >= 0, "layer.groups is ", layer.groups, ", must not be negative");
   require(layer.epsilon >= 0.0, "layer.epsilon is ", layer.epsilon, ", must not be negative");
   constexpr std::int64_t kMost = 1 << 20;
   for (int d = 0; d < ops::kMaxKernelDims; ++d)
     for (const std::int64_t value : {layer.stride[d], layer.padding[d], layer.dilation[d], layer.kernel[d]})
-      require(value >= 0 && value <= kMost, "layer has a stride, padding, dilation or kernel of ", value,
-              " on axis ", d);
+      require(value >= 0 && value <= kMost, "layer has a stride, padding, dilation or kernel of ", value, " on axis ",
+              d);
 }
 
 void check_activation(const lyc_context &context, const lyc_tensor &tensor, const char *name) {
@@ -186,6 +186,7 @@ class Lowerer {
   }
 
   bool overlap(const lyc_tensor &tensor) const {
+    if (tensor.data == nowhere() || c_.y.data == nowhere()) return false;  // only described
     const auto *a = static_cast<const char *>(tensor.data), *b = static_cast<const char *>(c_.y.data);
     return byte_extent(tensor) > 0 && a < b + byte_extent(c_.y) && b < a + byte_extent(tensor);
   }
@@ -212,6 +213,7 @@ class Lowerer {
   }
 
   void put_convolution() {
+    require(c_.x.ndim >= 3, "x has ", c_.x.ndim, " axes; a convolution has a batch, channels and 1 to 3 axes of space");
     f_.x = spatial_activation(c_.x, layer_.channels, "x");
     f_.y = spatial_activation(c_.y, layer_.channels, "y");
     require(c_.x.ndim == c_.y.ndim, "x has ", c_.x.ndim, " axes, y has ", c_.y.ndim);
@@ -260,7 +262,7 @@ class Lowerer {
   void put_norm() {
     const bool grouped = layer_.kind == LYC_LAYER_GROUP_NORM;
     ops::Layer &to = f_.layer;
-    to.kind = grouped                              ? LayerKind::kGroupNorm
+    to.kind = grouped                               ? LayerKind::kGroupNorm
               : layer_.kind == LYC_LAYER_LAYER_NORM ? LayerKind::kLayerNorm
                                                     : LayerKind::kRmsNorm;
     to.epsilon = layer_.epsilon > 0.0 ? layer_.epsilon : kDefaultEpsilon;
@@ -269,8 +271,8 @@ class Lowerer {
     if (grouped) {
       f_.x = spatial_activation(c_.x, layer_.channels, "x");
       f_.y = spatial_activation(c_.y, layer_.channels, "y");
-      require(layer_.groups >= 1 && f_.x.channels % layer_.groups == 0, f_.x.channels,
-              " channels do not divide into ", layer_.groups, " groups");
+      require(layer_.groups >= 1 && f_.x.channels % layer_.groups == 0, f_.x.channels, " channels do not divide into ",
+              layer_.groups, " groups");
       to.groups = layer_.groups;
     } else {
       const int axes = norm_axes();
@@ -321,7 +323,7 @@ class Lowerer {
     const Shape &shown = definition_.shape.kernel;
     weight.kernel_dims = c_.x.ndim - 2;
     for (int d = 0; d < weight.kernel_dims; ++d)
-      weight.kernel[d] = layer_.kernel[d]                              ? layer_.kernel[d]
+      weight.kernel[d] = layer_.kernel[d]                             ? layer_.kernel[d]
                          : static_cast<std::size_t>(d) < shown.size() ? shown[static_cast<std::size_t>(d)]
                                                                       : 1;
     return weight;

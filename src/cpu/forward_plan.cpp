@@ -567,14 +567,12 @@ std::uint64_t workspace_size(const ops::ForwardPlan &plan) {
 
 std::string explain(const ops::ForwardPlan &plan) {
   const auto price = [](double value) { return value > 0.0 ? concat(static_cast<std::int64_t>(value)) : "none"; };
-  std::string text =
-      concat("cpu ", plan.context.kernels.name, ", threads ", plan.context.pool.threads(), ", path ",
-             plan.factored ? "factored" : "rebuilt", ", price factored ", price(plan.prices[0]), ", rebuilt ",
-             price(plan.prices[1]), ", workspace ", workspace_size(plan), " bytes\n");
+  std::string text = concat("cpu ", plan.context.kernels.name, ", threads ", plan.context.pool.threads(), ", path ",
+                            plan.factored ? "factored" : "rebuilt", ", price factored ", price(plan.prices[0]),
+                            ", rebuilt ", price(plan.prices[1]), ", workspace ", workspace_size(plan), " bytes\n");
   if (!plan.refusal.empty()) text += plan.refusal + "\n";
   for (const Rebuild &rebuild : plan.recipe.rebuilds) text += "rebuild " + explain(*rebuild.plan);
-  for (const Gather &gather : plan.recipe.gathers)
-    text += concat("gather rows of ", gather.table.columns.size(), "\n");
+  for (const Gather &gather : plan.recipe.gathers) text += concat("gather rows of ", gather.table.columns.size(), "\n");
   for (const Sum &sum : plan.recipe.sums) {
     text += concat("sum ", sum.positions, " positions (", sum.block, " at a time) x ", sum.groups * sum.outputs,
                    " outputs, groups ", sum.groups, ":");

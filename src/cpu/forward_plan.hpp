@@ -18,8 +18,8 @@
 
 namespace lyc::cpu {
 
-inline constexpr std::int64_t kDepth = 256;                // of the packed weights: they stay in the second cache
-inline constexpr std::int64_t kPositions = 3 * kPanel;     // both blocks of rows and panels end there
+inline constexpr std::int64_t kDepth = 256;             // of the packed weights: they stay in the second cache
+inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows and panels end there
 inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
 inline constexpr std::int64_t kPackedFloats = std::int64_t{8} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
@@ -53,8 +53,8 @@ struct Source {
   bool taps_outside = false;  // along the depth: tap * inputs + channel, otherwise channel * taps + tap
   Matrix weight;              // outputs x depth; data null: at weight_at
   Position weight_at = 0;
-  bool shared = false;  // by all groups
-  bool adapter = false; // the adapter's: left out at multiplier 0
+  bool shared = false;   // by all groups
+  bool adapter = false;  // the adapter's: left out at multiplier 0
   Scaling scaling;
 
   std::int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }

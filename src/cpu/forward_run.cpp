@@ -175,9 +175,8 @@ class ForwardRunner {
   void run() {
     if (f_.y.positions() == 0 || f_.y.channels == 0) return;
     if (f_.layer.kind == LayerKind::kEmbedding) check_indices();
-    active_ = std::any_of(plan_.adapters.begin(), plan_.adapters.end(), [&](const ops::Adapter &adapter) {
-      return multipliers_[adapter.multiplier_index] != 0.0f;
-    });
+    active_ = std::any_of(plan_.adapters.begin(), plan_.adapters.end(),
+                          [&](const ops::Adapter &adapter) { return multipliers_[adapter.multiplier_index] != 0.0f; });
     if (!active_ && !f_.whole) return;
     for (Rebuild &rebuild : recipe_.rebuilds) make(rebuild);
     load_bias();
@@ -193,7 +192,8 @@ class ForwardRunner {
 
   void make(Rebuild &rebuild) {
     constexpr float kOne = 1.0f;
-    for (TargetPlan &target : rebuild.plan->targets) target.out.data = reinterpret_cast<char *>(workspace_ + rebuild.to);
+    for (TargetPlan &target : rebuild.plan->targets)
+      target.out.data = reinterpret_cast<char *>(workspace_ + rebuild.to);
     ops::RunOptions options{};
     options.op = rebuild.op;
     options.multipliers = rebuild.plain ? &kOne : multipliers_;
@@ -241,7 +241,8 @@ class ForwardRunner {
   float coefficient(std::int32_t index) const {
     const ops::Term &term = plan_.terms[static_cast<std::size_t>(index)];
     const double scalar = term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0;
-    const float m = multipliers_[plan_.adapters[static_cast<std::size_t>(plan_.targets[0].first_adapter)].multiplier_index];
+    const float m =
+        multipliers_[plan_.adapters[static_cast<std::size_t>(plan_.targets[0].first_adapter)].multiplier_index];
     return static_cast<float>(term.coefficient * scalar * static_cast<double>(m));
   }
 
@@ -262,7 +263,8 @@ class ForwardRunner {
     for (std::int64_t k = 0; k < source.depth(); ++k) {
       const std::int64_t input = source.taps_outside ? k % source.inputs : k / source.taps();
       if (scaling.kind == Scaling::Kind::kTerm)
-        to[k] = c * value(scaling.vector, k * scaling.vector.stride_out) * value(scaling.mask, k * scaling.mask.stride_out);
+        to[k] =
+            c * value(scaling.vector, k * scaling.vector.stride_out) * value(scaling.mask, k * scaling.mask.stride_out);
       else
         to[k] = scaling.one + (active_ ? c * value(scaling.vector, input * scaling.vector.stride_in) : 0.0f);
     }
@@ -340,9 +342,10 @@ class ForwardRunner {
     const std::int64_t parts = ceil_div(count, part);
     pool_.parallel_for(all * parts, [&](std::int64_t item, int worker) {
       const std::int64_t tile = item / parts, output = tile % tiles * width, first = item % parts * part;
-      compute(sum, {tile / tiles, output, std::min(width, sum.outputs - output), begin, first,
-                    std::min(part, count - first)},
-              scratch(sum, worker));
+      compute(
+          sum,
+          {tile / tiles, output, std::min(width, sum.outputs - output), begin, first, std::min(part, count - first)},
+          scratch(sum, worker));
     });
   }
 

@@ -402,7 +402,7 @@ TEST_F(ForwardTest, ExplainShowsPricesChoiceAndReason) {
     std::size_t length = 0;
     ok(lyc_forward_explain(module.get(), &layer, &from, &w, nullptr, &to, nullptr, 0, &length));
     std::string text(length + 1, '\0');
-    ok(lyc_forward_explain(module.get(), &layer, &from, &w, nullptr, &to, text.data(), text.size(), nullptr));
+    ok(lyc_forward_explain(module.get(), &layer, &from, &w, nullptr, &to, text.data(), text.size(), &length));
     return text;
   };
   const std::string low_rank = explained(make_module(context_.get(), lora(64, 64)), make_layer(LYC_LAYER_LINEAR));
@@ -461,7 +461,7 @@ TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
   layer.path = static_cast<lyc_path>(5);
   fails(add(x_view, y_view, &layer), LYC_ERROR_INVALID_ARGUMENT, {"layer.path is 5"});
   layer = make_layer(LYC_LAYER_CONV);
-  fails(add(x_view, y_view, &layer), LYC_ERROR_MISMATCH);
+  fails(add(x_view, y_view, &layer), LYC_ERROR_INVALID_ARGUMENT, {"axes of space"});
   layer.stride[0] = -1;
   fails(add(x_view, y_view, &layer), LYC_ERROR_INVALID_ARGUMENT, {"stride"});
   lyc_exec exec;

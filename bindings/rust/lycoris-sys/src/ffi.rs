@@ -175,6 +175,39 @@ enumeration! {
 }
 
 enumeration! {
+    lyc_layer_kind {
+        LINEAR = 0,
+        CONV = 1,
+        EMBEDDING = 2,
+        LAYER_NORM = 3,
+        GROUP_NORM = 4,
+        RMS_NORM = 5,
+    }
+}
+
+enumeration! {
+    /// Where x and y of convolutions and group norms have their channels.
+    lyc_channels {
+        /// \[N, C, S...\]: PyTorch's NCHW.
+        FIRST = 0,
+        /// \[N, S..., C\]: NHWC.
+        LAST = 1,
+    }
+}
+
+enumeration! {
+    /// How an adapter's part is computed. All agree up to the rounding of float32.
+    lyc_path {
+        /// The cheaper one.
+        AUTO = 0,
+        /// Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA).
+        FACTORED = 1,
+        /// The weight, or its difference, is made in the workspace.
+        REBUILT = 2,
+    }
+}
+
+enumeration! {
     /// Which tensor of the layer.
     lyc_part {
         WEIGHT = 0,
@@ -298,7 +331,7 @@ pub struct lyc_exec {
     pub stream: *mut c_void,
     /// Scratch memory on the context's device, 256-byte aligned. NULL: the context allocates.
     pub workspace: *mut c_void,
-    /// See `lyc_batch_workspace_size()`, `lyc_weight_workspace_size()`.
+    /// See the functions named *_workspace_size().
     pub workspace_size: u64,
 }
 
@@ -359,6 +392,29 @@ pub struct lyc_module_info {
     pub out_features: i64,
     /// Columns: in features times kernel size.
     pub in_elements: i64,
+}
+
+/// The operator of the layer that a module adapts. NULL = linear. Growing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct lyc_layer {
+    pub struct_size: u32,
+    pub kind: lyc_layer_kind,
+    pub channels: lyc_channels,
+    pub path: lyc_path,
+    /// Of a convolution (0 = 1), or of a group norm.
+    pub groups: i32,
+    pub reserved_: u32,
+    /// Convolution, by axis of S; 0 = 1.
+    pub stride: [i64; 3],
+    /// Zeros on both sides.
+    pub padding: [i64; 3],
+    /// 0 = 1.
+    pub dilation: [i64; 3],
+    /// Only where neither `weight` nor the factors show it; 0 = 1.
+    pub kernel: [i64; 3],
+    /// Norms; 0 = 1e-5.
+    pub epsilon: f64,
 }
 
 /// One module on one weight. Frozen.
@@ -477,6 +533,8 @@ layout! {
         reserved_, shape, origin, neumann_terms, coft_epsilon }
     lyc_module_info { struct_size, flags, algo, rank, alpha, scale, dora_axis, dora_rule, needs_base,
         invertible, out_features, in_elements }
+    lyc_layer { struct_size, kind, channels, path, groups, reserved_, stride, padding, dilation, kernel,
+        epsilon }
     lyc_batch_item { module, base, out, row_begin, row_count, multiplier_index, part, weight }
     lyc_network_options { struct_size, dora_rule }
     lyc_multiplier_rule { pattern, adapter_index, multiplier }
@@ -606,6 +664,18 @@ functions! {
     fn lyc_unmerge(module: *mut lyc_module, weight: *const lyc_tensor, multiplier: f32, exec: *const lyc_exec) -> lyc_status;
     /// Bytes of workspace that any of the three needs on a weight described by *weight (data may be NULL).
     fn lyc_weight_workspace_size(module: *mut lyc_module, weight: *const lyc_tensor, out_size: *mut u64) -> lyc_status;
+    fn lyc_layer_init(layer: *mut lyc_layer, struct_size: usize);
+    /// y += op(x, dW(multiplier)). `weight` is the pristine weight; NULL where needs_base is 0. Multiplier 0
+    /// leaves every bit of y. Errors: MISMATCH (shapes), INVALID_ARGUMENT (dtypes, y overlaps x or weight),
+    /// UNSUPPORTED (path, device; a bias difference that depends on the bias).
+    fn lyc_forward(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, multiplier: f32, y: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
+    /// y = op(x, weight + dW(multiplier)) + bias. `bias` may be NULL.
+    fn lyc_forward_fused(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, bias: *const lyc_tensor, multiplier: f32, y: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
+    /// Bytes of workspace that either of them needs on tensors as described (data may be NULL; weight and bias
+    /// too).
+    fn lyc_forward_workspace_size(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, bias: *const lyc_tensor, y: *const lyc_tensor, out_size: *mut u64) -> lyc_status;
+    /// What either would do, as text: prices of the paths, the choice, its steps, or why there is none.
+    fn lyc_forward_explain(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, bias: *const lyc_tensor, y: *const lyc_tensor, buffer: *mut c_char, capacity: usize, out_length: *mut usize) -> lyc_status;
     /// Prepare items for running. Errors: as `lyc_merge()`; INVALID_ARGUMENT (weights overlap without being the
     /// same).
     fn lyc_batch_create(context: *mut lyc_context, items: *const lyc_batch_item, item_count: usize, out_batch: *mut *mut lyc_batch) -> lyc_status;
