@@ -110,7 +110,8 @@ constexpr ops::Backend kBackend = {sizeof(ops::Backend),
                                    weight_explain,
                                    weight_release,
                                    rotation_prepare,
-                                   nullptr,
+                                   nullptr,  // singular triplets
+                                   nullptr,  // forward
                                    nullptr,
                                    nullptr,
                                    nullptr,

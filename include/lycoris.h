@@ -186,6 +186,7 @@ typedef enum lyc_layout {
   LYC_LAYOUT_OIHW          = 0, /**< [O, I, K...]: PyTorch; linear [O, I]. */
   LYC_LAYOUT_HWIO          = 1, /**< [K..., I, O]: Flame, TensorFlow, JAX; linear [I, O]. */
   LYC_LAYOUT_OHWI          = 2, /**< [O, K..., I]: channels-last weights; linear [O, I]. */
+  LYC_LAYOUT_EOI           = 3, /**< [E, O, I]: a stack of matrices, one for each expert; linear [O, I]. */
   LYC_LAYOUT_FORCE_INT32_  = 0x7fffffff
 } lyc_layout;
 
@@ -394,6 +395,8 @@ typedef enum lyc_origin {
 #define LYC_MODULE_BIAS            64 /**< Full, norm: a bias difference too. */
 #define LYC_MODULE_ON_INPUT        128 /**< (IA)3: columns are scaled, not rows. */
 #define LYC_MODULE_RESCALE         256 /**< OFT, BOFT: rows are scaled after the rotation. */
+#define LYC_MODULE_LAST            512 /**< T-LoRA: starts from the smallest singular values, not the largest. */
+#define LYC_MODULE_MIDDLE          1024 /**< T-LoRA: from those in the middle. */
 
 /** What to build. Growing. */
 typedef struct lyc_module_options {
@@ -402,7 +405,8 @@ typedef struct lyc_module_options {
   lyc_algo      algo;          /**< Required by lyc_module_create(). */
   int32_t       rank;          /**< At least 1, for the low-rank families. */
   double        alpha;         /**< 0 = rank. Negative is legal. */
-  int32_t       factor;        /**< LoKr: size of the smaller part; 0 or -1 = as square as possible. */
+  int32_t       factor;        /**< LoKr: size of the smaller part; 0 or -1 = as square as possible. DyLoRA: ranks of
+                                    a block, which divide the rank; 0 or -1 = 1. */
   lyc_dora_axis dora_axis;
   lyc_dora_rule dora_rule;
   lyc_dtype     dtype;         /**< Of the parameters; default F32. */
@@ -413,6 +417,9 @@ typedef struct lyc_module_options {
   int32_t       neumann_terms; /**< OFT: terms of the Cayley map's series, -1 = the exact map, 0 = the origin's default. */
   double        coft_epsilon;  /**< OFT: constrained (COFT), |Q| of each block is at most this / sqrt(rows of the
                                     tensor); 0 = not. */
+  int32_t       experts;       /**< Matrices in the stack [E, O, I] that the factors are for (PEFT's lora_A [E*r, I],
+                                    lora_B [O, r*E]); 0 or 1 = a single one. From tensors only. */
+  uint32_t      reserved2_;
 } lyc_module_options;
 
 LYC_API void lyc_module_options_init(lyc_module_options *options, size_t struct_size);
@@ -456,7 +463,11 @@ LYC_API lyc_status lyc_module_param_count(const lyc_module *module, size_t *out_
 LYC_API lyc_status lyc_module_get_param(const lyc_module *module, size_t index, const char **out_name,
                                         lyc_tensor *out_tensor);
 
-/** Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's device. It must
+/** Families of low-rank products (LoCon, DyLoRA, T-LoRA) have one more parameter that files have not and the list above
+ *  leaves out: `rank_mask`, [rank], each rank's strength, 1 until it is bound or written. DyLoRA at rank q is q ones and
+ *  zeros after them.
+ *
+ *  Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's device. It must
  *  stay until the module is gone or the parameter is bound anew; values may change between calls. */
 LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 
@@ -464,6 +475,18 @@ LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, c
  *  the parameter is under way. */
 LYC_API lyc_status lyc_module_write_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *name, const lyc_tensor *tensor);
+
+/** Make what the module needs from the layer's pristine weight `base`, once, on the context's device. T-LoRA: the
+ *  singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer and
+ *  base_q_layer.weight; needs_base is 0 afterwards. Other families need nothing, and base may be NULL. Waits. Without
+ *  it a T-LoRA whose file has no such parameters makes them anew in every call, on the CPU.
+ *  Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot). */
+LYC_API lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec);
+
+/** Write the same delta as a module of another family, with F32 parameters of its own in the same context. LOCON takes
+ *  what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives rank 2r; a rank_mask in
+ *  use is worked in. Reads the parameters back. Errors: UNSUPPORTED (the delta has no such form, or was not prepared). */
+LYC_API lyc_status lyc_module_convert(lyc_module *module, lyc_algo algo, lyc_module **out_module);
 
 /* == 8. One weight ====================================================================================
  * Arithmetic is in F32 with one rounding at the store, whatever the dtypes. Multiplier 0 leaves every bit as it is.
@@ -597,8 +620,9 @@ typedef struct lyc_batch_item {
   int64_t           row_count;        /**< How many rows it takes. 0 = all, and the weight must have as many. */
   int32_t           multiplier_index; /**< Which of the run's multipliers counts. */
   lyc_part          part;
-  const lyc_tensor *weight;           /**< For a bias whose difference depends on the layer's weight (PEFT's GLORA): that
-                                           weight, pristine. NULL otherwise. */
+  const lyc_tensor *weight;           /**< For a bias whose difference is made from the layer's weight (PEFT's GLORA):
+                                           that weight, pristine, which no item of the batch may change. NULL
+                                           otherwise. */
 } lyc_batch_item;
 
 /** Prepare items for running. Errors: as lyc_merge(); INVALID_ARGUMENT (weights overlap without being the same). */

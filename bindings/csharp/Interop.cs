@@ -100,6 +100,8 @@ namespace LibLycoris {
     HWIO = 1,
     /// <summary>[O, K..., I]: channels-last weights; linear [O, I].</summary>
     OHWI = 2,
+    /// <summary>[E, O, I]: a stack of matrices, one for each expert; linear [O, I].</summary>
+    EOI = 3,
   }
 
   /// <summary>How a DoRA magnitude g acts, with V = W + dW and n = its norm. All are the same at multiplier m =
@@ -196,6 +198,8 @@ namespace LibLycoris.Interop {
     internal const uint ModuleBias = 64;
     internal const uint ModuleOnInput = 128;
     internal const uint ModuleRescale = 256;
+    internal const uint ModuleLast = 512;
+    internal const uint ModuleMiddle = 1024;
     internal const uint AllowUnmatched = 1;
     internal const uint Overwrite = 2;
   }
@@ -287,6 +291,8 @@ namespace LibLycoris.Interop {
     internal lyc_origin Origin;
     internal int NeumannTerms;
     internal double CoftEpsilon;
+    internal int Experts;
+    internal uint Reserved2;
   }
 
   [StructLayout(LayoutKind.Sequential)]

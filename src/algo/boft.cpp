@@ -36,8 +36,6 @@ std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
 
 bool is_peft(const Factors &f) { return f.has(kPeftBlocks); }
 
-bool owns(const Factors &f) { return is_peft(f) || f.at(kBlocks).ndim == 4; }
-
 void check_blocks(const lyc_tensor &blocks, const char *name) {
   const Shape shape = shape_of(blocks);
   if (shape.size() != 4 || shape[2] != shape[3])
@@ -83,7 +81,7 @@ void lower(Lowering &to) {
 
 }  // namespace
 
-const Algorithm kBoft = {LYC_ALGO_BOFT, "boft",   kNone, kSuffixes, kSignature, {},  LYC_MODULE_RESCALE, false, false,
-                         factors,       describe, lower, nullptr,   nullptr,    owns};
+const Algorithm kBoft = {LYC_ALGO_BOFT,      "boft", kNone, kSuffixes, kSignature, {},
+                         LYC_MODULE_RESCALE, false,  false, factors,   describe,   lower};
 
 }  // namespace lyc::algo

@@ -37,6 +37,9 @@ std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
   return list;
 }
 
+/// Four axes make it BOFT.
+bool owns(const Factors &f) { return !f.has(kBlocks) || f.at(kBlocks).ndim != 4; }
+
 /// Block matrices that turn rows, one tensor for each slice of them.
 std::vector<const char *> slices(const Factors &f) {
   if (f.has(kBlocks)) return {kBlocks};
@@ -149,7 +152,8 @@ void lower(Lowering &to) {
 
 }  // namespace
 
-const Algorithm kOft = {LYC_ALGO_OFT,       "oft", kAliases, kSuffixes, kSignature, {},
-                        LYC_MODULE_RESCALE, false, false,    factors,   describe,   lower};
+const Algorithm kOft = {LYC_ALGO_OFT, "oft", kAliases, kSuffixes, kSignature, {},      LYC_MODULE_RESCALE,
+                        false,        false, factors,  describe,  lower,      nullptr, nullptr,
+                        nullptr,      false, owns,     kScaled};
 
 }  // namespace lyc::algo

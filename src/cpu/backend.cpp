@@ -11,6 +11,7 @@
 #include "cpu/context.hpp"
 #include "cpu/forward_plan.hpp"
 #include "cpu/processor.hpp"
+#include "cpu/singular.hpp"
 #include "cpu/weight_plan.hpp"
 #include "ops/guard.hpp"
 
@@ -106,6 +107,11 @@ lyc_status rotation_prepare(BackendContext *context, const ops::Rotation *rotati
   return guard(failure, [&] { prepare_rotation(*context, *rotation, *rests); });
 }
 
+lyc_status singular_triplets(BackendContext *, const ops::Operand *matrix, std::int64_t first, const ops::Operand *u,
+                             const ops::Operand *sigma, const ops::Operand *v, void *, Failure *failure) {
+  return guard(failure, [&] { cpu::singular_triplets(*matrix, first, *u, *sigma, *v); });
+}
+
 lyc_status forward_prepare(BackendContext *context, const ops::Forward *forward, ForwardPlan **plan, Failure *failure) {
   *plan = nullptr;
   return guard(failure, [&] { *plan = prepare(*context, *forward).release(); });
@@ -124,10 +130,10 @@ std::size_t forward_explain(const ForwardPlan *plan, char *buffer, std::size_t c
 void forward_release(ForwardPlan *plan) { delete plan; }
 
 constexpr ops::Backend kBackend = {
-    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,    device_info,     context_create,
-    context_destroy,      context_threads, memory_allocate, memory_release,  memory_copy,     memory_copy,
-    weight_prepare,       weight_info,     weight_run,      weight_explain,  weight_release,  rotation_prepare,
-    forward_prepare,      forward_info,    forward_run,     forward_explain, forward_release,
+    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,     context_create,
+    context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,     memory_copy,
+    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release,  rotation_prepare,
+    singular_triplets,    forward_prepare, forward_info,    forward_run,    forward_explain, forward_release,
 };
 
 }  // namespace

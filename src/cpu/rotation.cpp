@@ -371,11 +371,8 @@ class RotationRun {
 
   // Where a run of a block begins, from its window's first element on.
   std::int64_t run_start(std::int64_t stage, std::int64_t block, std::int64_t run) const {
-    const std::int64_t blocks = std::int64_t{1} << stage, length = plan_.run_length();
     if (r_.order == Rotation::Order::kPlain) return block * r_.block_size;
-    if (r_.order == Rotation::Order::kInterleave) return (run * blocks + block) * length;
-    const std::int64_t at = 2 * block + run;  // of 2 * blocks half blocks: even ones, then odd ones
-    return (at < blocks ? 2 * at : 2 * (at - blocks) + 1) * length;
+    return (run * (std::int64_t{1} << stage) + block) * plan_.run_length();
   }
 
   void add_product(const float *left, std::int64_t rows, float *to) {

@@ -72,6 +72,10 @@ struct Backend {
   // R - I of every stage and block into `rests` [stages * blocks, b * b] F32, for Rotation::prepared.
   lyc_status (*rotation_prepare)(BackendContext *context, const Rotation *rotation, const Operand *rests, void *stream,
                                  Failure *failure);
+  // Of the matrix [out, in * kernel]: singular triplets `first` and so on, as many as u has columns, by falling
+  // singular value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates, waits. Null: the device cannot.
+  lyc_status (*singular_triplets)(BackendContext *context, const Operand *matrix, std::int64_t first, const Operand *u,
+                                  const Operand *sigma, const Operand *v, void *stream, Failure *failure);
 
   // The same for forward; all null where the back end cannot. A plan is run by one thread at a time.
   lyc_status (*forward_prepare)(BackendContext *context, const Forward *forward, ForwardPlan **plan, Failure *failure);

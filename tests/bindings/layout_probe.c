@@ -68,6 +68,8 @@ int main(void) {
   OFFSET(lyc_module_options, origin);
   OFFSET(lyc_module_options, neumann_terms);
   OFFSET(lyc_module_options, coft_epsilon);
+  OFFSET(lyc_module_options, experts);
+  OFFSET(lyc_module_options, reserved2_);
   SIZE(lyc_module_info);
   OFFSET(lyc_module_info, struct_size);
   OFFSET(lyc_module_info, flags);
@@ -192,6 +194,7 @@ int main(void) {
   VALUE(LYC_LAYOUT_OIHW);
   VALUE(LYC_LAYOUT_HWIO);
   VALUE(LYC_LAYOUT_OHWI);
+  VALUE(LYC_LAYOUT_EOI);
   VALUE(LYC_LAYOUT_FORCE_INT32_);
   VALUE(LYC_DORA_RULE_DEFAULT);
   VALUE(LYC_DORA_RULE_INTERPOLATE);
@@ -241,6 +244,8 @@ int main(void) {
   VALUE(LYC_MODULE_BIAS);
   VALUE(LYC_MODULE_ON_INPUT);
   VALUE(LYC_MODULE_RESCALE);
+  VALUE(LYC_MODULE_LAST);
+  VALUE(LYC_MODULE_MIDDLE);
   VALUE(LYC_ALLOW_UNMATCHED);
   VALUE(LYC_OVERWRITE);
   return 0;
