@@ -113,8 +113,7 @@ void Request::set(std::string_view name, const std::vector<double> &values) {
     (name == kReshapeName ? reshape : traits.dense) = extents_of(name, values);
     return;
   }
-  if (values.size() != 1)
-    fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
+  if (values.size() != 1) fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
   if (name == kAlphaName) {
     traits.alpha = values[0];
   } else {
@@ -190,7 +189,10 @@ void check_fits(const Definition &definition, const ops::Operand &weight, const 
     if (weight.in * weight.kernel_size() != columns) mismatch("a bias has one axis");
     return;
   }
-  if (shape.columns && weight.in * weight.kernel_size() != shape.columns) mismatch("columns do not fit");
+  if (shape.dealt > 1 && !placement.forward)
+    fail(LYC_ERROR_UNSUPPORTED, "the factors see all ", shape.dealt,
+         " groups of the convolution, a weight only its own: there is a forward, but nothing to merge");
+  if (shape.columns && weight.in * weight.kernel_size() * shape.dealt != shape.columns) mismatch("columns do not fit");
   if (shape.whole_rows && rows != all)
     fail(LYC_ERROR_UNSUPPORTED, definition.algorithm->name, " mixes all ", all,
          " rows of the layer; it cannot be applied to ", rows, " of them");
@@ -236,8 +238,9 @@ void lower(const Definition &definition, const ops::Operand &target, const Place
   const algo::Algorithm &algorithm = *definition.algorithm;
   const algo::LayerShape layer{definition.shape.out ? definition.shape.out : placement.row_begin + target.out,
                                target.in, Shape(target.kernel, target.kernel + target.kernel_dims)};
-  algo::Lowering to{definition.factors, layer,        definition.shape, definition.traits, placement.expert,
-                    weight,             arrays.terms, arrays.rotations, definition.scale};
+  algo::Lowering to{definition.factors, layer,  definition.shape, definition.traits,
+                    placement.expert,   weight, arrays.terms,     arrays.rotations,
+                    definition.scale};
   if (placement.part == LYC_PART_WEIGHT) {
     if (definition.lacks_base_state())
       fail(LYC_ERROR_UNSUPPORTED, "the ", algorithm.name,

@@ -22,7 +22,7 @@ inline constexpr std::int64_t kMaxSettingValues = LYC_MAX_DIMS;
 /// What was asked for, or stands in a file.
 struct Request {
   const algo::Algorithm *algorithm = nullptr;  // null: found by the tensors
-  algo::Traits traits;  // alpha, where it is a scale: absent or 0 means the rank
+  algo::Traits traits;                         // alpha, where it is a scale: absent or 0 means the rank
   bool rank_stabilised = false;
   Shape reshape;                   // to which the weight is padded first; empty: not at all
   std::int64_t divisor_parts = 1;  // a fused pair of so many parts, whose alpha is that of one part (kohya split_qkv)
@@ -38,7 +38,7 @@ struct Definition {
   std::vector<std::string> names;  // the factors' names, in the order of files
   algo::DeltaShape shape;
   algo::Traits traits;
-  Shape reshape;    // what the weight is padded to before anything else; empty: nothing
+  Shape reshape;     // what the weight is padded to before anything else; empty: nothing
   double alpha = 0;  // as requested; the rank where it was absent
   double scale = 1;
   std::uint32_t flags = 0;  // LYC_MODULE_*
@@ -51,9 +51,7 @@ struct Definition {
   bool invertible() const { return !needs_base() && !shape.replaces; }
   bool has_part(lyc_part part) const;
   /// Whether rows of the delta can be computed without the others.
-  bool row_separable() const {
-    return !shape.whole_rows && dora_axis != ops::DoraAxis::kIn && !lacks_base_state();
-  }
+  bool row_separable() const { return !shape.whole_rows && dora_axis != ops::DoraAxis::kIn && !lacks_base_state(); }
 };
 
 /// Whether only files have a tensor of this name: what the family makes of it takes its place.
@@ -73,6 +71,7 @@ struct Placement {
   std::int32_t multiplier_index = 0;
   lyc_part part = LYC_PART_WEIGHT;
   std::int64_t expert = 0;
+  bool forward = false;  // for a forward pass, which some factors have that make no weight
 };
 
 /// MISMATCH unless the rows fit the weight.

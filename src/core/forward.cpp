@@ -284,32 +284,25 @@ class Lowerer {
       put_positions(leading_axes(c_.x, c_.y, c_.x.ndim - axes), f_.x, f_.y);
     }
     weight_ = norm_weight();
-    check_extents(f_.y.channels, 1);
+    if (weight_.numel() != f_.y.channels)
+      fail(LYC_ERROR_MISMATCH, "the norm's weight is ", extents_text(weight_), ", y has ", f_.y.channels, " channels");
   }
 
   // As many as make up the weight's elements.
   int norm_axes() const {
     if (c_.weight) return c_.weight->ndim;
+    const std::int64_t values = definition_.shape.out * std::max<std::int64_t>(1, definition_.shape.columns);
     std::int64_t count = 1;
     for (int axes = 1; axes <= c_.x.ndim; ++axes)
-      if ((count *= c_.x.shape[c_.x.ndim - axes]) == definition_.shape.out) return axes;
+      if ((count *= c_.x.shape[c_.x.ndim - axes]) == values) return axes;
     return 1;
   }
 
-  // The values of a norm's weight, in a row.
-  ops::Operand norm_weight() {
+  ops::Operand norm_weight() const {
+    if (c_.weight) return operand_on(*c_.module.context, *c_.weight, "weight");
     ops::Operand weight;
-    if (c_.weight) {
-      check_activation(*c_.module.context, *c_.weight, "weight");
-      check_float(*c_.weight, "weight");
-      require(c_.weight->ndim == 1 || is_contiguous(*c_.weight), "weight is not contiguous");
-      weight.data = c_.weight->data;
-      weight.dtype = c_.weight->dtype;
-      weight.out = numel(*c_.weight);
-      weight.stride_out = c_.weight->ndim == 1 ? c_.weight->strides[0] : 1;
-    } else {
-      weight.out = f_.y.channels;
-    }
+    weight.out = definition_.shape.out;
+    weight.in = std::max<std::int64_t>(1, definition_.shape.columns);
     return weight;
   }
 
@@ -339,20 +332,30 @@ class Lowerer {
     const bool needed = c_.whole || definition_.needs_base();
     require(!needed || weight_.data, "weight is NULL, but the delta depends on it");
     arrays_.begin_target(needed ? weight_ : ops::Operand(), extents_only(weight_));
-    if (definition_.has_part(LYC_PART_WEIGHT)) lyc::lower(definition_, weight_, {}, arrays_);
+    if (!definition_.has_part(LYC_PART_WEIGHT)) return;
+    Placement placement;
+    placement.forward = true;
+    lyc::lower(definition_, weight_, placement, arrays_);
+    if (definition_.shape.dealt == 1) return;
+    if (definition_.shape.dealt != f_.layer.groups)
+      fail(LYC_ERROR_MISMATCH, "the factors are for ", definition_.shape.dealt, " groups, the layer has ",
+           f_.layer.groups);
+    if (f_.path == ops::Path::kRebuilt)
+      fail(LYC_ERROR_UNSUPPORTED, "the factors see all groups, a weight only its own: it cannot be rebuilt");
+    f_.path = ops::Path::kFactored;
   }
 
   void lower_bias() {
     const bool changed = definition_.has_part(LYC_PART_BIAS), given = c_.whole && c_.bias;
     if (!changed && !given) return;
+    if (layer_.kind == LYC_LAYER_EMBEDDING) fail(LYC_ERROR_UNSUPPORTED, "an embedding has no bias");
     ops::Operand bias, out;
     out.out = f_.y.channels;
-    out.stride_out = 1;
-    if (layer_.kind == LYC_LAYER_EMBEDDING) fail(LYC_ERROR_UNSUPPORTED, "an embedding has no bias");
+    if (f_.layer.kind != LayerKind::kConv) out = extents_only(weight_);
     if (given) {
       bias = operand_on(*c_.module.context, *c_.bias, "bias");
-      if (bias.out != out.out || bias.in * bias.kernel_size() != 1)
-        fail(LYC_ERROR_MISMATCH, "bias has ", bias.out, " values, y has ", out.out, " channels");
+      if (!same_extents(bias, out))
+        fail(LYC_ERROR_MISMATCH, "bias is ", extents_text(bias), ", y has ", f_.y.channels, " channels");
     }
     arrays_.begin_target(bias, extents_only(out));
     if (!changed) return;
