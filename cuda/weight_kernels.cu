@@ -20,11 +20,9 @@
 // along columns, n along rows, k along ranks. Which column an m stands for is ours to choose, so we let thread (g, q) =
 // (lane / 4, lane % 4) own vectors of adjacent columns, and the eight g make up a row's 128 bytes. Ranks are dealt out
 // the same way: thread q owns ranks 4q to 4q + 3 of each 16.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <type_traits>
 
-#include "weight_kernels.hpp"
+#include "device.cuh"
 
 namespace lyc::cuda {
 namespace {
@@ -131,13 +129,6 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
     body(Bf16{});
   else
     body(F16{});
-}
-
-/// An element of a factor.
-__device__ float load_float(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  if (dtype == LYC_DTYPE_F32) return __ldg(static_cast<const float *>(data) + offset);
-  const unsigned short bits = __ldg(static_cast<const unsigned short *>(data) + offset);
-  return dtype == LYC_DTYPE_BF16 ? __uint_as_float(std::uint32_t{bits} << 16) : __half2float(__ushort_as_half(bits));
 }
 
 /// Element `index` of a packed row.
@@ -550,20 +541,6 @@ __device__ void add_staged(Fragment &wide, const Staged &staged, int count, cons
 
 // -- tiles ------------------------------------------------------------------------------------------------------------
 
-/// The target that a tile belongs to: the last one whose first tile is not behind it. Called by whole warps.
-__device__ int find_target(const TargetTable &table, std::uint32_t tile) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  int first = 0, count = table.target_count;
-  while (count > 1) {
-    const int stride = (count + 31) / 32, probe = lane * stride;
-    const bool reached = probe < count && table.first_tile[first + probe] <= tile;
-    const int last = (__popc(__ballot_sync(~0u, reached)) - 1) * stride;
-    first += last;
-    count = min(stride, count - last);
-  }
-  return first;
-}
-
 /// The terms of a target, taken chunk by chunk; terms whose multiplier is 0 are passed over.
 template <typename K>
 class Terms {
@@ -590,8 +567,7 @@ class Terms {
 
  private:
   __device__ float multiplier(const LowRankTerm &term) const {
-    const Multipliers &multipliers = parameters_.multipliers;
-    return multipliers.device ? multipliers.device[term.multiplier_index] : multipliers.values[term.multiplier_index];
+    return multiplier_at(parameters_.multipliers, term.multiplier_index);
   }
 
   __device__ float scale(const LowRankTerm &term) const {
@@ -691,7 +667,7 @@ template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
   const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
   if (number >= p.table.tile_count) return;
-  const int index = find_target(p.table, number);
+  const int index = find_entry(p.table.first_tile, p.table.target_count, number);
   // A copy lets the few strides of a regular target live in registers; nested ones are read where they are.
   const std::conditional_t<K::kRegular, MatrixTarget, const MatrixTarget &> target = p.table.targets[index];
   const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns;

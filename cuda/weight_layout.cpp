@@ -141,15 +141,19 @@ void find_vectors(Factor &row, Factor &column, const Axis &columns, int vector) 
                    column.rank_stride % vector == 0 && aligned(column.data, 2 * vector);
 }
 
-void refuse(const ops::Adapter &adapter, const ops::Term &term) {
-  const auto unsupported = [](const char *what) {
-    fail(LYC_ERROR_UNSUPPORTED, "the CUDA back end does not compute ", what, " yet");
+/// Whether its sum is one of low-rank products.
+bool is_low_rank(const ops::WeightBatch &batch, const ops::WeightTarget &target) {
+  const auto simple = [](const ops::Term &term) {
+    return term.kind == ops::TermKind::kProduct && !term.p.whole() && !term.p.tucker() && !term.p.diagonal.data &&
+           !term.p.mask.data;
   };
-  if (adapter.dora_axis != ops::DoraAxis::kNone) unsupported("DoRA");
-  if (term.kind == ops::TermKind::kHadamard) unsupported("Hadamard terms (LoHa)");
-  if (term.kind == ops::TermKind::kKronecker) unsupported("Kronecker terms (LoKr)");
-  if (term.p.tucker()) unsupported("Tucker cores");
-  if (term.p.whole()) unsupported("whole differences");
+  const auto only_such = [&](const ops::Adapter &adapter) {
+    const ops::Term *terms = batch.terms + adapter.first_term;
+    return adapter.dora_axis == ops::DoraAxis::kNone && !adapter.replaces &&
+           std::all_of(terms, terms + adapter.term_count, simple);
+  };
+  const ops::Adapter *adapters = batch.adapters + target.first_adapter;
+  return std::all_of(adapters, adapters + target.adapter_count, only_such);
 }
 
 void check_dtype(const Operand &operand, const char *what) {
@@ -168,7 +172,6 @@ Operand rows_of(const Operand &up, std::int64_t row_begin, std::int64_t count) {
 }
 
 Part make_part(const Operand &out, const ops::Adapter &adapter, const ops::Term &term) {
-  refuse(adapter, term);
   const Operand &up = term.p.up, &down = term.p.down;
   check_dtype(up, "a factor");
   check_dtype(down, "a factor");
@@ -220,7 +223,7 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
 
 class Builder {
  public:
-  explicit Builder(const ops::WeightBatch &batch) : batch_(batch) {
+  explicit Builder(const ops::WeightBatch &batch) : batch_(batch), others_(batch) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
   }
 
@@ -229,6 +232,7 @@ class Builder {
     check_dtype(target.base, "a weight");
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
+    if (!is_low_rank(batch_, target)) return others_.add(target);
     const std::vector<Part> parts = parts_of(target);
     KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
                     std::all_of(parts.begin(), parts.end(), is_native)};
@@ -255,6 +259,7 @@ class Builder {
   WeightLayout take() {
     for (TargetGroup &group : groups_)
       if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
+    layout_.others = others_.take();
     return std::move(layout_);
   }
 
@@ -271,6 +276,7 @@ class Builder {
 
   const ops::WeightBatch &batch_;
   WeightLayout layout_;
+  TermLayoutBuilder others_;
   std::array<TargetGroup, kKernelKinds> groups_;
 };
 
@@ -327,7 +333,7 @@ std::string describe(const WeightLayout &layout) {
                    group.kind.wide ? "32" : "16", "-bit weights",
                    group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
                    " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
-  return text;
+  return text + describe(layout.others);
 }
 
 }  // namespace lyc::cuda

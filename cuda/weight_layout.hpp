@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "weight_table.hpp"
+#include "term_layout.hpp"
 
 namespace lyc::cuda {
 
-/// Targets for one kernel, with their tile schedule.
+/// Targets with low-rank terms alone, for one kernel, with their tile schedule.
 struct TargetGroup {
   KernelKind kind;
   std::vector<MatrixTarget> targets;
@@ -21,10 +21,11 @@ struct TargetGroup {
 struct WeightLayout {
   std::vector<TargetGroup> groups;  // none of them empty
   std::vector<LowRankTerm> terms;   // of all groups
+  TermLayout others;                // targets with other terms
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel. Throws UNSUPPORTED for what no kernel computes yet.
+/// Turn every target into a matrix and group them by kernel. Throws for what does not fit together.
 WeightLayout lay_out(const ops::WeightBatch &batch);
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <memory>
 
-#include "weight_kernels.hpp"
+#include "term_kernels.hpp"
 
 namespace lyc::cuda {
 namespace {
@@ -29,39 +30,88 @@ class Block {
   std::vector<char> bytes_;
 };
 
-template <typename T>
-const T *at(const void *memory, std::size_t offset) {
-  return reinterpret_cast<const T *>(static_cast<const char *>(memory) + offset);
-}
+/// What a plan points to in its block, known once the block has an address.
+class Uploader {
+ public:
+  explicit Uploader(WeightPlan &plan) : plan_(plan) {}
 
-void upload(WeightPlan &plan) {
-  Block block;
-  const std::size_t terms = block.append(plan.layout.terms);
-  std::vector<std::size_t> targets, first_tiles;
-  for (const TargetGroup &group : plan.layout.groups) {
-    targets.push_back(block.append(group.targets));
-    first_tiles.push_back(block.append(group.first_tile));
+  void upload() {
+    append_groups();
+    append_others();
+    if (block_.bytes().empty()) return;
+    const UncapturedScope uncaptured;
+    check(cudaMalloc(&plan_.memory, block_.bytes().size()), "cudaMalloc");
+    copy(*plan_.context, plan_.memory, block_.bytes().data(), block_.bytes().size(), cudaMemcpyHostToDevice);
+    for (const auto &place : places_) place(static_cast<const char *>(plan_.memory));
   }
-  if (plan.layout.groups.empty()) return;
-  const UncapturedScope uncaptured;
-  check(cudaMalloc(&plan.memory, block.bytes().size()), "cudaMalloc");
-  copy(*plan.context, plan.memory, block.bytes().data(), block.bytes().size(), cudaMemcpyHostToDevice);
-  for (std::size_t g = 0; g < plan.layout.groups.size(); ++g) {
-    const TargetGroup &group = plan.layout.groups[g];
-    plan.tables.push_back({at<MatrixTarget>(plan.memory, targets[g]), at<LowRankTerm>(plan.memory, terms),
-                           at<std::uint32_t>(plan.memory, first_tiles[g]),
-                           static_cast<std::int32_t>(group.targets.size()), group.tile_count, group.tile_rows,
-                           group.chunk_capacity});
+
+ private:
+  template <typename T>
+  void point(const T *&pointer, std::size_t offset) {
+    places_.push_back([&pointer, offset](const char *memory) { pointer = reinterpret_cast<const T *>(memory + offset); });
   }
-}
+
+  template <typename T>
+  void append(const std::vector<T> &array, const T *&pointer) {
+    point(pointer, block_.append(array));
+  }
+
+  void append(const PieceCounter &counter, Schedule &schedule) {
+    schedule.count = static_cast<std::int32_t>(counter.first.size());
+    schedule.pieces = counter.pieces;
+    append(counter.first, schedule.first);
+  }
+
+  void append_groups() {
+    plan_.tables.resize(plan_.layout.groups.size());
+    const std::size_t terms = block_.append(plan_.layout.terms);
+    for (std::size_t g = 0; g < plan_.tables.size(); ++g) {
+      const TargetGroup &group = plan_.layout.groups[g];
+      TargetTable &table = plan_.tables[g];
+      table.target_count = static_cast<std::int32_t>(group.targets.size());
+      table.tile_count = group.tile_count;
+      table.tile_rows = group.tile_rows;
+      table.chunk_capacity = group.chunk_capacity;
+      append(group.targets, table.targets);
+      append(group.first_tile, table.first_tile);
+      point(table.terms, terms);
+    }
+  }
+
+  void append_others() {
+    const TermLayout &others = plan_.layout.others;
+    if (others.targets.empty()) return;
+    append(others.targets, plan_.terms.targets);
+    append(others.adapters, plan_.terms.adapters);
+    append(others.terms, plan_.terms.terms);
+    append(others.norms, plan_.terms.norms);
+    append(others.tiles, plan_.tiles);
+    append(others.norm_tiles, plan_.norms);
+    append(others.magnitudes, plan_.magnitudes);
+    for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
+      append(others.contractions[stage], plan_.contractions[stage]);
+      append(others.contraction_tiles[stage], plan_.contraction_tiles[stage]);
+    }
+  }
+
+  WeightPlan &plan_;
+  Block block_;
+  std::vector<std::function<void(const char *)>> places_;
+};
 
 bool needs_staging(const WeightPlan &plan) { return plan.multiplier_count > kInlineMultipliers; }
 
+std::size_t staging_size(const WeightPlan &plan) {
+  return needs_staging(plan) ? aligned(static_cast<std::size_t>(plan.multiplier_count) * sizeof(float)) : 0;
+}
+
 void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.tables.size());
-  if (!needs_staging(plan)) return;
-  plan.info.launches += store_launches(plan.multiplier_count);
-  plan.info.workspace_size = aligned(static_cast<std::size_t>(plan.multiplier_count) * sizeof(float));
+  if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
+  for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
+  for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
+    plan.info.launches += schedule->pieces > 0;
+  plan.info.workspace_size = staging_size(plan) + plan.layout.others.workspace_size;
 }
 
 /// Where the kernels find the multipliers: in device memory as it is, by value, or staged in the workspace.
@@ -78,10 +128,34 @@ Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &opt
     return placed;
   }
   auto *staged = static_cast<float *>(options.workspace);
-  require(staged, "the workspace is missing; ", plan.info.workspace_size, " bytes are needed");
   check(launch_store_multipliers(host, plan.multiplier_count, staged, stream), "storing multipliers");
   placed.device = staged;
   return placed;
+}
+
+/// One launch for each kind of work that there is.
+void run_others(const WeightPlan &plan, const ops::RunOptions &options, const Multipliers &multipliers,
+                cudaStream_t stream) {
+  TermRun run{plan.terms, static_cast<char *>(options.workspace) + staging_size(plan), options.op, multipliers};
+  for (std::size_t stage = 0; stage < kContractionStages; ++stage)
+    if (plan.contraction_tiles[stage].pieces > 0)
+      check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], run.workspace, stream),
+            "launching small products");
+  if (plan.norms.pieces > 0) {
+    check(launch_norms(run, plan.norms, stream), "launching norms");
+    check(launch_factors(run, plan.magnitudes, stream), "launching norms");
+  }
+  if (plan.tiles.pieces > 0) check(launch_terms(run, plan.tiles, stream), "launching a weight kernel");
+}
+
+void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
+  require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
+          "merging needs a base for every weight, and this batch has weights without one");
+  if (options.op == ops::WeightOp::kUnmerge && plan.layout.others.reads_base)
+    fail(LYC_ERROR_UNSUPPORTED, "what depends on the pristine weight cannot be unmerged");
+  const bool stages = needs_staging(plan) && !(options.multipliers && options.multipliers_on_device);
+  require(options.workspace || (!stages && plan.layout.others.workspace_size == 0), "the workspace is missing; ",
+          plan.info.workspace_size, " bytes are needed");
 }
 
 }  // namespace
@@ -97,20 +171,20 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
-  upload(*plan);
+  Uploader(*plan).upload();
   describe_run(*plan);
   return plan.release();
 }
 
 void run(WeightPlan &plan, const ops::RunOptions &options) {
-  require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
-          "merging needs a base for every weight, and this batch has weights without one");
+  check_run(plan, options);
   const DeviceScope scope(*plan.context);
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, plan.tables[g], options.op, multipliers, stream),
           "launching a weight kernel");
+  run_others(plan, options, multipliers, stream);
 }
 
 std::string explain(const WeightPlan &plan) {

@@ -14,6 +14,10 @@ struct WeightPlan {
   WeightLayout layout;              // the host's copy, for explanations
   void *memory = nullptr;           // one allocation for all tables
   std::vector<TargetTable> tables;  // of layout.groups
+  TermTables terms{};               // of layout.others, and how their work is cut
+  Schedule tiles{}, norms{}, magnitudes{};
+  std::array<Schedule, kContractionStages> contraction_tiles{};
+  std::array<const Contraction *, kContractionStages> contractions{};
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};
 };

@@ -121,6 +121,65 @@ TEST_F(Gpu, RandomLowRankTargetsMatchTheReference) {
   }
 }
 
+bool reads_base(const WeightCase &c) {
+  const ops::WeightBatch batch = c.batch();
+  return std::any_of(batch.adapters, batch.adapters + batch.adapter_count,
+                     [](const ops::Adapter &a) { return a.dora_axis != ops::DoraAxis::kNone || a.replaces; }) ||
+         std::any_of(batch.terms, batch.terms + batch.term_count,
+                     [](const ops::Term &term) { return ops::reads_base(term.kind); });
+}
+
+TEST_F(Gpu, RandomTargetsMatchTheReference) {
+  for (std::uint64_t seed = 0; seed < 8; ++seed) {
+    Random random(seed);
+    for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) {
+      WeightCase c(300 + seed);
+      for (int t = 0; t < 24; ++t) c.add(random_target(random));
+      SCOPED_TRACE(seed);
+      expect_reference(c, op);
+    }
+  }
+}
+
+/// One target for each kind of term and what is done with it, so that a failure has a name.
+TEST_F(Gpu, EachFormMatchesTheReference) {
+  using ops::DoraAxis;
+  using ops::TermKind;
+  for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard, TermKind::kKronecker})
+    for (Half half : {Half::kLowRank, Half::kWhole, Half::kTucker})
+      for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut, DoraAxis::kIn})
+        for (Order order : {Order::kOIHW, Order::kHWIO}) {
+          SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " half " << static_cast<int>(half)
+                                          << " axis " << static_cast<int>(axis) << " order "
+                                          << static_cast<int>(order));
+          TermChoice term;
+          term.kind = kind;
+          term.p = term.q = half;
+          term.rank = 16;
+          term.p_out = term.p_in = 8;
+          WeightCase c(400);
+          for (Shape shape : {Shape{128, 192}, Shape{40, 24, {3, 3, 1}}})
+            c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
+          expect_reference(c, WeightOp::kMerge);
+          if (!reads_base(c)) expect_reference(c, WeightOp::kUnmerge);
+        }
+}
+
+TEST_F(Gpu, LaunchesDoNotGrowWithTheBatch) {
+  std::int32_t launches[2];
+  for (int many : {0, 1}) {
+    WeightCase c(500);
+    for (int repeat = 0; repeat < (many ? 5 : 1); ++repeat) {
+      Random random(5);
+      for (int t = 0; t < 40; ++t) c.add(random_target(random));
+    }
+    c.multipliers.resize(500, 1.0f);
+    DeviceCase device(c.batch());
+    launches[many] = Plan(*backend_, context_, device.batch()).info.launches;
+  }
+  EXPECT_EQ(launches[0], launches[1]);
+}
+
 TEST_F(Gpu, PlainTargetsMatchTheReference) {
   std::uint64_t seed = 0;
   for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32})
@@ -415,13 +474,22 @@ TEST_F(Gpu, ParametersAreWrittenAndReadBack) {
 TEST_F(Gpu, RefusesWhatItCannotCompute) {
   WeightCase c(140);
   TermChoice term;
-  term.kind = ops::TermKind::kHadamard;
-  c.add({{8, 8, {1, 1, 1}}, LYC_DTYPE_F32, LYC_DTYPE_F32, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
-  const ops::WeightBatch batch = c.batch();
-  ops::WeightPlan *plan = nullptr;
+  c.add({{8, 8, {1, 1, 1}},
+         LYC_DTYPE_F32,
+         LYC_DTYPE_F32,
+         Order::kOIHW,
+         Order::kOIHW,
+         true,
+         {{{term}, ops::DoraAxis::kOut}}});
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
   ops::Failure failure = {};
-  EXPECT_EQ(backend_->weight_prepare(context_, &batch, &plan, &failure), LYC_ERROR_UNSUPPORTED);
-  EXPECT_THAT(failure.message, HasSubstr("Hadamard"));
+  try {
+    plan.run(WeightOp::kUnmerge, c.multipliers.data());
+    ADD_FAILURE() << "unmerged what depends on the weight";
+  } catch (const std::runtime_error &error) {
+    EXPECT_THAT(error.what(), HasSubstr("pristine"));
+  }
 
   const ops::BackendContextOptions options = {1000, 0};
   ops::BackendContext *context = nullptr;
