@@ -274,6 +274,11 @@ __device__ Fragment raw_delta(const TermRun &run, const AdapterEntry &adapter, c
   return delta;
 }
 
+/// Factors are DoraFactors.
+__device__ float changed(float4 factors, float base, float delta) {
+  return fmaf(factors.x, fmaf(factors.z, delta, factors.w * base), factors.y * base);
+}
+
 /// What the adapters so far add to `kept` of the weight.
 struct Change {
   Fragment sum;
@@ -291,11 +296,11 @@ __device__ void add_change(const TermRun &run, const AdapterEntry &adapter, floa
     });
     return;
   }
-  const auto *factors = reinterpret_cast<const float2 *>(run.workspace + adapter.factors);
+  const auto *factors = reinterpret_cast<const float4 *>(run.workspace + adapter.factors);
   for_each([&](int r, int c) {
     const Line line = adapter.magnitude_rows ? step.row(r) : step.columns[c];
-    const float2 factor = __ldg(factors + place_on(line, adapter.magnitude_level));
-    change.sum.value[r][c] += fmaf(factor.x, base.value[r][c], factor.y * delta.value[r][c]);
+    change.sum.value[r][c] +=
+        changed(__ldg(factors + place_on(line, adapter.magnitude_level)), base.value[r][c], delta.value[r][c]);
   });
 }
 
@@ -436,8 +441,10 @@ __global__ void factors_kernel(const __grid_constant__ TermRun run, const __grid
   const double epsilon = adapter.dora_rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(adapter.epsilon);
   const double blend =
       rule.a + rule.b * static_cast<double>(element(adapter.magnitude, magnitude)) / (sqrt(squares) + epsilon);
-  reinterpret_cast<float2 *>(run.workspace + adapter.factors)[magnitude] =
-      make_float2(static_cast<float>(blend - rule.c), static_cast<float>(blend * rule.v));
+  const bool cancels = fabs(blend) > 4.0 * fabs(rule.c);
+  reinterpret_cast<DoraFactors *>(run.workspace + adapter.factors)[magnitude] = {
+      static_cast<float>(blend), static_cast<float>(cancels ? -rule.c : blend - rule.c), static_cast<float>(rule.v),
+      cancels ? 1.0f : 0.0f};
 }
 
 // -- contractions -----------------------------------------------------------------------------------------------------

@@ -13,96 +13,6 @@ namespace {
 using ops::Operand;
 using ops::TermKind;
 
-constexpr std::uint64_t kAlignment = 256;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-std::int32_t narrow(std::int64_t value, const char *what) {
-  require(value <= std::numeric_limits<std::int32_t>::max(), what, " is ", value, ", at most 2^31-1");
-  return static_cast<std::int32_t>(value);
-}
-
-/// An operand of the batch, or one that a run computes: its data is an offset into the workspace then.
-struct Source {
-  Operand operand;
-  bool in_workspace = false;
-};
-
-struct ProductSource {
-  Source up, down;  // up absent: whole
-  Operand diagonal, mask;
-  std::int64_t rank() const { return up.operand.dtype == LYC_DTYPE_NONE ? 0 : up.operand.in; }
-};
-
-// -- checks -----------------------------------------------------------------------------------------------------------
-
-void check(const Operand &operand, const char *what) {
-  require(operand.data, what, " is absent");
-  if (!is_arithmetic(operand.dtype))
-    fail(LYC_ERROR_UNSUPPORTED, what, " has dtype ", dtype_name(operand.dtype), ", must be f32, f16 or bf16");
-}
-
-void check_product(const ops::Product &product) {
-  check(product.down, "a factor");
-  if (product.whole()) return;
-  check(product.up, "a factor");
-  if (product.tucker()) check(product.core, "a core");
-  const std::int64_t below = product.tucker() ? product.core.out : product.down.out;
-  require(product.up.in == below, "up has rank ", product.up.in, " and what it multiplies has ", below);
-  if (product.tucker())
-    require(product.core.in == product.down.out, "a core has rank ", product.core.in, " and down has ",
-            product.down.out);
-  for (const Operand *ranks : {&product.diagonal, &product.mask}) {
-    if (!ranks->data) continue;
-    check(*ranks, "a vector of ranks");
-    require(ranks->out == product.rank(), "a vector has ", ranks->out, " ranks, must have ", product.rank());
-  }
-}
-
-void check_rows(std::int64_t rows, const ops::Term &term, const Operand &weight) {
-  require(term.row_begin >= 0 && term.row_begin <= rows - weight.out, "rows ", term.row_begin, " to ",
-          term.row_begin + weight.out, " of a delta with ", rows, " rows");
-}
-
-void check_columns(std::int64_t in, const Operand &kernel, const Operand &weight) {
-  require(in == weight.in && kernel.kernel_size() == weight.kernel_size(), "a delta of ", in, " x ",
-          kernel.kernel_size(), " columns on a weight of ", weight.in, " x ", weight.kernel_size());
-}
-
-Operand rows_from(Operand operand, std::int64_t begin) {
-  operand.data = static_cast<char *>(operand.data) +
-                 begin * operand.stride_out * static_cast<std::int64_t>(dtype_size(operand.dtype));
-  operand.out -= begin;
-  return operand;
-}
-
-// -- axes -------------------------------------------------------------------------------------------------------------
-
-/// Axes of a weight: O is 0, I is 1, then the kernel's.
-constexpr int kOutAxis = 0, kInAxis = 1, kFirstKernelAxis = 2, kAxes = kFirstKernelAxis + ops::kMaxKernelDims;
-
-std::int64_t extent(const Operand &t, int axis) {
-  return axis == kOutAxis ? t.out : axis == kInAxis ? t.in : t.kernel[axis - kFirstKernelAxis];
-}
-
-std::int64_t stride(const Operand &t, int axis) {
-  if (extent(t, axis) == 1) return 0;
-  return axis == kOutAxis ? t.stride_out : axis == kInAxis ? t.stride_in : t.stride_kernel[axis - kFirstKernelAxis];
-}
-
-void set_stride(Operand &t, int axis, std::int64_t value) {
-  (axis == kOutAxis ? t.stride_out : axis == kInAxis ? t.stride_in : t.stride_kernel[axis - kFirstKernelAxis]) = value;
-}
-
-/// All axes of more than one element, those with the smallest steps first.
-std::vector<int> axes_by_stride(const Operand &t) {
-  std::vector<int> axes;
-  for (int axis = kAxes - 1; axis >= 0; --axis)
-    if (extent(t, axis) > 1) axes.push_back(axis);
-  std::stable_sort(axes.begin(), axes.end(), [&](int a, int b) { return stride(t, a) < stride(t, b); });
-  return axes;
-}
-
 /// How a target's axes become rows and columns: columns are the side with the output's smallest step.
 class Frame {
  public:
@@ -142,8 +52,8 @@ class Frame {
   ProductView product(const ProductSource &source) const {
     ProductView view{};
     view.rank = narrow(source.rank(), "a rank");
-    view.diagonal = vector(source.diagonal);
-    view.mask = vector(source.mask);
+    view.diagonal = vector_of(source.diagonal);
+    view.mask = vector_of(source.mask);
     if (view.rank == 0) return view.row = this->view(source.down), view;
     view.row = this->view(source.up, true, false);
     view.column = this->view(source.down, false, true);
@@ -164,21 +74,6 @@ class Frame {
     }
     return strides;
   }
-
-  /// Contiguous strides in the memory order of the output.
-  Operand laid_out_alike(Operand t) const {
-    std::int64_t step = 1;
-    std::vector<int> order = order_;
-    for (int axis = kAxes - 1; axis >= 0; --axis)
-      if (std::find(order.begin(), order.end(), axis) == order.end()) order.push_back(axis);
-    for (int axis : order) {
-      set_stride(t, axis, step);
-      step *= extent(t, axis);
-    }
-    return t;
-  }
-
-  static Vector vector(const Operand &operand) { return {operand.data, operand.dtype, operand.stride_out}; }
 
  private:
   Axis axis(bool is_out) const {
@@ -203,8 +98,9 @@ class Frame {
 
 class TargetBuilder {
  public:
-  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, TermLayout &layout)
-      : batch_(batch), target_(target), weight_(target.out), frame_(target.out), layout_(layout) {}
+  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, Products &products,
+                TermLayout &layout)
+      : batch_(batch), target_(target), weight_(target.out), frame_(target.out), products_(products), layout_(layout) {}
 
   void build() {
     TermTarget target{};
@@ -230,8 +126,7 @@ class TargetBuilder {
 
  private:
   void add_adapter(const ops::Adapter &adapter) {
-    require(adapter.multiplier_index >= 0 && adapter.multiplier_index < batch_.multiplier_count, "multiplier index ",
-            adapter.multiplier_index, " of ", batch_.multiplier_count);
+    check_multiplier(adapter, batch_);
     AdapterEntry entry{};
     entry.first_term = static_cast<std::int32_t>(layout_.terms.size());
     entry.term_count = adapter.term_count;
@@ -257,14 +152,14 @@ class TargetBuilder {
                        out ? adapter.magnitude.stride_out : adapter.magnitude.stride_in};
     entry.magnitude_rows = out == frame_.out_is_row();
     entry.magnitude_level = out ? 0 : frame_.in_level();
-    entry.factors = reserve(2 * magnitudes);
+    entry.factors = products_.reserve(magnitudes * sizeof(DoraFactors) / sizeof(float));
 
     NormTask task{};
     task.target = static_cast<std::int32_t>(layout_.targets.size());
     task.adapter = static_cast<std::int32_t>(layout_.adapters.size());
     const std::int64_t pieces = entry.magnitude_rows ? strips_ : ceil_div(rows_, kNormRows);
     const std::int64_t lines = entry.magnitude_rows ? rows_ : columns_;
-    task.partial = reserve(pieces * lines);
+    task.partial = products_.reserve(pieces * lines);
     task.pieces = static_cast<std::int32_t>(pieces);
     task.lines = static_cast<std::int32_t>(lines);
     task.inside = static_cast<std::int32_t>(out ? 1 : frame_.inside_in());
@@ -286,11 +181,11 @@ class TargetBuilder {
       case TermKind::kProduct:
       case TermKind::kBaseHadamard:
         if (ops::reads_base(term.kind)) need_base("a term made from the weight");
-        entry.p = frame_.product(fitting(term.p, term));
+        entry.p = fitting(term.p, term);
         break;
       case TermKind::kHadamard:
-        entry.p = frame_.product(fitting(term.p, term));
-        entry.q = frame_.product(fitting(term.q, term));
+        entry.p = fitting(term.p, term);
+        entry.q = fitting(term.q, term);
         break;
       case TermKind::kKronecker:
         add_kronecker(term, entry);
@@ -301,7 +196,8 @@ class TargetBuilder {
       case TermKind::kBaseProduct:
         need_base("a term made from the weight");
         entry.kind = TermKind::kProduct;
-        entry.p = frame_.product(base_product(term.p));
+        check_base_product(term.p, weight_);
+        entry.p = frame_.product(products_.right_of(target_.base, term.p, weight_));
         break;
       case TermKind::kRotation:
         fail(LYC_ERROR_UNSUPPORTED, "the CUDA back end does not compute rotations (OFT, BOFT) yet");
@@ -315,73 +211,10 @@ class TargetBuilder {
   }
 
   /// A product of the weight's shape, from the target's first row on.
-  ProductSource fitting(const ops::Product &product, const ops::Term &term) {
+  ProductView fitting(const ops::Product &product, const ops::Term &term) {
     check_product(product);
-    check_rows(product.out(), term, weight_);
-    check_columns(product.in(), product.kernel_holder(), weight_);
-    ops::Product rows = product;
-    (rows.whole() ? rows.down : rows.up) = rows_from(product.whole() ? product.down : product.up, term.row_begin);
-    return contracted(rows);
-  }
-
-  /// A core goes into the factor below it.
-  ProductSource contracted(const ops::Product &product) {
-    if (product.whole()) return {{}, {product.down}, {}, {}};
-    ProductSource source{{product.up}, {product.down}, product.diagonal, product.mask};
-    if (!product.tucker()) return source;
-    const Operand &core = product.core, &down = product.down;
-    Contraction sum{};
-    sum.left = {core.data, core.dtype, 0};
-    sum.left_a = core.stride_out, sum.left_s = core.stride_in;
-    sum.right = {down.data, down.dtype, 0};
-    sum.right_s = down.stride_out, sum.right_b = down.stride_in;
-    Operand result = core;
-    result.in = down.in;
-    source.down = contract(0, sum, core, core.in, result, true);
-    return source;
-  }
-
-  /// Finish a contraction over `length` whose left factor has the kernel of `kernel`. `result` has the extents: rows are
-  /// `a` and columns `b`, or the other way round.
-  Source contract(int stage, Contraction sum, const Operand &kernel, std::int64_t length, Operand result,
-                  bool a_is_out) {
-    result = frame_.laid_out_alike(result);
-    result.dtype = LYC_DTYPE_F32;
-    sum.result = reserve(result.numel());
-    result.data = reinterpret_cast<void *>(sum.result);
-    sum.a = narrow(a_is_out ? result.out : result.in, "a factor's extent");
-    sum.b = narrow(a_is_out ? result.in : result.out, "a factor's extent");
-    sum.s = narrow(length, "a rank");
-    sum.result_a = a_is_out ? result.stride_out : result.stride_in;
-    sum.result_b = a_is_out ? result.stride_in : result.stride_out;
-    for (int k = 0; k < ops::kMaxKernelDims; ++k) {
-      sum.kernel[k] = narrow(kernel.kernel[k], "a kernel");
-      sum.left_kernel[k] = kernel.stride_kernel[k];
-      sum.result_kernel[k] = result.stride_kernel[k];
-    }
-    const std::int64_t rows = std::int64_t{sum.a} * kernel.kernel_size();
-    const auto at = static_cast<std::size_t>(stage);
-    layout_.contractions[at].push_back(sum);
-    layout_.contraction_tiles[at].add(ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile));
-    return {result, true};
-  }
-
-  /// up * down as one whole tensor, the ranks' vectors with it.
-  Source multiplied(const ProductSource &product) {
-    if (product.rank() == 0) return product.down;
-    const Operand &up = product.up.operand, &down = product.down.operand;
-    Contraction sum{};  // the kernel is the lower factor's, so that is the left one
-    sum.left = {down.data, down.dtype, 0};
-    sum.left_in_workspace = product.down.in_workspace;
-    sum.left_a = down.stride_in, sum.left_s = down.stride_out;
-    sum.right = {up.data, up.dtype, 0};
-    sum.right_in_workspace = product.up.in_workspace;
-    sum.right_s = up.stride_in, sum.right_b = up.stride_out;
-    sum.diagonal = Frame::vector(product.diagonal);
-    sum.mask = Frame::vector(product.mask);
-    Operand result = down;
-    result.out = up.out;
-    return contract(1, sum, down, up.in, result, false);
+    check_fit(product.out(), product.in(), product.kernel_holder(), term, weight_);
+    return frame_.product(products_.without_core(product, weight_, term.row_begin));
   }
 
   void add_kronecker(const ops::Term &term, TermEntry &entry) {
@@ -389,10 +222,9 @@ class TargetBuilder {
     check_product(term.q);
     const std::int64_t rows = term.q.out(), columns = term.q.in();
     require(term.p.kernel_holder().kernel_size() == 1, "the left half of a Kronecker product has a kernel");
-    check_rows(term.p.out() * rows, term, weight_);
-    check_columns(term.p.in() * columns, term.q.kernel_holder(), weight_);
-    entry.p.row = frame_.view(multiplied(contracted(term.p)));
-    entry.q.row = frame_.view(multiplied(contracted(term.q)));
+    check_fit(term.p.out() * rows, term.p.in() * columns, term.q.kernel_holder(), term, weight_);
+    entry.p.row = frame_.view(products_.whole(term.p, weight_));
+    entry.q.row = frame_.view(products_.whole(term.q, weight_));
     entry.rows = {0, narrow(rows, "the rows of a Kronecker product's half"), term.row_begin};
     entry.columns = {frame_.in_level(), narrow(columns, "the columns of a Kronecker product's half"), 0};
     if (!frame_.out_is_row()) std::swap(entry.rows, entry.columns);
@@ -403,77 +235,31 @@ class TargetBuilder {
     check(sparse.values, "the values of a sparse term");
     require(sparse.row_starts.dtype == LYC_DTYPE_I64 && sparse.columns.dtype == LYC_DTYPE_I64,
             "the positions of a sparse term must be i64");
-    check_rows(sparse.row_starts.out - 1, term, weight_);
-    Vector starts = Frame::vector(sparse.row_starts);
+    check_fit(sparse.row_starts.out - 1, weight_.in, weight_, term, weight_);
+    Vector starts = vector_of(sparse.row_starts);
     starts.data = static_cast<const std::int64_t *>(starts.data) + term.row_begin * starts.stride;
-    entry.sparse = {starts, Frame::vector(sparse.columns), Frame::vector(sparse.values)};
-  }
-
-  /// W P as a product: (W up) down where that is a matrix, else whole.
-  ProductSource base_product(const ops::Product &product) {
-    check_product(product);
-    require(product.kernel_holder().kernel_size() == 1 && product.out() == weight_.in && product.in() == weight_.in,
-            "a factor of ", product.out(), " x ", product.in(), " right of a weight with ", weight_.in,
-            " input features");
-    const Operand &base = target_.base;
-    ProductSource right = contracted(product);
-    const Operand &factor = right.rank() == 0 ? right.down.operand : right.up.operand;
-    Contraction sum{};
-    sum.left = {base.data, base.dtype, 0};
-    sum.left_a = base.stride_out, sum.left_s = base.stride_in;
-    sum.right = {factor.data, factor.dtype, 0};
-    sum.right_s = factor.stride_out, sum.right_b = factor.stride_in;
-    Operand result = base;
-    result.in = factor.in;
-    const Source left = contract(0, sum, base, base.in, result, true);
-    if (right.rank() == 0) return {{}, left, {}, {}};
-    if (weight_.kernel_size() == 1) return {left, right.down, right.diagonal, right.mask};
-
-    const Operand &below = right.down.operand;
-    Contraction outer{};
-    outer.left = {left.operand.data, LYC_DTYPE_F32, 0};
-    outer.left_in_workspace = 1;
-    outer.left_a = left.operand.stride_out, outer.left_s = left.operand.stride_in;
-    outer.right = {below.data, below.dtype, 0};
-    outer.right_in_workspace = right.down.in_workspace;
-    outer.right_s = below.stride_out, outer.right_b = below.stride_in;
-    outer.diagonal = Frame::vector(right.diagonal);
-    outer.mask = Frame::vector(right.mask);
-    result.in = weight_.in;
-    return {{}, contract(1, outer, left.operand, factor.in, result, true), {}, {}};
-  }
-
-  std::uint64_t reserve(std::int64_t floats) {
-    const std::uint64_t at = layout_.workspace_size;
-    layout_.workspace_size += (static_cast<std::uint64_t>(floats) * sizeof(float) + kAlignment - 1) / kAlignment *
-                              kAlignment;
-    return at;
+    entry.sparse = {starts, vector_of(sparse.columns), vector_of(sparse.values)};
   }
 
   const ops::WeightBatch &batch_;
   const ops::WeightTarget &target_;
   const Operand &weight_;
   const Frame frame_;
+  Products &products_;
   TermLayout &layout_;
   std::int64_t strips_ = 0, rows_ = 0, columns_ = 0;
 };
 
 }  // namespace
 
-void PieceCounter::add(std::int64_t count) {
-  require(count <= std::numeric_limits<std::int32_t>::max() - std::int64_t{pieces},
-          "a batch of more than 2^31 tiles; split it");
-  first.push_back(pieces);
-  pieces += static_cast<std::uint32_t>(count);
+void TermLayoutBuilder::add(const ops::WeightTarget &target) {
+  TargetBuilder(batch_, target, products_, layout_).build();
 }
-
-void TermLayoutBuilder::add(const ops::WeightTarget &target) { TargetBuilder(batch_, target, layout_).build(); }
 
 std::string describe(const TermLayout &layout) {
   if (layout.targets.empty()) return {};
   return concat("terms of any kind: ", layout.targets.size(), " weights, ", layout.tiles.pieces, " tiles of ",
                 kTermTileRows, " x ", kStripColumns, ", ",
-                layout.contractions[0].size() + layout.contractions[1].size(), " small products, ",
                 layout.norms.size(), " norms\n");
 }
 

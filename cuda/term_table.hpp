@@ -51,8 +51,12 @@ struct TermEntry {
   SparseView sparse;
 };
 
-/// Its DoRA factors are two floats for each magnitude, in the workspace: the change is
-/// factors[0] * W + factors[1] * D.
+/// What DoRA makes of a magnitude's line: the change is x * (v * D + w * W) + y * W. Where x is large, D and W may nearly
+/// cancel, and w is 1 so that they do before they are multiplied; elsewhere w is 0 and y says how little of W changes.
+struct DoraFactors {
+  float x, y, v, w;
+};
+
 struct AdapterEntry {
   std::int32_t first_term, term_count;
   std::int32_t multiplier_index;
@@ -63,7 +67,7 @@ struct AdapterEntry {
   std::int32_t magnitude_rows;   // 1: magnitudes belong to rows, 0: to columns
   std::int32_t magnitude_level;  // the level of that axis which counts magnitudes
   Vector magnitude;
-  std::uint64_t factors;  // offset into the workspace
+  std::uint64_t factors;  // DoraFactors of all magnitudes: offset into the workspace
 };
 
 struct TermTarget {

@@ -21,6 +21,7 @@
 // (lane / 4, lane % 4) own vectors of adjacent columns, and the eight g make up a row's 128 bytes. Ranks are dealt out
 // the same way: thread q owns ranks 4q to 4q + 3 of each 16.
 #include <type_traits>
+#include <utility>
 
 #include "device.cuh"
 
@@ -40,6 +41,7 @@ struct Kind {
   static constexpr bool kWide = kernel_kind(kIndex).wide;
   static constexpr bool kRegular = kernel_kind(kIndex).regular;
   static constexpr bool kNative = kernel_kind(kIndex).native;
+  static constexpr bool kHadamard = kernel_kind(kIndex).hadamard;
   static constexpr int kParts = parts_of(kernel_kind(kIndex));
   static constexpr int kVector = vector_columns(kernel_kind(kIndex));  // columns in one access
 };
@@ -55,11 +57,11 @@ struct Packed {
   std::uint32_t word[K::kWide ? kThreadColumns : kThreadColumns / 2];
 };
 
-struct Parameters {
-  TargetTable table;
-  ops::WeightOp op;
-  Multipliers multipliers;
-};
+using Parameters = LowRankRun;
+
+__device__ const void *address(const Factor &factor, const char *workspace) {
+  return factor.in_workspace ? workspace + reinterpret_cast<std::uintptr_t>(factor.data) : factor.data;
+}
 
 struct Lane {
   int g, q;
@@ -319,6 +321,7 @@ struct Chunk {
   std::int16_t ranks;  // up to 16; the others count as 0
   bool last;           // of its term
   bool bf16;           // the row factor's dtype
+  Role role;           // the term's
   const LowRankTerm *term;
   float scale;
 };
@@ -364,12 +367,13 @@ __device__ std::uint32_t load_16(const void *data, std::int64_t offset) {
 
 /// Four ranks of the thread's columns, whole vectors at once: only where everything is inside and aligned.
 template <typename K>
-__device__ void stage_vectors(const Staged &staged, int chunk, const Factor &factor, int rank, const Step &step) {
+__device__ void stage_vectors(const Staged &staged, int chunk, const Factor &factor, const void *data, int rank,
+                              const Step &step) {
   constexpr int kVec = K::kVector;
   std::uint32_t columns[kThreadRanks][kThreadColumns / 2];  // two columns a word
 #pragma unroll
   for (int r = 0; r < kThreadRanks; ++r) {
-    const auto *from = static_cast<const std::uint16_t *>(factor.data) + (rank + r) * factor.rank_stride + step.x;
+    const auto *from = static_cast<const std::uint16_t *>(data) + (rank + r) * factor.rank_stride + step.x;
 #pragma unroll
     for (int part = 0; part < kThreadColumns / kVec; ++part) {
       const auto *at = from + column_of<K>(step.lane, part * kVec);
@@ -393,7 +397,7 @@ __device__ void stage_vectors(const Staged &staged, int chunk, const Factor &fac
 
 /// The same, element by element, from any strides and dtype.
 template <typename K>
-__device__ void stage_elements(const Staged &staged, int chunk, const LowRankTerm &term, int rank,
+__device__ void stage_elements(const Staged &staged, int chunk, const LowRankTerm &term, const void *data, int rank,
                                const MatrixTarget &target, const Step &step) {
   const Factor &factor = term.column_factor;
   for (int j = 0; j < kMTiles; ++j) {
@@ -408,11 +412,11 @@ __device__ void stage_elements(const Staged &staged, int chunk, const LowRankTer
         const bool first = inside && rank + r < term.rank, second = inside && rank + r + 1 < term.rank;
         const std::int64_t offset = column + (rank + r) * factor.rank_stride;
         if constexpr (K::kNative) {
-          part[0][c + r] = pair(first ? load_16(factor.data, offset) : 0,
-                                second ? load_16(factor.data, offset + factor.rank_stride) : 0);
+          part[0][c + r] = pair(first ? load_16(data, offset) : 0,
+                                second ? load_16(data, offset + factor.rank_stride) : 0);
         } else {
-          float low = first ? load_float(factor.data, factor.dtype, offset) : 0.0f;
-          float high = second ? load_float(factor.data, factor.dtype, offset + factor.rank_stride) : 0.0f;
+          float low = first ? load_float(data, factor.dtype, offset) : 0.0f;
+          float high = second ? load_float(data, factor.dtype, offset + factor.rank_stride) : 0.0f;
 #pragma unroll
           for (int p = 0; p < K::kParts; ++p) part[p][c + r] = cut(low, high);
         }
@@ -508,9 +512,41 @@ __device__ void multiply_chunk(Sum &sum, const Staged &staged, int chunk, const 
   }
 }
 
-/// wide += scale * product of the chunks that are staged.
+/// Of a step: the weight, and the first half of a Hadamard product until its second half has been added.
 template <typename K>
-__device__ void add_staged(Fragment &wide, const Staged &staged, int count, const MatrixTarget &target,
+struct Sums {
+  Fragment weight = {};
+  Sum held = {};
+
+  __device__ void add(const Chunk &chunk, const Sum &sum) {
+    if (K::kHadamard && chunk.role == Role::kHold) {
+      for_each([&](int, int, float &h, float s) { h += s; }, sum);
+    } else if (K::kHadamard && chunk.role == Role::kMultiply) {
+      for_each([&](int r, int i, float &h, float s) { add_to(r, i, chunk.scale, h * s); }, sum);
+      if (chunk.last) held = {};
+    } else {
+      for_each([&](int r, int i, float &, float s) { add_to(r, i, chunk.scale, s); }, sum);
+    }
+  }
+
+ private:
+  __device__ void add_to(int r, int i, float scale, float value) {
+    weight.value[r][i] = fmaf(scale, value, weight.value[r][i]);
+  }
+
+  template <typename Visit>
+  __device__ void for_each(Visit visit, const Sum &sum) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kThreadColumns; ++i)
+        visit(r, i, held.value[r / 2][i / 2][i % 2 * 2 + r % 2], sum.value[r / 2][i / 2][i % 2 * 2 + r % 2]);
+  }
+};
+
+/// Take the chunks that are staged, term by term; of a term whose chunks are staged by turns, as much as there is.
+template <typename K>
+__device__ void add_staged(Sums<K> &sums, const Staged &staged, int count, const MatrixTarget &target,
                            const Step &step) {
   Sum sum = {};
   for (int c = 0; c < count; ++c) {
@@ -530,11 +566,7 @@ __device__ void add_staged(Fragment &wide, const Staged &staged, int count, cons
     else
       multiply_chunk<K, false>(sum, staged, c, rows);
     if (!chunk.last && c + 1 < count) continue;
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r)
-#pragma unroll
-      for (int i = 0; i < kThreadColumns; ++i)
-        wide.value[r][i] = fmaf(chunk.scale, sum.value[r / 2][i / 2][i % 2 * 2 + r % 2], wide.value[r][i]);
+    sums.add(chunk, sum);
     sum = {};
   }
 }
@@ -587,20 +619,22 @@ class Terms {
     const bool last = rank_ + ranks == term.rank;
     if (threadIdx.x % 32 == 0) {
       const std::int64_t skipped = rank_ * row.rank_stride * (is_wide(row.dtype) ? 4 : 2);
-      staged.chunks[chunk] = {static_cast<const char *>(row.data) + skipped,
+      staged.chunks[chunk] = {static_cast<const char *>(address(row, parameters_.workspace)) + skipped,
                               row.row_bytes,
                               static_cast<std::int16_t>(ranks),
                               last,
                               row.dtype == LYC_DTYPE_BF16,
+                              term.role,
                               &term,
                               scale(term)};
     }
     const int rank = rank_ + step.lane.q * kThreadRanks;
+    const void *data = address(column, parameters_.workspace);
     const bool inside = K::kRegular || step.x + column_of<K>(step.lane, kThreadColumns - 1) < target_.columns.size;
     if (K::kNative && column.vectors && inside && rank + kThreadRanks <= term.rank)
-      stage_vectors<K>(staged, chunk, column, rank, step);
+      stage_vectors<K>(staged, chunk, column, data, rank, step);
     else
-      stage_elements<K>(staged, chunk, term, rank, target_, step);
+      stage_elements<K>(staged, chunk, term, data, rank, target_, step);
     rank_ += ranks;
     if (!last) return;
     rank_ = 0;
@@ -639,29 +673,29 @@ __device__ void merge_tile(Terms<K> &terms, const Staged &staged, const MatrixTa
 
   for (int y = tile.y_begin; y < tile.y_end; y += kStepRows) {
     const Step step{lane, y, tile.x};
-    Fragment wide = {};
+    Sums<K> sums;
     if (has_base) {
-      wide = widen<K>(rows, target.base.dtype);
+      sums.weight = widen<K>(rows, target.base.dtype);
       if (y + kStepRows < tile.y_end) load_rows<K>(rows, target, lane, y + kStepRows, tile.x);
     }
-    add_staged<K>(wide, staged, count, target, step);
+    add_staged<K>(sums, staged, count, target, step);
     if (!all_staged) {  // the other chunks, and then the first again, for the next step
       while (!terms.at_end()) {
         count = terms.stage(staged, step);
-        add_staged<K>(wide, staged, count, target, step);
+        add_staged<K>(sums, staged, count, target, step);
       }
       terms.restart();
       count = terms.stage(staged, step);
     }
     Packed<K> merged[kThreadRows];
-    round_to<K>(merged, wide, target.out.dtype);
+    round_to<K>(merged, sums.weight, target.out.dtype);
     store_rows<K>(merged, target, lane, y, tile.x);
   }
 }
 
 /// Blocks that must fit on a multiprocessor, which bounds the registers.
 template <typename K>
-constexpr int blocks_wanted = K::kRegular ? (K::kWide ? 3 : 4) : 2;
+constexpr int blocks_wanted = K::kRegular ? (K::kWide || K::kHadamard ? 3 : 4) : 2;
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
@@ -693,9 +727,11 @@ __global__ void store_multipliers_kernel(const __grid_constant__ StoredMultiplie
 
 using Kernel = void (*)(Parameters);
 
-constexpr Kernel kKernels[kKernelKinds] = {low_rank_kernel<Kind<0>>, low_rank_kernel<Kind<1>>, low_rank_kernel<Kind<2>>,
-                                           low_rank_kernel<Kind<3>>, low_rank_kernel<Kind<4>>, low_rank_kernel<Kind<5>>,
-                                           low_rank_kernel<Kind<6>>, low_rank_kernel<Kind<7>>};
+template <int... kIndex>
+const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
+  constexpr Kernel kKernels[] = {low_rank_kernel<Kind<kIndex>>...};
+  return reinterpret_cast<const void *>(kKernels[index]);
+}
 
 template <typename... Arguments>
 cudaError_t launch(const void *kernel, unsigned blocks, std::size_t shared, cudaStream_t stream,
@@ -704,7 +740,9 @@ cudaError_t launch(const void *kernel, unsigned blocks, std::size_t shared, cuda
   return cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), addresses, shared, stream);
 }
 
-const void *kernel_of(KernelKind kind) { return reinterpret_cast<const void *>(kKernels[index_of(kind)]); }
+const void *kernel_of(KernelKind kind) {
+  return kernel_at(index_of(kind), std::make_integer_sequence<int, kKernelKinds>());
+}
 
 std::size_t shared_bytes(KernelKind kind, int chunk_capacity) {
   const std::size_t fragments = sizeof(uint4) * kMTiles * 32 * static_cast<std::size_t>(parts_of(kind));
@@ -722,11 +760,9 @@ cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks) {
                                                        shared_bytes(kind, chunk_capacity));
 }
 
-cudaError_t launch_low_rank(KernelKind kind, const TargetTable &table, ops::WeightOp op, const Multipliers &multipliers,
-                            cudaStream_t stream) {
-  const unsigned blocks = (table.tile_count + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  return launch(kernel_of(kind), blocks, shared_bytes(kind, table.chunk_capacity), stream,
-                Parameters{table, op, multipliers});
+cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, cudaStream_t stream) {
+  const unsigned blocks = (run.table.tile_count + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  return launch(kernel_of(kind), blocks, shared_bytes(kind, run.table.chunk_capacity), stream, run);
 }
 
 cudaError_t launch_store_multipliers(const float *host, int count, float *device, cudaStream_t stream) {

@@ -22,6 +22,8 @@ struct WeightLayout {
   std::vector<TargetGroup> groups;  // none of them empty
   std::vector<LowRankTerm> terms;   // of all groups
   TermLayout others;                // targets with other terms
+  Products products;                // that all of them need
+  bool reads_base = false;          // also for a difference
   bool has_all_bases = true;
 };
 

@@ -38,6 +38,7 @@ class Uploader {
   void upload() {
     append_groups();
     append_others();
+    append_products();
     if (block_.bytes().empty()) return;
     const UncapturedScope uncaptured;
     check(cudaMalloc(&plan_.memory, block_.bytes().size()), "cudaMalloc");
@@ -88,9 +89,14 @@ class Uploader {
     append(others.tiles, plan_.tiles);
     append(others.norm_tiles, plan_.norms);
     append(others.magnitudes, plan_.magnitudes);
+  }
+
+  void append_products() {
+    const Products &products = plan_.layout.products;
     for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
-      append(others.contractions[stage], plan_.contractions[stage]);
-      append(others.contraction_tiles[stage], plan_.contraction_tiles[stage]);
+      if (products.contractions[stage].empty()) continue;
+      append(products.contractions[stage], plan_.contractions[stage]);
+      append(products.tiles[stage], plan_.contraction_tiles[stage]);
     }
   }
 
@@ -111,7 +117,7 @@ void describe_run(WeightPlan &plan) {
   for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
-  plan.info.workspace_size = staging_size(plan) + plan.layout.others.workspace_size;
+  plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
 }
 
 /// Where the kernels find the multipliers: in device memory as it is, by value, or staged in the workspace.
@@ -133,14 +139,18 @@ Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &opt
   return placed;
 }
 
-/// One launch for each kind of work that there is.
-void run_others(const WeightPlan &plan, const ops::RunOptions &options, const Multipliers &multipliers,
-                cudaStream_t stream) {
-  TermRun run{plan.terms, static_cast<char *>(options.workspace) + staging_size(plan), options.op, multipliers};
+char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
+  return static_cast<char *>(options.workspace) + staging_size(plan);
+}
+
+void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) {
   for (std::size_t stage = 0; stage < kContractionStages; ++stage)
     if (plan.contraction_tiles[stage].pieces > 0)
-      check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], run.workspace, stream),
+      check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], workspace, stream),
             "launching small products");
+}
+
+void run_others(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
   if (plan.norms.pieces > 0) {
     check(launch_norms(run, plan.norms, stream), "launching norms");
     check(launch_factors(run, plan.magnitudes, stream), "launching norms");
@@ -151,10 +161,10 @@ void run_others(const WeightPlan &plan, const ops::RunOptions &options, const Mu
 void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
   require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
           "merging needs a base for every weight, and this batch has weights without one");
-  if (options.op == ops::WeightOp::kUnmerge && plan.layout.others.reads_base)
+  if (options.op == ops::WeightOp::kUnmerge && plan.layout.reads_base)
     fail(LYC_ERROR_UNSUPPORTED, "what depends on the pristine weight cannot be unmerged");
   const bool stages = needs_staging(plan) && !(options.multipliers && options.multipliers_on_device);
-  require(options.workspace || (!stages && plan.layout.others.workspace_size == 0), "the workspace is missing; ",
+  require(options.workspace || (!stages && plan.layout.products.workspace_size == 0), "the workspace is missing; ",
           plan.info.workspace_size, " bytes are needed");
 }
 
@@ -181,10 +191,12 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const DeviceScope scope(*plan.context);
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
+  char *workspace = products_of(plan, options);
+  run_products(plan, workspace, stream);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
-    check(launch_low_rank(plan.layout.groups[g].kind, plan.tables[g], options.op, multipliers, stream),
+    check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
-  run_others(plan, options, multipliers, stream);
+  run_others(plan, {plan.terms, workspace, options.op, multipliers}, stream);
 }
 
 std::string explain(const WeightPlan &plan) {

@@ -176,14 +176,15 @@ TEST_F(Terms, CoresAreContractedFirstAndHalvesAfterThem) {
   term.p_out = term.p_in = 4;
   term.q = test::Half::kTucker;
   const TermLayout layout = lay_out_one({64, 64, {3, 3, 1}}, Order::kOIHW, term);
-  ASSERT_EQ(layout.contractions[0].size(), 1u);
-  ASSERT_EQ(layout.contractions[1].size(), 2u);
-  const Contraction &core = layout.contractions[0][0], &half = layout.contractions[1][1];
+  const Products products = lay_out(case_.batch()).products;
+  ASSERT_EQ(products.contractions[0].size(), 1u);
+  ASSERT_EQ(products.contractions[1].size(), 2u);
+  const Contraction &core = products.contractions[0][0], &half = products.contractions[1][1];
   EXPECT_EQ(half.left_in_workspace, 1);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(half.left.data), core.result);
   EXPECT_EQ(layout.terms.at(0).rows.size, 16);
   EXPECT_EQ(layout.terms.at(0).columns.level, 2);  // input features lie outside the kernel
-  EXPECT_GT(layout.workspace_size, half.result);
+  EXPECT_GT(products.workspace_size, half.result);
 }
 
 TEST_F(Terms, NormsAreSummedInPieces) {
