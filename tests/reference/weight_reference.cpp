@@ -1,6 +1,7 @@
 #include "reference/weight_reference.hpp"
 
 #include <cmath>
+#include <cstring>
 
 #include "support/tensor.hpp"
 
@@ -21,19 +22,45 @@ double product_at(const Product &p, std::int64_t o, std::int64_t i, std::int64_t
       for (std::int64_t q = 0; q < p.down.out; ++q) inner += at(p.core, r, q, k) * at(p.down, q, i, 0);
     else
       inner = at(p.down, r, i, k);
+    for (const Operand &along : {p.diagonal, p.mask})
+      if (along.data) inner *= at(along, r, 0, 0);
     sum += at(p.up, o, r, 0) * inner;
   }
   return sum;
 }
 
-double term_at(const Term &term, std::int64_t o, std::int64_t i, std::int64_t k) {
+std::int64_t index_at(const Operand &t, std::int64_t position) {
+  std::int64_t index;
+  return std::memcpy(&index, static_cast<const std::int64_t *>(t.data) + position * t.stride_out, sizeof index), index;
+}
+
+double sparse_at(const ops::Sparse &sparse, std::int64_t row, std::int64_t column) {
+  double sum = 0.0;
+  for (std::int64_t n = index_at(sparse.row_starts, row); n < index_at(sparse.row_starts, row + 1); ++n)
+    if (index_at(sparse.columns, n) == column) sum += at(sparse.values, n, 0, 0);
+  return sum;
+}
+
+double base_product_at(const Product &p, const Operand &base, std::int64_t o, std::int64_t j, std::int64_t k) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < base.in; ++i) sum += at(base, o, i, k) * product_at(p, i, j, 0);
+  return sum;
+}
+
+double term_at(const Term &term, const Operand &base, std::int64_t row, std::int64_t i, std::int64_t k) {
   const double scale = term.coefficient * (term.scalar.data ? get(term.scalar, 0) : 1.0);
-  o += term.row_begin;
+  const std::int64_t o = row + term.row_begin;
   switch (term.kind) {
     case ops::TermKind::kProduct:
       return scale * product_at(term.p, o, i, k);
     case ops::TermKind::kHadamard:
       return scale * product_at(term.p, o, i, k) * product_at(term.q, o, i, k);
+    case ops::TermKind::kSparse:
+      return scale * sparse_at(term.sparse, o, i * base.kernel_size() + k);
+    case ops::TermKind::kBaseHadamard:
+      return scale * product_at(term.p, o, i, k) * at(base, row, i, k);
+    case ops::TermKind::kBaseProduct:
+      return scale * base_product_at(term.p, base, row, i, k);
     default:
       break;
   }
@@ -80,10 +107,14 @@ std::vector<double> target_values(const ops::WeightBatch &batch, const ops::Weig
     std::vector<double> delta(sum.size());
     for_each(target.out, [&](std::size_t index, std::int64_t o, std::int64_t i, std::int64_t k) {
       for (std::int32_t t = 0; t < adapter.term_count; ++t)
-        delta[index] += term_at(batch.terms[adapter.first_term + t], o, i, k);
+        delta[index] += term_at(batch.terms[adapter.first_term + t], target.base, o, i, k);
     });
     if (adapter.dora_axis != ops::DoraAxis::kNone) {
       add_dora(adapter, target.base, delta, m, sum);
+    } else if (adapter.replaces) {
+      for_each(target.out, [&](std::size_t index, std::int64_t o, std::int64_t i, std::int64_t k) {
+        sum[index] += delta[index] - at(target.base, o, i, k);
+      });
     } else {
       for (std::size_t index = 0; index < sum.size(); ++index) sum[index] += m * delta[index];
     }

@@ -9,7 +9,8 @@
 
 namespace lyc::test {
 
-enum class Half { kLowRank, kWhole, kTucker };
+/// The last three are for kBaseHadamard: whole, of stride 0 where it does not vary.
+enum class Half { kLowRank, kWhole, kTucker, kByRow, kByColumn, kConstant };
 
 struct TermChoice {
   ops::TermKind kind = ops::TermKind::kProduct;
@@ -18,12 +19,14 @@ struct TermChoice {
   std::int64_t p_out = 1, p_in = 1;  // kKronecker: sizes of the left half; they divide the weight's
   std::int64_t row_begin = 0;
   bool scalar = false;
+  bool diagonal = false, mask = false;  // on every product with a rank
 };
 
 struct AdapterChoice {
   std::vector<TermChoice> terms;
   ops::DoraAxis axis = ops::DoraAxis::kNone;
   ops::DoraRule rule = ops::DoraRule::kInterpolate;
+  bool replaces = false;
 };
 
 struct TargetChoice {
@@ -83,12 +86,14 @@ class WeightCase {
     return arena_.random(shape, dtype, random_, scale, order);
   }
 
-  ops::Product product(const Shape &shape, Half half, std::int64_t rank) {
+  ops::Product product(const Shape &shape, Half half, std::int64_t rank, const TermChoice &choice) {
     ops::Product product;
     Shape down = shape, core = shape;
-    if (half == Half::kWhole) return product.down = factor(shape), product;
+    if (half != Half::kLowRank && half != Half::kTucker) return product.down = whole(shape, half), product;
     down.out = rank;
     product.up = factor({shape.out, rank, {1, 1, 1}});
+    if (choice.diagonal) product.diagonal = factor({rank, 1, {1, 1, 1}}, 1.0);
+    if (choice.mask) product.mask = mask(rank);
     if (half == Half::kTucker) {
       down = {rank + 1, shape.in, {1, 1, 1}};  // ranks differ: neither stands in for the other
       core.out = rank;
@@ -99,6 +104,42 @@ class WeightCase {
     return product;
   }
 
+  ops::Operand whole(const Shape &shape, Half half) {
+    if (half == Half::kWhole) return factor(shape);
+    ops::Operand operand = factor({half == Half::kByRow ? shape.out : 1, half == Half::kByColumn ? shape.in : 1});
+    if (half != Half::kByRow) operand.stride_out = 0;
+    if (half != Half::kByColumn) operand.stride_in = 0;
+    operand.out = shape.out;
+    operand.in = shape.in;
+    operand.kernel_dims = 2;
+    std::copy(shape.kernel, shape.kernel + ops::kMaxKernelDims, operand.kernel);
+    std::fill(operand.stride_kernel, operand.stride_kernel + ops::kMaxKernelDims, 0);
+    return operand;
+  }
+
+  ops::Operand mask(std::int64_t rank) {
+    const ops::Operand mask = arena_.tensor({rank, 1, {1, 1, 1}}, LYC_DTYPE_F32);
+    for (std::int64_t r = 0; r < rank; ++r) set(mask, r, random_.chance(0.5) ? 1.0 : 0.0);
+    return mask;
+  }
+
+  // About one element in five; rows without any occur.
+  ops::Sparse sparse(const Shape &shape) {
+    std::vector<std::int64_t> starts{0}, columns;
+    for (std::int64_t row = 0; row < shape.out; ++row) {
+      for (std::int64_t column = 0; column < shape.numel() / shape.out; ++column)
+        if (random_.chance(0.2)) columns.push_back(column);
+      starts.push_back(static_cast<std::int64_t>(columns.size()));
+    }
+    return {integers(starts), integers(columns), factor({static_cast<std::int64_t>(columns.size())})};
+  }
+
+  ops::Operand integers(const std::vector<std::int64_t> &values) {
+    const ops::Operand operand = arena_.tensor({static_cast<std::int64_t>(values.size()), 1, {1, 1, 1}}, LYC_DTYPE_I64);
+    if (!values.empty()) std::memcpy(operand.data, values.data(), values.size() * sizeof values[0]);
+    return operand;
+  }
+
   void add_adapter(const Shape &shape, const AdapterChoice &choice) {
     ops::Adapter adapter;
     adapter.first_term = static_cast<std::int32_t>(terms_.size());
@@ -107,6 +148,7 @@ class WeightCase {
     multipliers.push_back(static_cast<float>(random_.uniform() * 1.5 + 0.1));
     adapter.dora_axis = choice.axis;
     adapter.dora_rule = choice.rule;
+    adapter.replaces = choice.replaces;
     if (choice.axis != ops::DoraAxis::kNone) {
       const bool out = choice.axis == ops::DoraAxis::kOut;
       adapter.epsilon = choice.rule == ops::DoraRule::kPeft ? 0.0f : 0x1p-23f;
@@ -122,18 +164,28 @@ class WeightCase {
     term.coefficient = 0.25 + random_.uniform();
     term.row_begin = choice.row_begin;
     if (choice.scalar) term.scalar = factor({});
-    if (choice.kind == ops::TermKind::kKronecker) {
-      Shape q = shape;
-      q.out = shape.out / choice.p_out;
-      q.in = shape.in / choice.p_in;
-      // A term that starts at a later row has as many rows more.
-      const std::int64_t more = (choice.row_begin + q.out - 1) / q.out;
-      term.p = product({choice.p_out + more, choice.p_in, {1, 1, 1}}, choice.p, choice.rank);
-      term.q = product(q, choice.q, choice.rank);
-    } else {
-      shape.out += choice.row_begin;
-      term.p = product(shape, choice.p, choice.rank);
-      if (choice.kind == ops::TermKind::kHadamard) term.q = product(shape, choice.q, choice.rank + 1);
+    switch (choice.kind) {
+      case ops::TermKind::kKronecker: {
+        Shape q = shape;
+        q.out = shape.out / choice.p_out;
+        q.in = shape.in / choice.p_in;
+        // A term that starts at a later row has as many rows more.
+        const std::int64_t more = (choice.row_begin + q.out - 1) / q.out;
+        term.p = product({choice.p_out + more, choice.p_in, {1, 1, 1}}, choice.p, choice.rank, choice);
+        term.q = product(q, choice.q, choice.rank, choice);
+        break;
+      }
+      case ops::TermKind::kBaseProduct:
+        term.p = product({shape.in, shape.in, {1, 1, 1}}, choice.p, choice.rank, choice);
+        break;
+      case ops::TermKind::kSparse:
+        shape.out += choice.row_begin;
+        term.sparse = sparse(shape);
+        break;
+      default:
+        shape.out += choice.row_begin;
+        term.p = product(shape, choice.p, choice.rank, choice);
+        if (choice.kind == ops::TermKind::kHadamard) term.q = product(shape, choice.q, choice.rank + 1, choice);
     }
     terms_.push_back(term);
   }
@@ -149,6 +201,24 @@ inline std::int64_t any_divisor(std::int64_t n, Random &random) {
   std::int64_t divisor = random.between(1, n);
   while (n % divisor) --divisor;
   return divisor;
+}
+
+inline ops::TermKind random_kind(Random &random) {
+  using ops::TermKind;
+  return random.one_of({TermKind::kProduct, TermKind::kProduct, TermKind::kHadamard, TermKind::kKronecker,
+                        TermKind::kSparse, TermKind::kBaseHadamard, TermKind::kBaseProduct});
+}
+
+inline Half random_half(ops::TermKind kind, Random &random) {
+  switch (kind) {
+    case ops::TermKind::kBaseProduct:
+      return random.one_of({Half::kLowRank, Half::kWhole});
+    case ops::TermKind::kBaseHadamard:
+      return random.one_of(
+          {Half::kLowRank, Half::kWhole, Half::kTucker, Half::kByRow, Half::kByColumn, Half::kConstant});
+    default:
+      return random.one_of({Half::kLowRank, Half::kWhole, Half::kTucker});
+  }
 }
 
 /// Odd, prime, square, 1; ranks above a dimension; every form, type, layout and rule.
@@ -172,15 +242,19 @@ inline TargetChoice random_target(Random &random) {
   target.in_place = random.chance(0.25);
   for (std::int64_t a = random.between(1, 2); a > 0; --a) {
     AdapterChoice adapter;
-    adapter.axis = random.one_of({ops::DoraAxis::kNone, ops::DoraAxis::kOut, ops::DoraAxis::kIn});
+    adapter.replaces = random.chance(0.15);
+    if (!adapter.replaces)
+      adapter.axis = random.one_of({ops::DoraAxis::kNone, ops::DoraAxis::kOut, ops::DoraAxis::kIn});
     adapter.rule = random.one_of({ops::DoraRule::kInterpolate, ops::DoraRule::kLycoris, ops::DoraRule::kPeft});
     for (std::int64_t t = random.chance(0.2) ? 2 : 1; t > 0; --t) {
       TermChoice term;
-      term.kind = random.one_of({ops::TermKind::kProduct, ops::TermKind::kHadamard, ops::TermKind::kKronecker});
-      term.p = random.one_of({Half::kLowRank, Half::kWhole, Half::kTucker});
+      term.kind = random_kind(random);
+      term.p = random_half(term.kind, random);
       term.q = random.one_of({Half::kLowRank, Half::kWhole, Half::kTucker});
       term.rank = random.one_of<std::int64_t>({1, 2, 4, 5, 9});
       term.scalar = random.chance(0.3);
+      term.diagonal = random.chance(0.3);
+      term.mask = random.chance(0.2);
       term.row_begin = random.chance(0.2) ? random.between(1, 20) : 0;
       term.p_out = any_divisor(target.shape.out, random);
       term.p_in = any_divisor(target.shape.in, random);
