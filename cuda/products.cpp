@@ -176,10 +176,26 @@ void check_fit(std::int64_t rows, std::int64_t in, const Operand &holder, const 
           holder.kernel_size(), " columns on a weight of ", weight.in, " x ", weight.kernel_size());
 }
 
+void check_kronecker(const ops::Term &term, const Operand &weight) {
+  check_product(term.p);
+  check_product(term.q);
+  require(term.p.kernel_holder().kernel_size() == 1, "the left half of a Kronecker product has a kernel");
+  check_fit(term.p.out() * term.q.out(), term.p.in() * term.q.in(), term.q.kernel_holder(), term, weight);
+}
+
 void check_base_product(const ops::Product &product, const Operand &weight) {
   check_product(product);
   require(product.kernel_holder().kernel_size() == 1 && product.out() == weight.in && product.in() == weight.in,
           "a factor of ", product.out(), " x ", product.in(), " right of a weight with ", weight.in, " input features");
+}
+
+DoraParameters dora_parameters(const ops::Adapter &adapter, const Operand &weight) {
+  const Operand &magnitude = adapter.magnitude;
+  check(magnitude, "a magnitude");
+  const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
+  const std::int64_t given = out ? magnitude.out : magnitude.in, wanted = out ? weight.out : weight.in;
+  require(given == wanted, "a magnitude has ", given, " entries, must have ", wanted);
+  return {adapter.dora_rule, adapter.epsilon, {magnitude.data, magnitude.dtype, stride(magnitude, out ? kOutAxis : kInAxis)}};
 }
 
 std::int64_t extent(const Operand &t, int axis) {

@@ -60,8 +60,11 @@ void check_product(const ops::Product &product);
 /// A product with the kernel of `holder` on a target's weight.
 void check_fit(std::int64_t rows, std::int64_t in, const ops::Operand &holder, const ops::Term &term,
                const ops::Operand &weight);
+void check_kronecker(const ops::Term &term, const ops::Operand &weight);
 /// The right factor of a weight.
 void check_base_product(const ops::Product &product, const ops::Operand &weight);
+
+DoraParameters dora_parameters(const ops::Adapter &adapter, const ops::Operand &weight);
 
 // Axes of a weight: O is 0, I is 1, then the kernel's.
 inline constexpr int kOutAxis = 0, kInAxis = 1, kFirstKernelAxis = 2;

@@ -113,11 +113,7 @@ __device__ Offsets offsets_of(const View &view, const Step &step) {
 // -- elements ---------------------------------------------------------------------------------------------------------
 
 __device__ const void *address(const View &view, const char *workspace) {
-  return view.in_workspace ? workspace + reinterpret_cast<std::uintptr_t>(view.data) : view.data;
-}
-
-__device__ float element(const Vector &vector, std::int64_t index) {
-  return vector.data ? load_float(vector.data, vector.dtype, index * vector.stride) : 1.0f;
+  return resolve(view.data, view.in_workspace, workspace);
 }
 
 __device__ std::int64_t position(const Vector &vector, std::int64_t index) {
@@ -274,11 +270,6 @@ __device__ Fragment raw_delta(const TermRun &run, const AdapterEntry &adapter, c
   return delta;
 }
 
-/// Factors are DoraFactors.
-__device__ float changed(float4 factors, float base, float delta) {
-  return fmaf(factors.x, fmaf(factors.z, delta, factors.w * base), factors.y * base);
-}
-
 /// What the adapters so far add to `kept` of the weight.
 struct Change {
   Fragment sum;
@@ -296,11 +287,11 @@ __device__ void add_change(const TermRun &run, const AdapterEntry &adapter, floa
     });
     return;
   }
-  const auto *factors = reinterpret_cast<const float4 *>(run.workspace + adapter.factors);
+  const auto *factors = reinterpret_cast<const DoraFactors *>(run.workspace + adapter.factors);
   for_each([&](int r, int c) {
     const Line line = adapter.magnitude_rows ? step.row(r) : step.columns[c];
-    change.sum.value[r][c] +=
-        changed(__ldg(factors + place_on(line, adapter.magnitude_level)), base.value[r][c], delta.value[r][c]);
+    change.sum.value[r][c] += dora_change(factors[place_on(line, adapter.magnitude_level)], base.value[r][c],
+                                          delta.value[r][c]);
   });
 }
 
@@ -368,23 +359,6 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // -- DoRA -------------------------------------------------------------------------------------------------------------
 
-/// What the rule takes, as in ops/weight.hpp.
-struct DoraCoefficients {
-  double v, a, b, c;
-};
-
-__device__ DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
-  if (rule == ops::DoraRule::kInterpolate) return {1.0, 0.0, m, m};
-  if (rule == ops::DoraRule::kLycoris) return {1.0, 1.0 - m, m, 1.0};
-  return {m, 0.0, 1.0, 1.0};
-}
-
-__device__ float sum_of_warp(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
-  return value;
-}
-
 __global__ void __launch_bounds__(kThreads, 4)
     norm_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
   const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
@@ -395,7 +369,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const AdapterEntry &adapter = run.tables.adapters[task.adapter];
   const float m = multiplier_at(run.multipliers, adapter.multiplier_index);
   if (m == 0.0f) return;
-  const float v = static_cast<float>(dora_coefficients(adapter.dora_rule, m).v);
+  const float v = static_cast<float>(dora_coefficients(adapter.dora.rule, m).v);
   const Tile tile = tile_at(target, number - schedule.first[index], kNormRows);
   auto *partial = reinterpret_cast<float *>(run.workspace + task.partial);
   float column_sums[kColumns] = {};
@@ -437,23 +411,13 @@ __global__ void factors_kernel(const __grid_constant__ TermRun run, const __grid
     for (int line = begin; line < begin + task.inside; ++line)
       for (std::int64_t piece = 0; piece < task.pieces; ++piece)
         squares += static_cast<double>(__ldg(partial + piece * task.lines + line));
-  const DoraCoefficients rule = dora_coefficients(adapter.dora_rule, m);
-  const double epsilon = adapter.dora_rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(adapter.epsilon);
-  const double blend =
-      rule.a + rule.b * static_cast<double>(element(adapter.magnitude, magnitude)) / (sqrt(squares) + epsilon);
-  const bool cancels = fabs(blend) > 4.0 * fabs(rule.c);
-  reinterpret_cast<DoraFactors *>(run.workspace + adapter.factors)[magnitude] = {
-      static_cast<float>(blend), static_cast<float>(cancels ? -rule.c : blend - rule.c), static_cast<float>(rule.v),
-      cancels ? 1.0f : 0.0f};
+  reinterpret_cast<DoraFactors *>(run.workspace + adapter.factors)[magnitude] =
+      dora_factors(adapter.dora, m, magnitude, squares);
 }
 
 // -- contractions -----------------------------------------------------------------------------------------------------
 
 constexpr int kContractionThreads = 256;
-
-__device__ const void *address(const Vector &vector, int in_workspace, const char *workspace) {
-  return in_workspace ? workspace + reinterpret_cast<std::uintptr_t>(vector.data) : vector.data;
-}
 
 /// Row m of the left factor is a and the kernel's places, the last of them the innermost.
 __device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, const std::int64_t *kernel) {
@@ -477,8 +441,8 @@ __global__ void __launch_bounds__(kContractionThreads)
   const int rows = c.a * c.kernel[0] * c.kernel[1] * c.kernel[2];
   const int y = local / across * kTile, x = local % across * kTile;
   const int lane = static_cast<int>(threadIdx.x % kTile), group = static_cast<int>(threadIdx.x / kTile);
-  const void *left_data = address(c.left, c.left_in_workspace, workspace);
-  const void *right_data = address(c.right, c.right_in_workspace, workspace);
+  const void *left_data = resolve(c.left.data, c.left_in_workspace, workspace);
+  const void *right_data = resolve(c.right.data, c.right_in_workspace, workspace);
 
   float sum[kOwn] = {};
   for (int s = 0; s < c.s; s += kTile) {

@@ -132,9 +132,7 @@ class TargetBuilder {
     entry.term_count = adapter.term_count;
     entry.multiplier_index = adapter.multiplier_index;
     entry.dora_axis = adapter.dora_axis;
-    entry.dora_rule = adapter.dora_rule;
     entry.replaces = adapter.replaces;
-    entry.epsilon = adapter.epsilon;
     if (adapter.replaces) need_base("a term that replaces the weight");
     if (adapter.dora_axis != ops::DoraAxis::kNone) add_norms(adapter, entry);
     for (std::int32_t t = 0; t < adapter.term_count; ++t) add_term(batch_.terms[adapter.first_term + t]);
@@ -143,13 +141,9 @@ class TargetBuilder {
 
   void add_norms(const ops::Adapter &adapter, AdapterEntry &entry) {
     need_base("DoRA");
-    check(adapter.magnitude, "a magnitude");
+    entry.dora = dora_parameters(adapter, weight_);
     const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
     const std::int64_t magnitudes = out ? weight_.out : weight_.in;
-    const std::int64_t given = out ? adapter.magnitude.out : adapter.magnitude.in;
-    require(given == magnitudes, "a magnitude has ", given, " entries, must have ", magnitudes);
-    entry.magnitude = {adapter.magnitude.data, adapter.magnitude.dtype,
-                       out ? adapter.magnitude.stride_out : adapter.magnitude.stride_in};
     entry.magnitude_rows = out == frame_.out_is_row();
     entry.magnitude_level = out ? 0 : frame_.in_level();
     entry.factors = products_.reserve(magnitudes * sizeof(DoraFactors) / sizeof(float));
@@ -218,21 +212,17 @@ class TargetBuilder {
   }
 
   void add_kronecker(const ops::Term &term, TermEntry &entry) {
-    check_product(term.p);
-    check_product(term.q);
-    const std::int64_t rows = term.q.out(), columns = term.q.in();
-    require(term.p.kernel_holder().kernel_size() == 1, "the left half of a Kronecker product has a kernel");
-    check_fit(term.p.out() * rows, term.p.in() * columns, term.q.kernel_holder(), term, weight_);
+    check_kronecker(term, weight_);
     entry.p.row = frame_.view(products_.whole(term.p, weight_));
     entry.q.row = frame_.view(products_.whole(term.q, weight_));
-    entry.rows = {0, narrow(rows, "the rows of a Kronecker product's half"), term.row_begin};
-    entry.columns = {frame_.in_level(), narrow(columns, "the columns of a Kronecker product's half"), 0};
+    entry.rows = {0, narrow(term.q.out(), "the rows of a Kronecker product's half"), term.row_begin};
+    entry.columns = {frame_.in_level(), narrow(term.q.in(), "the columns of a Kronecker product's half"), 0};
     if (!frame_.out_is_row()) std::swap(entry.rows, entry.columns);
   }
 
   void add_sparse(const ops::Term &term, TermEntry &entry) {
     const ops::Sparse &sparse = term.sparse;
-    check(sparse.values, "the values of a sparse term");
+    if (sparse.values.data) check(sparse.values, "the values of a sparse term");
     require(sparse.row_starts.dtype == LYC_DTYPE_I64 && sparse.columns.dtype == LYC_DTYPE_I64,
             "the positions of a sparse term must be i64");
     check_fit(sparse.row_starts.out - 1, weight_.in, weight_, term, weight_);

@@ -53,20 +53,24 @@ struct TermEntry {
 
 /// What DoRA makes of a magnitude's line: the change is x * (v * D + w * W) + y * W. Where x is large, D and W may nearly
 /// cancel, and w is 1 so that they do before they are multiplied; elsewhere w is 0 and y says how little of W changes.
-struct DoraFactors {
+struct alignas(16) DoraFactors {
   float x, y, v, w;
+};
+
+struct DoraParameters {
+  ops::DoraRule rule;
+  float epsilon;
+  Vector magnitude;
 };
 
 struct AdapterEntry {
   std::int32_t first_term, term_count;
   std::int32_t multiplier_index;
   ops::DoraAxis dora_axis;
-  ops::DoraRule dora_rule;
   std::int32_t replaces;
-  float epsilon;
+  DoraParameters dora;
   std::int32_t magnitude_rows;   // 1: magnitudes belong to rows, 0: to columns
   std::int32_t magnitude_level;  // the level of that axis which counts magnitudes
-  Vector magnitude;
   std::uint64_t factors;  // DoraFactors of all magnitudes: offset into the workspace
 };
 

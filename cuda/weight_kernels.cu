@@ -59,10 +59,6 @@ struct Packed {
 
 using Parameters = LowRankRun;
 
-__device__ const void *address(const Factor &factor, const char *workspace) {
-  return factor.in_workspace ? workspace + reinterpret_cast<std::uintptr_t>(factor.data) : factor.data;
-}
-
 struct Lane {
   int g, q;
 };
@@ -94,45 +90,6 @@ __device__ std::int64_t offset_of(const Axis &axis, const AxisStrides &strides, 
 
 __device__ bool is_wide(lyc_dtype dtype) { return dtype == LYC_DTYPE_F32; }
 
-/// Two neighbours of a packed row, by element type.
-struct F32 {
-  static __device__ float2 get(const std::uint32_t *word, int pair) {
-    return make_float2(__uint_as_float(word[2 * pair]), __uint_as_float(word[2 * pair + 1]));
-  }
-  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
-    word[2 * pair] = __float_as_uint(value.x), word[2 * pair + 1] = __float_as_uint(value.y);
-  }
-};
-struct F16 {
-  static __device__ float2 get(const std::uint32_t *word, int pair) {
-    return __half22float2(*reinterpret_cast<const __half2 *>(&word[pair]));
-  }
-  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
-    const __half2 rounded = __float22half2_rn(value);
-    word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
-  }
-};
-struct Bf16 {
-  static __device__ float2 get(const std::uint32_t *word, int pair) {
-    return make_float2(__uint_as_float(word[pair] << 16), __uint_as_float(word[pair] & 0xffff0000u));
-  }
-  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
-    const __nv_bfloat162 rounded = __float22bfloat162_rn(value);
-    word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
-  }
-};
-
-/// Call with the element type as a value: the one dispatch on a weight's dtype, outside all loops.
-template <typename K, typename Body>
-__device__ void with_type(lyc_dtype dtype, Body body) {
-  if (K::kWide && dtype == LYC_DTYPE_F32)
-    body(F32{});
-  else if (dtype == LYC_DTYPE_BF16)
-    body(Bf16{});
-  else
-    body(F16{});
-}
-
 /// Element `index` of a packed row.
 template <typename K>
 __device__ std::uint32_t unpack(const Packed<K> &row, int index, lyc_dtype dtype) {
@@ -156,21 +113,6 @@ __device__ void pack(Packed<K> &row, int index, lyc_dtype dtype, std::uint32_t b
 
 // -- rows of a weight -------------------------------------------------------------------------------------------------
 
-// Weights are read and written by these alone. They are read once, so they must not push the factors out of L1. Being
-// opaque, and volatile so as to stay in order, they let the compiler keep descriptors in registers across a store.
-__device__ uint4 load_streaming(const uint4 *from) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
-}
-__device__ uint2 load_streaming(const uint2 *from) {
-  uint2 v;
-  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
-  return v;
-}
-
 __device__ std::uint32_t load_bits(const void *data, lyc_dtype dtype, std::int64_t offset) {
   std::uint32_t wide;
   std::uint16_t narrow;
@@ -182,12 +124,6 @@ __device__ std::uint32_t load_bits(const void *data, lyc_dtype dtype, std::int64
   return narrow;
 }
 
-__device__ void store_streaming(uint4 *to, uint4 v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
-}
-__device__ void store_streaming(uint2 *to, uint2 v) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y));
-}
 __device__ void store_bits(void *data, lyc_dtype dtype, std::int64_t offset, std::uint32_t bits) {
   if (is_wide(dtype))
     asm volatile("st.global.u32 [%0], %1;" ::"l"(static_cast<std::uint32_t *>(data) + offset), "r"(bits));
@@ -280,7 +216,7 @@ __device__ void store_rows(const Packed<K> (&rows)[kThreadRows], const MatrixTar
 template <typename K>
 __device__ Fragment widen(const Packed<K> (&rows)[kThreadRows], lyc_dtype dtype) {
   Fragment wide;
-  with_type<K>(dtype, [&](auto type) {
+  with_type<K::kWide>(dtype, [&](auto type) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll
@@ -294,7 +230,7 @@ __device__ Fragment widen(const Packed<K> (&rows)[kThreadRows], lyc_dtype dtype)
 
 template <typename K>
 __device__ void round_to(Packed<K> (&rows)[kThreadRows], const Fragment &wide, lyc_dtype dtype) {
-  with_type<K>(dtype, [&](auto type) {
+  with_type<K::kWide>(dtype, [&](auto type) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll
@@ -619,7 +555,7 @@ class Terms {
     const bool last = rank_ + ranks == term.rank;
     if (threadIdx.x % 32 == 0) {
       const std::int64_t skipped = rank_ * row.rank_stride * (is_wide(row.dtype) ? 4 : 2);
-      staged.chunks[chunk] = {static_cast<const char *>(address(row, parameters_.workspace)) + skipped,
+      staged.chunks[chunk] = {static_cast<const char *>(resolve(row.data, row.in_workspace, parameters_.workspace)) + skipped,
                               row.row_bytes,
                               static_cast<std::int16_t>(ranks),
                               last,
@@ -629,7 +565,7 @@ class Terms {
                               scale(term)};
     }
     const int rank = rank_ + step.lane.q * kThreadRanks;
-    const void *data = address(column, parameters_.workspace);
+    const void *data = resolve(column.data, column.in_workspace, parameters_.workspace);
     const bool inside = K::kRegular || step.x + column_of<K>(step.lane, kThreadColumns - 1) < target_.columns.size;
     if (K::kNative && column.vectors && inside && rank + kThreadRanks <= term.rank)
       stage_vectors<K>(staged, chunk, column, data, rank, step);

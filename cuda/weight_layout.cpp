@@ -204,7 +204,7 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
 
 class Builder {
  public:
-  explicit Builder(const ops::WeightBatch &batch) : batch_(batch), others_(batch, layout_.products) {
+  explicit Builder(const ops::WeightBatch &batch) : batch_(batch), kronecker_(batch, layout_.products), others_(batch, layout_.products) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
   }
 
@@ -213,6 +213,7 @@ class Builder {
     check_dtype(target.base, "a weight");
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
+    if (kronecker_.takes(target)) return kronecker_.add(target);
     if (!is_low_rank(target)) return others_.add(target);
     const std::vector<Part> parts = parts_of(target);
     KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
@@ -241,8 +242,9 @@ class Builder {
   WeightLayout take() {
     for (TargetGroup &group : groups_)
       if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
+    layout_.kronecker = kronecker_.take();
     layout_.others = others_.take();
-    layout_.reads_base |= layout_.others.reads_base;
+    layout_.reads_base |= layout_.kronecker.reads_base || layout_.others.reads_base;
     return std::move(layout_);
   }
 
@@ -295,6 +297,7 @@ class Builder {
 
   const ops::WeightBatch &batch_;
   WeightLayout layout_;
+  KroneckerLayoutBuilder kronecker_;
   TermLayoutBuilder others_;
   std::array<TargetGroup, kKernelKinds> groups_;
 };
@@ -352,7 +355,7 @@ std::string describe(const WeightLayout &layout) {
                    group.kind.wide ? "32" : "16", "-bit weights",
                    group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
                    " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
-  text += describe(layout.others);
+  text += describe(layout.kronecker) + describe(layout.others);
   const auto &products = layout.products.contractions;
   return text + concat(products[0].size() + products[1].size(), " small products\n");
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kronecker_layout.hpp"
 #include "term_layout.hpp"
 
 namespace lyc::cuda {
@@ -21,6 +22,7 @@ struct TargetGroup {
 struct WeightLayout {
   std::vector<TargetGroup> groups;  // none of them empty
   std::vector<LowRankTerm> terms;   // of all groups
+  KroneckerLayout kronecker;        // targets with Kronecker products alone
   TermLayout others;                // targets with other terms
   Products products;                // that all of them need
   bool reads_base = false;          // also for a difference

@@ -37,6 +37,7 @@ class Uploader {
 
   void upload() {
     append_groups();
+    append_kronecker();
     append_others();
     append_products();
     if (block_.bytes().empty()) return;
@@ -79,6 +80,18 @@ class Uploader {
     }
   }
 
+  void append_kronecker() {
+    const KroneckerLayout &layout = plan_.layout.kronecker;
+    if (layout.terms.empty()) return;
+    const std::size_t terms = block_.append(layout.terms);
+    for (std::size_t k = 0; k < kKroneckerKinds; ++k) {
+      if (layout.groups[k].targets.empty()) continue;
+      append(layout.groups[k].targets, plan_.kronecker[k].targets);
+      append(layout.groups[k].tiles, plan_.kronecker[k].tiles);
+      point(plan_.kronecker[k].terms, terms);
+    }
+  }
+
   void append_others() {
     const TermLayout &others = plan_.layout.others;
     if (others.targets.empty()) return;
@@ -115,6 +128,7 @@ void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
+  for (const KroneckerRun &run : plan.kronecker) plan.info.launches += run.tiles.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
   plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
@@ -148,6 +162,18 @@ void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) 
     if (plan.contraction_tiles[stage].pieces > 0)
       check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], workspace, stream),
             "launching small products");
+}
+
+void run_kronecker(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
+                   cudaStream_t stream) {
+  for (int k = 0; k < kKroneckerKinds; ++k) {
+    KroneckerRun run = plan.kronecker[static_cast<std::size_t>(k)];
+    if (run.tiles.pieces == 0) continue;
+    run.op = op;
+    run.multipliers = multipliers;
+    run.workspace = workspace;
+    check(launch_kronecker(kronecker_kind(k), run, stream), "launching a weight kernel");
+  }
 }
 
 void run_others(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
@@ -196,6 +222,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
+  run_kronecker(plan, options.op, multipliers, workspace, stream);
   run_others(plan, {plan.terms, workspace, options.op, multipliers}, stream);
 }
 

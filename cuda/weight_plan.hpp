@@ -5,6 +5,7 @@
 #include <string>
 
 #include "context.hpp"
+#include "kronecker_kernels.hpp"
 #include "weight_layout.hpp"
 
 namespace lyc::cuda {
@@ -14,6 +15,7 @@ struct WeightPlan {
   WeightLayout layout;              // the host's copy, for explanations
   void *memory = nullptr;           // one allocation for all tables
   std::vector<TargetTable> tables;  // of layout.groups
+  std::array<KroneckerRun, kKroneckerKinds> kronecker{};  // what is known before a run; no tiles: nothing to do
   TermTables terms{};               // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, magnitudes{};
   std::array<Schedule, kContractionStages> contraction_tiles{};

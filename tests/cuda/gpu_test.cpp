@@ -141,28 +141,60 @@ TEST_F(Gpu, RandomTargetsMatchTheReference) {
   }
 }
 
-/// One target for each kind of term and what is done with it, so that a failure has a name.
+/// One kind of term at a time and what is done with it, so that a failure has a name; what some kernel is made for, and
+/// what is not quite.
 TEST_F(Gpu, EachFormMatchesTheReference) {
   using ops::DoraAxis;
   using ops::TermKind;
-  for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard, TermKind::kKronecker})
+  for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard, TermKind::kKronecker, TermKind::kSparse,
+                        TermKind::kBaseHadamard, TermKind::kBaseProduct})
     for (Half half : {Half::kLowRank, Half::kWhole, Half::kTucker})
       for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut, DoraAxis::kIn})
         for (Order order : {Order::kOIHW, Order::kHWIO}) {
           SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " half " << static_cast<int>(half)
                                           << " axis " << static_cast<int>(axis) << " order "
                                           << static_cast<int>(order));
+          if (kind == TermKind::kSparse && half != Half::kLowRank) continue;
           TermChoice term;
           term.kind = kind;
           term.p = term.q = half;
           term.rank = 16;
           term.p_out = term.p_in = 8;
           WeightCase c(400);
-          for (Shape shape : {Shape{128, 192}, Shape{40, 24, {3, 3, 1}}})
-            c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
+          for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+            for (Shape shape : {Shape{128, 192}, Shape{40, 24, {3, 3, 1}}})
+              c.add({shape, dtype, dtype, order, order, dtype == LYC_DTYPE_BF16, {{{term}, axis}}});
           expect_reference(c, WeightOp::kMerge);
           if (!reads_base(c)) expect_reference(c, WeightOp::kUnmerge);
         }
+}
+
+TEST_F(Gpu, SeveralKroneckerAdaptersMatchTheReference) {
+  for (ops::DoraAxis axis : {ops::DoraAxis::kNone, ops::DoraAxis::kOut})
+    for (std::int64_t p_out : {2, 16}) {
+      TermChoice term;
+      term.kind = ops::TermKind::kKronecker;
+      term.p_out = p_out;
+      term.p_in = 4;
+      term.q = Half::kWhole;
+      AdapterChoice adapter{{term}, axis, ops::DoraRule::kPeft};
+      WeightCase c(410);
+      c.factor_dtype = LYC_DTYPE_BF16;
+      for (lyc_dtype base : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+        for (lyc_dtype out : {LYC_DTYPE_BF16, LYC_DTYPE_F16})
+          for (std::int64_t in : {64, 3072})
+            c.add({{320, in},
+                   base,
+                   out,
+                   Order::kOIHW,
+                   Order::kOIHW,
+                   false,
+                   axis == ops::DoraAxis::kNone ? std::vector{adapter, adapter} : std::vector{adapter}});
+      expect_reference(c, WeightOp::kMerge);
+      expect_reference(c, WeightOp::kDiff);
+      c.multipliers[0] = c.multipliers[3] = 0.0f;
+      expect_reference(c, WeightOp::kMerge);
+    }
 }
 
 TEST_F(Gpu, LaunchesDoNotGrowWithTheBatch) {

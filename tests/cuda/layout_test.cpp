@@ -175,7 +175,7 @@ TEST_F(Terms, CoresAreContractedFirstAndHalvesAfterThem) {
   term.kind = ops::TermKind::kKronecker;
   term.p_out = term.p_in = 4;
   term.q = test::Half::kTucker;
-  const TermLayout layout = lay_out_one({64, 64, {3, 3, 1}}, Order::kOIHW, term);
+  const TermLayout layout = lay_out_one({64, 60, {3, 3, 1}}, Order::kOIHW, term);
   const Products products = lay_out(case_.batch()).products;
   ASSERT_EQ(products.contractions[0].size(), 1u);
   ASSERT_EQ(products.contractions[1].size(), 2u);
@@ -201,6 +201,47 @@ TEST_F(Terms, AMagnitudeOfInputFeaturesCoversTheKernel) {
   EXPECT_EQ(layout.norms.at(0).lines, 180);
   EXPECT_EQ(layout.norms.at(0).inside, 9);
   EXPECT_EQ(layout.norms.at(0).magnitudes, 20);
+}
+
+TEST_F(Terms, KroneckerProductsOfPlainRowsHaveTheirOwnKernels) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 8;
+  EXPECT_TRUE(lay_out_one({128, 128}, Order::kOIHW, term).targets.empty());
+  EXPECT_TRUE(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kOut).targets.empty());
+  EXPECT_EQ(lay_out_one({128, 128}, Order::kHWIO, term).targets.size(), 1u);
+  EXPECT_EQ(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kIn).targets.size(), 2u);
+  const WeightLayout layout = lay_out(case_.batch());
+  const KroneckerGroup &plain = layout.kronecker.groups[0], &dora = layout.kronecker.groups[2];
+  ASSERT_EQ(plain.targets.size(), 1u);
+  ASSERT_EQ(dora.targets.size(), 1u);
+  EXPECT_EQ(plain.targets[0].step, 16);  // rows that share the right half's row
+  EXPECT_EQ(plain.tiles.pieces, 16u);
+  EXPECT_EQ(dora.tiles.pieces, 16u);
+  EXPECT_TRUE(layout.reads_base);
+}
+
+TEST_F(Terms, RowsOfAKroneckerProductThatEndWithinAHalfAreTakenOneByOne) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 8;
+  lay_out_one({128, 128}, Order::kOIHW, term);
+  case_.targets()[0].base.out = case_.targets()[0].out.out = 120;
+  EXPECT_EQ(lay_out(case_.batch()).kronecker.groups[0].targets.at(0).step, 1);
+}
+
+TEST_F(Layout, HadamardHalvesAndCoresTakeTheLowRankKernels) {
+  TermChoice term;
+  term.kind = ops::TermKind::kHadamard;
+  term.p = test::Half::kTucker;
+  case_.add({{64, 64}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+  const WeightLayout layout = lay_out(case_.batch());
+  ASSERT_EQ(layout.groups.size(), 1u);
+  EXPECT_TRUE(layout.groups[0].kind.hadamard);
+  ASSERT_EQ(layout.terms.size(), 2u);
+  EXPECT_EQ(layout.terms[0].role, Role::kHold);
+  EXPECT_EQ(layout.terms[0].column_factor.in_workspace, 1);
+  EXPECT_EQ(layout.terms[1].role, Role::kMultiply);
 }
 
 TEST_F(Layout, RefusesByName) {
