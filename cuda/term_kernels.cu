@@ -342,7 +342,7 @@ __device__ void merge_step(const TermRun &run, const TermTarget &target, const S
   store_weight(target.out, step, change.sum);
 }
 
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 3)
     term_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
   const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
   if (number >= schedule.pieces) return;
@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // -- DoRA -------------------------------------------------------------------------------------------------------------
 
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 3)
     norm_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
   const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
   if (number >= schedule.pieces) return;

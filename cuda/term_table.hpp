@@ -16,13 +16,6 @@ struct View {
   AxisStrides row, column;
 };
 
-/// A vector: a value per rank, or per magnitude; stride 0 and one element is a scalar.
-struct Vector {
-  const void *data;  // null = absent: all 1
-  lyc_dtype dtype;
-  std::int64_t stride;
-};
-
 /// Whole: `row` has all strides and `rank` is 0. Else sum_r row[y, r] * l[r] * column[r, x].
 struct ProductView {
   View row, column;
@@ -57,12 +50,6 @@ struct alignas(16) DoraFactors {
   float x, y, v, w;
 };
 
-struct DoraParameters {
-  ops::DoraRule rule;
-  float epsilon;
-  Vector magnitude;
-};
-
 struct AdapterEntry {
   std::int32_t first_term, term_count;
   std::int32_t multiplier_index;
@@ -71,13 +58,13 @@ struct AdapterEntry {
   DoraParameters dora;
   std::int32_t magnitude_rows;   // 1: magnitudes belong to rows, 0: to columns
   std::int32_t magnitude_level;  // the level of that axis which counts magnitudes
-  std::uint64_t factors;  // DoraFactors of all magnitudes: offset into the workspace
+  std::uint64_t factors;         // DoraFactors of all magnitudes: offset into the workspace
 };
 
 struct TermTarget {
   View base, out;
-  Axis rows, columns;  // levels apart, of one element left out
-  AxisStrides position;    // along the axis that is not O: i * kernel_size + k
+  Axis rows, columns;    // levels apart, of one element left out
+  AxisStrides position;  // along the axis that is not O: i * kernel_size + k
   std::int32_t out_is_row;
   std::int32_t first_adapter, adapter_count;
 };
@@ -85,8 +72,8 @@ struct TermTarget {
 /// The part of a target that one adapter's norms are summed over, in pieces: partial[piece][line].
 struct NormTask {
   std::int32_t target, adapter;
-  std::uint64_t partial;           // offset into the workspace
-  std::int32_t pieces, lines;      // lines: rows or columns
+  std::uint64_t partial;            // offset into the workspace
+  std::int32_t pieces, lines;       // lines: rows or columns
   std::int32_t inside, magnitudes;  // line -> magnitude is line / inside % magnitudes
 };
 

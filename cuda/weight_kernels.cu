@@ -42,6 +42,7 @@ struct Kind {
   static constexpr bool kRegular = kernel_kind(kIndex).regular;
   static constexpr bool kNative = kernel_kind(kIndex).native;
   static constexpr bool kHadamard = kernel_kind(kIndex).hadamard;
+  static constexpr bool kDora = kernel_kind(kIndex).dora;
   static constexpr int kParts = parts_of(kernel_kind(kIndex));
   static constexpr int kVector = vector_columns(kernel_kind(kIndex));  // columns in one access
 };
@@ -539,7 +540,7 @@ class Terms {
   }
 
   __device__ float scale(const LowRankTerm &term) const {
-    float scale = multiplier(term) * term.coefficient;
+    float scale = K::kDora ? term.coefficient : multiplier(term) * term.coefficient;
     if (term.scalar) scale *= load_float(term.scalar, term.scalar_dtype, 0);
     return parameters_.op == ops::WeightOp::kUnmerge ? -scale : scale;
   }
@@ -629,27 +630,122 @@ __device__ void merge_tile(Terms<K> &terms, const Staged &staged, const MatrixTa
   }
 }
 
-/// Blocks that must fit on a multiprocessor, which bounds the registers.
 template <typename K>
-constexpr int blocks_wanted = K::kRegular ? (K::kWide || K::kHadamard ? 3 : 4) : 2;
-
-template <typename K>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
-  const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
-  if (number >= p.table.tile_count) return;
-  const int index = find_entry(p.table.first_tile, p.table.target_count, number);
-  // A copy lets the few strides of a regular target live in registers; nested ones are read where they are.
-  const std::conditional_t<K::kRegular, MatrixTarget, const MatrixTarget &> target = p.table.targets[index];
-  const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns;
-  const int local = static_cast<int>(number - p.table.first_tile[index]), y = local / strips * p.table.tile_rows;
-  const Tile tile{local % strips * kStripColumns, y, min(target.rows.size, y + p.table.tile_rows)};
-
+__device__ void merge_plain(const Parameters &p, const MatrixTarget &target, const Tile &tile) {
   Terms<K> terms(p, target);
   const bool has_base = p.op != ops::WeightOp::kDiff;
   if (has_base && terms.at_end() && target.base.dtype == target.out.dtype) {
     if (target.base.data != target.out.data) copy_tile<K>(target, lane_of_thread(), tile);
   } else {
     merge_tile<K>(terms, staged_of_warp<K>(p.table.chunk_capacity), target, lane_of_thread(), tile, has_base);
+  }
+}
+
+// -- DoRA by rows -----------------------------------------------------------------------------------------------------
+
+/// Call with the weight and the delta of each of the warp's pieces of 16 rows.
+template <typename K, typename Visit>
+__device__ void visit_strips(const Parameters &p, const MatrixTarget &target, int y, Visit visit) {
+  constexpr int kAhead = kWarpsPerBlock * kStripColumns;
+  const Lane lane = lane_of_thread();
+  const Staged staged = staged_of_warp<K>(p.table.chunk_capacity);
+  Terms<K> terms(p, target);
+  int x = static_cast<int>(threadIdx.x / 32) * kStripColumns;
+  Packed<K> rows[kThreadRows] = {};
+  if (x < target.columns.size) load_rows<K>(rows, target, lane, y, x);
+  for (; x < target.columns.size; x += kAhead) {
+    const Step step{lane, y, x};
+    const Fragment base = widen<K>(rows, target.base.dtype);
+    if (x + kAhead < target.columns.size) load_rows<K>(rows, target, lane, y, x + kAhead);
+    const int count = terms.stage(staged, step);
+    terms.restart();
+    Sums<K> sums;
+    add_staged<K>(sums, staged, count, target, step);
+    visit(base, sums.weight, x);
+  }
+}
+
+/// Sums over all columns: lanes of a row, strips of a warp, warps, always in this order.
+template <typename K>
+__device__ void find_factors(const Parameters &p, const MatrixTarget &target, float m, int y, DoraFactors *factors) {
+  __shared__ float partial[kWarpsPerBlock][kStepRows];
+  const Lane lane = lane_of_thread();
+  const float v = static_cast<float>(dora_coefficients(target.dora.rule, m).v);
+  float squares[kThreadRows] = {};
+  visit_strips<K>(p, target, y, [&](const Fragment &base, const Fragment &delta, int) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kThreadColumns; ++i) {
+        const float value = fmaf(v, delta.value[r][i], base.value[r][i]);
+        squares[r] = fmaf(value, value, squares[r]);
+      }
+  });
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) {
+#pragma unroll
+    for (int distance = 4; distance < 32; distance *= 2)
+      squares[r] += __shfl_xor_sync(~0u, squares[r], distance);
+    if (lane.g == 0) partial[threadIdx.x / 32][row_of(lane, r)] = squares[r];
+  }
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < kStepRows && y + row < target.rows.size) {
+    double sum = 0.0;
+    for (int warp = 0; warp < kWarpsPerBlock; ++warp) sum += static_cast<double>(partial[warp][row]);
+    factors[row] = dora_factors(target.dora, m, y + row, sum);
+  }
+  __syncthreads();
+}
+
+template <typename K>
+__device__ void merge_rows(const Parameters &p, const MatrixTarget &target, int y) {
+  __shared__ DoraFactors factors[kStepRows];
+  const float m = multiplier_at(p.multipliers, p.table.terms[target.first_term].multiplier_index);
+  if (m == 0.0f) {
+    const int first = static_cast<int>(threadIdx.x / 32) * kStripColumns;
+    for (int x = first; x < target.columns.size; x += kWarpsPerBlock * kStripColumns)
+      merge_plain<K>(p, target, {x, y, min(target.rows.size, y + kStepRows)});
+    return;
+  }
+  find_factors<K>(p, target, m, y, factors);
+  const float kept = p.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
+  const Lane lane = lane_of_thread();
+  visit_strips<K>(p, target, y, [&](const Fragment &base, Fragment &delta, int x) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const DoraFactors of_row = factors[row_of(lane, r)];
+#pragma unroll
+      for (int i = 0; i < kThreadColumns; ++i) {
+        const float change = dora_change(of_row, base.value[r][i], delta.value[r][i]);
+        delta.value[r][i] = kept != 0.0f ? base.value[r][i] + change : change;
+      }
+    }
+    Packed<K> merged[kThreadRows];
+    round_to<K>(merged, delta, target.out.dtype);
+    store_rows<K>(merged, target, lane, y, x);
+  });
+}
+
+// -- kernels ----------------------------------------------------------------------------------------------------------
+
+/// Blocks that must fit on a multiprocessor, which bounds the registers.
+template <typename K>
+constexpr int blocks_wanted = !K::kRegular || (K::kWide && K::kHadamard) ? 2 : K::kWide || K::kHadamard || K::kDora ? 3 : 4;
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
+  const std::uint32_t number = K::kDora ? blockIdx.x : blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
+  if (number >= p.table.tile_count) return;
+  const int index = find_entry(p.table.first_tile, p.table.target_count, number);
+  // A copy lets the few strides of a regular target live in registers; nested ones are read where they are.
+  const std::conditional_t<K::kRegular, MatrixTarget, const MatrixTarget &> target = p.table.targets[index];
+  const int local = static_cast<int>(number - p.table.first_tile[index]);
+  if constexpr (K::kDora) {
+    merge_rows<K>(p, target, local * kStepRows);
+  } else {
+    const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns, y = local / strips * p.table.tile_rows;
+    merge_plain<K>(p, target, {local % strips * kStripColumns, y, min(target.rows.size, y + p.table.tile_rows)});
   }
 }
 
@@ -697,7 +793,8 @@ cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks) {
 }
 
 cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, cudaStream_t stream) {
-  const unsigned blocks = (run.table.tile_count + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  const unsigned tiles = run.table.tile_count;
+  const unsigned blocks = kind.dora ? tiles : (tiles + kWarpsPerBlock - 1) / kWarpsPerBlock;
   return launch(kernel_of(kind), blocks, shared_bytes(kind, run.table.chunk_capacity), stream, run);
 }
 

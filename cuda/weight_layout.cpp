@@ -215,10 +215,12 @@ class Builder {
     if (!target.base.data) layout_.has_all_bases = false;
     if (kronecker_.takes(target)) return kronecker_.add(target);
     if (!is_low_rank(target)) return others_.add(target);
+    const bool dora = with_dora(target);
     const std::vector<Part> parts = parts_of(target);
     KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
                     std::all_of(parts.begin(), parts.end(), is_native),
-                    std::any_of(parts.begin(), parts.end(), [](const Part &part) { return part.role != Role::kAdd; })};
+                    std::any_of(parts.begin(), parts.end(), [](const Part &part) { return part.role != Role::kAdd; }),
+                    dora};
     const int vector = vector_columns(kind);
 
     const Sides sides = choose_sides(target, parts);
@@ -231,6 +233,8 @@ class Builder {
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
     kind.regular = is_regular(matrix, terms, kind);
+    if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
+    if (dora) add_dora(target, matrix);
     matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
     matrix.term_count = static_cast<std::int32_t>(terms.size());
     layout_.terms.insert(layout_.terms.end(), terms.begin(), terms.end());
@@ -249,17 +253,37 @@ class Builder {
   }
 
  private:
-  /// Whether its sum is one of low-rank products.
+  /// Whether its sum is one of low-rank products. With DoRA, of one adapter's and as they are: what needs a product
+  /// first would need it for nothing if the weight proves to be irregular.
   bool is_low_rank(const ops::WeightTarget &target) const {
     const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
+    const bool dora = with_dora(target);
+    if (dora && (target.adapter_count > 1 || adapters->term_count == 0)) return false;
     return std::all_of(adapters, adapters + target.adapter_count, [&](const ops::Adapter &adapter) {
       const ops::Term *terms = batch_.terms + adapter.first_term;
-      return adapter.dora_axis == ops::DoraAxis::kNone && !adapter.replaces &&
-             std::all_of(terms, terms + adapter.term_count, [&](const ops::Term &term) {
-               return cuda::is_low_rank(term) &&
-                      (term.kind != ops::TermKind::kBaseProduct || target.out.kernel_size() == 1);
-             });
+      return !adapter.replaces && std::all_of(terms, terms + adapter.term_count, [&](const ops::Term &term) {
+        if (dora && (term.kind == ops::TermKind::kBaseProduct || term.p.tucker() || term.q.tucker())) return false;
+        return cuda::is_low_rank(term) &&
+               (term.kind != ops::TermKind::kBaseProduct || target.out.kernel_size() == 1);
+      });
     });
+  }
+
+  bool with_dora(const ops::WeightTarget &target) const {
+    const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
+    return std::any_of(adapters, adapters + target.adapter_count,
+                       [](const ops::Adapter &adapter) { return adapter.dora_axis != ops::DoraAxis::kNone; });
+  }
+
+  bool magnitudes_are_rows(const ops::WeightTarget &target, const Sides &sides) const {
+    const bool out = batch_.adapters[target.first_adapter].dora_axis == ops::DoraAxis::kOut;
+    return out == sides.out_is_row && (out || target.out.kernel_size() == 1);
+  }
+
+  void add_dora(const ops::WeightTarget &target, MatrixTarget &matrix) {
+    require(target.base.data, "DoRA needs the base weight");
+    matrix.dora = dora_parameters(batch_.adapters[target.first_adapter], target.out);
+    layout_.reads_base = true;
   }
 
   std::vector<Part> parts_of(const ops::WeightTarget &target) {
@@ -304,8 +328,8 @@ class Builder {
 
 std::int64_t strips_of(const MatrixTarget &target) { return (target.columns.size + kStripColumns - 1) / kStripColumns; }
 
-std::int64_t tiles_of(const MatrixTarget &target, std::int64_t tile_rows) {
-  return strips_of(target) * ((target.rows.size + tile_rows - 1) / tile_rows);
+std::int64_t tiles_of(const TargetGroup &group, const MatrixTarget &target, std::int64_t tile_rows) {
+  return (group.kind.dora ? 1 : strips_of(target)) * ((target.rows.size + tile_rows - 1) / tile_rows);
 }
 
 /// Time in rows: as many rounds as it takes to give every tile a warp, times a tile's mean height. Finding its weight
@@ -315,7 +339,7 @@ double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resid
   double rows = 0.0;
   std::int64_t tiles = 0;
   for (const MatrixTarget &target : group.targets) {
-    tiles += tiles_of(target, tile_rows);
+    tiles += tiles_of(group, target, tile_rows);
     rows += static_cast<double>(strips_of(target)) * target.rows.size;
   }
   const auto rounds = static_cast<double>((tiles + resident_warps - 1) / resident_warps);
@@ -332,7 +356,7 @@ WeightLayout lay_out(const ops::WeightBatch &batch) {
 
 void schedule(TargetGroup &group, std::int64_t resident_warps) {
   double best = std::numeric_limits<double>::infinity();
-  for (int rows = kMaxTileRows; rows >= kStepRows; rows -= kStepRows) {
+  for (int rows = group.kind.dora ? kStepRows : kMaxTileRows; rows >= kStepRows; rows -= kStepRows) {
     const double price = cost(group, rows, resident_warps);
     if (price >= best) continue;
     best = price;
@@ -342,7 +366,7 @@ void schedule(TargetGroup &group, std::int64_t resident_warps) {
   group.first_tile.clear();
   for (const MatrixTarget &target : group.targets) {
     group.first_tile.push_back(static_cast<std::uint32_t>(tile));
-    tile += tiles_of(target, group.tile_rows);
+    tile += tiles_of(group, target, group.tile_rows);
     require(tile <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
   }
   group.tile_count = static_cast<std::uint32_t>(tile);
@@ -351,7 +375,7 @@ void schedule(TargetGroup &group, std::int64_t resident_warps) {
 std::string describe(const WeightLayout &layout) {
   std::string text;
   for (const TargetGroup &group : layout.groups)
-    text += concat(group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ", group.kind.native ? "16-bit factors, " : "factors in three parts, ",
+    text += concat(group.kind.dora ? "DoRA by rows, " : "", group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ", group.kind.native ? "16-bit factors, " : "factors in three parts, ",
                    group.kind.wide ? "32" : "16", "-bit weights",
                    group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
                    " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
