@@ -15,7 +15,8 @@ std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
 DeltaShape describe(const Factors &f, const Traits &) {
   DeltaShape shape;
   shape.out = rows_of(f, f.has("w_norm") ? "w_norm" : "b_norm");
-  if (!f.has("w_norm")) return shape;  // a bias difference alone
+  shape.weight = f.has("w_norm");
+  if (!shape.weight) return shape;  // a bias difference alone
   require_equal(numel(f.at("w_norm")), "w_norm", shape.out, "its first axis", "values");
   shape.columns = 1;
   return shape;

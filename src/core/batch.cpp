@@ -145,7 +145,7 @@ void lyc_batch::check_op(lyc_batch_op op) const {
   require(op != LYC_BATCH_DIFF || !in_place_, "a difference cannot overwrite its base: give items an out of their own");
   if (op == LYC_BATCH_UNMERGE && !invertible_)
     fail(LYC_ERROR_UNSUPPORTED,
-         "a delta that depends on the pristine weight cannot be unmerged: keep a copy of the weight");
+         "a delta that depends on the pristine weight (DoRA, a rotation, ...) cannot be unmerged: keep a copy of it");
 }
 
 const float *lyc_batch::checked_multipliers(const lyc_tensor *multipliers) const {

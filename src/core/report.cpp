@@ -4,7 +4,7 @@ namespace lyc {
 namespace {
 
 std::string family_name(const Definition &definition) {
-  return std::string(definition.algorithm->name) + (definition.needs_base() ? "+dora" : "");
+  return std::string(definition.algorithm->name) + (definition.dora_axis != ops::DoraAxis::kNone ? "+dora" : "");
 }
 
 }  // namespace

@@ -52,8 +52,11 @@ class TargetRun {
     for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
     for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
     if (!t_.projects_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
+    for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
+    for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
+    if (t_.region_rows) return compute_regions();
     for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) { compute_rows(row, column, worker); });
   }
 
@@ -90,7 +93,8 @@ class TargetRun {
 
   // A multiple of the tile's, unless that is the whole row.
   std::int64_t item_columns() const {
-    return t_.projects_rows ? round_up(t_.columns, kPanel) : std::max(kItemColumns, t_.tile_columns);
+    if (t_.projects_rows) return round_up(t_.columns, kPanel);
+    return t_.tile_columns * std::max<std::int64_t>(1, kItemColumns / t_.tile_columns);
   }
   float *scratch_tile(int worker, int tile) const {
     return scratch_ + static_cast<Position>(worker) * t_.scratch_size +
@@ -200,6 +204,23 @@ class TargetRun {
                   std::min(t_.tile_columns, step.product->columns - column), {to + column, stride, nullptr, true},
                   worker);
   }
+
+  void measure(const Step &step, int worker) {
+    const RotationPlan &plan = step.term->rotation;
+    double *sums = squares_of(plan);
+    for (std::int64_t i = step.begin; i < std::min(plan.matrices(), step.begin + kMatrices); ++i)
+      sums[i] = squares(k_, plan.rotation, i, scratch_tile(worker, 0));
+  }
+
+  void derive(const Step &step, int worker) {
+    const RotationPlan &plan = step.term->rotation;
+    const double total = plan.measured() ? total_squares(plan.rotation, plan.matrices(), squares_of(plan)) : 0.0;
+    for (std::int64_t i = step.begin; i < std::min(plan.matrices(), step.begin + kMatrices); ++i)
+      derive_packed(k_, plan, i, total, multiplier(*step.adapter), scratch_tile(worker, 0),
+                    packed_ + plan.left_at + i * plan.packed_floats());
+  }
+
+  double *squares_of(const RotationPlan &plan) const { return reinterpret_cast<double *>(packed_ + plan.squares_at); }
 
   // -- Products with the weight --------------------------------------------------------------------------------
 
@@ -344,7 +365,7 @@ class TargetRun {
       }
       case TermKind::kBaseProduct:
         return add_base_product(term, row, column, tile, worker);
-      case TermKind::kRotation:
+      case TermKind::kRotation:  // added to regions
         return;
     }
   }
@@ -383,7 +404,8 @@ class TargetRun {
         }
       }
       for (; at < last && column_at(at) < inner(i) + end - i; ++at)
-        to[(i + column_at(at) - inner(i)) * step] += scale * read(sparse.values, at * sparse.values.stride_out);
+        if (column_at(at) >= inner(i))  // files may lie
+          to[(i + column_at(at) - inner(i)) * step] += scale * read(sparse.values, at * sparse.values.stride_out);
     }
   }
 
@@ -547,7 +569,12 @@ class TargetRun {
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
-    Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+    const Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+    add_adapters(row, column, sum, worker);
+    for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+  }
+
+  void add_adapters(std::int64_t row, std::int64_t column, Tile sum, int worker) {
     for (const AdapterPlan &adapter : t_.adapters) {
       if (!active(adapter)) continue;
       if (adapter.dora())
@@ -556,7 +583,35 @@ class TargetRun {
         add_delta(adapter, row, column, sum, worker);
       sum.first = false;
     }
-    for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+  }
+
+  // -- Regions: lines that turn together -----------------------------------------------------------------------
+
+  void compute_regions() {
+    const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
+    for_range(ceil_div(t_.rows, t_.region_rows) * across, [&](std::int64_t index, int worker) {
+      compute_region(index / across * t_.region_rows, index % across * t_.tile_columns, worker);
+    });
+  }
+
+  // Nothing of a region is stored before all of it is computed, so it may be in place.
+  void compute_region(std::int64_t row, std::int64_t column, int worker) {
+    const std::int64_t rows = std::min(t_.region_rows, t_.rows - row), n = width(column), stride = t_.tile_stride();
+    float *base = scratch_tile(worker, 0) + t_.region_at, *sum = base + t_.region_size();
+    for (std::int64_t i = 0; i < rows; ++i) load(k_, t_.base, row + i, column, n, base + i * stride);
+    std::fill(sum, sum + t_.region_size(), 0.0f);
+    for (std::int64_t i = 0; i < rows; i += kTileRows)
+      add_adapters(row + i, column, {sum + i * stride, stride, nullptr, false}, worker);
+    for (const AdapterPlan &adapter : t_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.rotation && active(adapter))
+          add_rotation(k_, term.rotation, packed_ + term.rotation.left_at, rotation_scale(term),
+                       {row, column, rows, n, base, sum, stride}, sum + t_.region_size());
+    for (std::int64_t i = 0; i < rows; ++i) store_row(row + i, column, sum + i * stride, worker);
+  }
+
+  static double rotation_scale(const TermPlan &term) {
+    return term.coefficient * (term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0);
   }
 
   void store_row(std::int64_t row, std::int64_t column, float *sum, int worker) {

@@ -120,6 +120,18 @@ TEST_P(CpuWeight, RandomTargetsMatchReference) {
   }
 }
 
+TEST_P(CpuWeight, RandomRotationsMatchReference) {
+  for (std::uint64_t seed = 0; seed < 150; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Random random(seed);
+    WeightCase c(seed);
+    c.add(random_target(random, true));
+    expect_reference(context_, c, WeightOp::kMerge);
+    expect_reference(context_, c, WeightOp::kDiff);
+    if (HasFailure()) return;
+  }
+}
+
 TEST_P(CpuWeight, DoraOnEveryTermAxisAndRule) {
   for (TermKind kind : kKinds)
     for (DoraAxis axis : {DoraAxis::kOut, DoraAxis::kIn})
@@ -384,6 +396,7 @@ TEST_F(CpuBatch, SparseIndicesOutOfRangeAreIgnored) {
   set_index(sparse.row_starts, 3, std::numeric_limits<std::int64_t>::max());
   set_index(sparse.row_starts, 4, std::numeric_limits<std::int64_t>::min());
   set_index(sparse.columns, 0, -5);
+  set_index(sparse.columns, 5, -7);
   set_index(sparse.columns, sparse.columns.out - 1, 1 << 20);
   Prepared prepared(context_, c.batch());
   EXPECT_EQ(prepared.run(WeightOp::kMerge, c.multipliers), LYC_OK);
