@@ -148,9 +148,7 @@ struct Work {
         packed[j] = load_packed<K>(target.base, target.base_dtype, row(begin + j) * target.base_row + x);
   }
 
-  __device__ Rows<K> load(int begin, int x) const {
-    Packed<K> packed[K::kBatch] = {};
-    load(packed, begin, x);
+  __device__ Rows<K> widened(const Packed<K> (&packed)[K::kBatch]) const {
     Rows<K> rows;
 #pragma unroll
     for (int j = 0; j < K::kBatch; ++j) widen<K>(packed[j], target.base_dtype, rows.value[j]);
@@ -170,20 +168,32 @@ struct Work {
     const void *left = resolve(term.left, term.left_in_workspace, run.workspace);
     const void *right = resolve(term.right, term.right_in_workspace, run.workspace);
     const std::int64_t left_x = x / target.right_columns * term.left_column;
-    const int right_x = x % target.right_columns;
-    float vector[kVector];
-    int loaded = -1;
+    const int right_x = x % target.right_columns, first = static_cast<int>(row(begin));
+    float factor[K::kBatch];
+    if (tile.step != 1) {  // one row of the right half
+      const std::int64_t left_y = first / target.right_rows;
+#pragma unroll
+      for (int j = 0; j < K::kBatch; ++j)
+        factor[j] = load_float(left, term.left_dtype, (left_y + min(j, tile.count - 1 - begin)) * term.left_row + left_x);
+      float vector[kVector];
+      load_right(right, term.right_dtype, first % target.right_rows * term.right_row + right_x, vector);
+#pragma unroll
+      for (int j = 0; j < K::kBatch; ++j) add_vector(rows.value[j], weight * factor[j], vector);
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < K::kBatch; ++j) {
-      if (begin + j >= tile.count) continue;
-      const int y = static_cast<int>(row(begin + j)), right_y = y % target.right_rows;
-      if (right_y != loaded) load_right(right, term.right_dtype, right_y * term.right_row + right_x, vector);
-      loaded = right_y;
-      const float factor =
-          weight * load_float(left, term.left_dtype, y / target.right_rows * term.left_row + left_x);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) rows.value[j][i] = fmaf(factor, vector[i], rows.value[j][i]);
+      const int y = first + min(j, tile.count - 1 - begin);
+      factor[j] = load_float(left, term.left_dtype, y / target.right_rows * term.left_row + left_x);
+      float vector[kVector];
+      load_right(right, term.right_dtype, y % target.right_rows * term.right_row + right_x, vector);
+      add_vector(rows.value[j], weight * factor[j], vector);
     }
+  }
+
+  static __device__ void add_vector(float (&row)[kVector], float factor, const float (&vector)[kVector]) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) row[i] = fmaf(factor, vector[i], row[i]);
   }
 
   /// Each term times `weight`, or its own multiplier instead where that is 0.
@@ -207,21 +217,40 @@ struct Work {
     }
   }
 
+  /// The weight is under way while the terms are computed.
   __device__ void merge(int x) const {
     for (int begin = 0; begin < tile.count; begin += K::kBatch) {
+      Packed<K> packed[K::kBatch] = {};
+      if (run.op != ops::WeightOp::kDiff) load(packed, begin, x);
       Rows<K> rows = {};
-      if (run.op != ops::WeightOp::kDiff) rows = load(begin, x);
       add_terms(rows, begin, x);
+      if (run.op != ops::WeightOp::kDiff) {
+        const Rows<K> base = widened(packed);
+#pragma unroll
+        for (int j = 0; j < K::kBatch; ++j)
+#pragma unroll
+          for (int i = 0; i < kVector; ++i) rows.value[j][i] += base.value[j][i];
+      }
       store(rows, begin, x);
     }
   }
 
-  __device__ void add_squares(float (&squares)[K::kRows], float v, int x) const {
+  /// Call with the weight and the delta.
+  template <typename Visit>
+  __device__ void visit(int x, Visit visit) const {
 #pragma unroll
     for (int begin = 0; begin < K::kRows; begin += K::kBatch) {
-      const Rows<K> base = load(begin, x);
+      if (begin >= tile.count) break;
+      Packed<K> packed[K::kBatch] = {};
+      load(packed, begin, x);
       Rows<K> delta = {};
       add_terms(delta, begin, x);
+      visit(begin, widened(packed), delta);
+    }
+  }
+
+  __device__ void add_squares(float (&squares)[K::kRows], float v, int x) const {
+    visit(x, [&](int begin, const Rows<K> &base, const Rows<K> &delta) {
 #pragma unroll
       for (int j = 0; j < K::kBatch; ++j)
 #pragma unroll
@@ -229,24 +258,29 @@ struct Work {
           const float value = fmaf(v, delta.value[j][i], base.value[j][i]);
           squares[begin + j] = fmaf(value, value, squares[begin + j]);
         }
-    }
+    });
   }
 
   __device__ void merge_dora(const DoraFactors *factors, int x) const {
     const float kept = run.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
-#pragma unroll
-    for (int begin = 0; begin < K::kRows; begin += K::kBatch) {
-      const Rows<K> base = load(begin, x);
-      Rows<K> rows = {};
-      add_terms(rows, begin, x);
+    visit(x, [&](int begin, const Rows<K> &base, Rows<K> &delta) {
 #pragma unroll
       for (int j = 0; j < K::kBatch; ++j)
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
-          const float change = dora_change(factors[begin + j], base.value[j][i], rows.value[j][i]);
-          rows.value[j][i] = kept != 0.0f ? base.value[j][i] + change : change;
+          const float change = dora_change(factors[begin + j], base.value[j][i], delta.value[j][i]);
+          delta.value[j][i] = kept != 0.0f ? base.value[j][i] + change : change;
         }
-      store(rows, begin, x);
+      store(delta, begin, x);
+    });
+  }
+
+  /// What no adapter changes, in another type; nothing, of a difference.
+  __device__ void keep(int x) const {
+    for (int begin = 0; begin < tile.count; begin += K::kBatch) {
+      Packed<K> packed[K::kBatch] = {};
+      if (run.op != ops::WeightOp::kDiff) load(packed, begin, x);
+      store(run.op == ops::WeightOp::kDiff ? Rows<K>{} : widened(packed), begin, x);
     }
   }
 };
@@ -280,12 +314,9 @@ __device__ void merge_rows(const KroneckerRun &run) {
   const int thread = static_cast<int>(threadIdx.x), begin = thread * kVector;
   const float m = work.multiplier(0);
   if (m == 0.0f) {
-    Rows<K> none = {};
     for (int x = begin; x < target.columns; x += kThreads * kVector)
-      if (run.op == ops::WeightOp::kDiff)
-        for (int j = 0; j < K::kRows; j += K::kBatch) work.store(none, j, x);
-      else if (target.base_dtype != target.out_dtype)
-        for (int j = 0; j < K::kRows; j += K::kBatch) work.store(work.load(j, x), j, x);
+      if (run.op == ops::WeightOp::kDiff || target.base_dtype != target.out_dtype)
+        work.keep(x);
       else if (target.base != target.out)
         work.copy(x);
     return;

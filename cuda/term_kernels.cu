@@ -122,8 +122,13 @@ __device__ std::int64_t position(const Vector &vector, std::int64_t index) {
 
 /// Weights may be written by this launch, each element after the thread that owns it has read it.
 __device__ std::uint32_t load_bits(const View &view, std::int64_t offset) {
-  if (view.dtype == LYC_DTYPE_F32) return static_cast<const volatile std::uint32_t *>(view.data)[offset];
-  return static_cast<const volatile std::uint16_t *>(view.data)[offset];
+  std::uint32_t bits;
+  asm volatile(
+      "{\n .reg .pred wide;\n setp.ne.s32 wide, %2, 0;\n"
+      " @wide ld.global.b32 %0, [%1];\n @!wide ld.global.u16 %0, [%1];\n}"
+      : "=r"(bits)
+      : "l"(address_of(view.data, view.dtype, offset)), "r"(static_cast<int>(view.dtype == LYC_DTYPE_F32)));
+  return bits;
 }
 
 __device__ void store_bits(const View &view, std::int64_t offset, std::uint32_t bits) {
@@ -132,12 +137,6 @@ __device__ void store_bits(const View &view, std::int64_t offset, std::uint32_t 
     static_cast<std::uint32_t *>(data)[offset] = bits;
   else
     static_cast<std::uint16_t *>(data)[offset] = static_cast<std::uint16_t>(bits);
-}
-
-__device__ float widen(std::uint32_t bits, lyc_dtype dtype) {
-  if (dtype == LYC_DTYPE_F32) return __uint_as_float(bits);
-  if (dtype == LYC_DTYPE_BF16) return __uint_as_float(bits << 16);
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
 __device__ std::uint32_t round_to(float value, lyc_dtype dtype) {
@@ -150,7 +149,7 @@ __device__ Fragment load_weight(const View &view, const Step &step) {
   const Offsets offsets = offsets_of(view, step);
   Fragment weight;
   for_each([&](int r, int c) {
-    weight.value[r][c] = widen(load_bits(view, offsets.row[r] + offsets.column[c]), view.dtype);
+    weight.value[r][c] = to_float(load_bits(view, offsets.row[r] + offsets.column[c]), view.dtype);
   });
   return weight;
 }

@@ -51,6 +51,7 @@ class DeviceMemory {
 };
 
 inline std::size_t bytes_of(const ops::Operand &t) {
+  if (t.numel() == 0) return 0;
   std::int64_t last = (t.out - 1) * t.stride_out + (t.in - 1) * t.stride_in;
   for (int d = 0; d < ops::kMaxKernelDims; ++d) last += (t.kernel[d] - 1) * t.stride_kernel[d];
   return static_cast<std::size_t>(last + 1) * dtype_size(t.dtype);
