@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "stream_layout.hpp"
 #include "weight_table.hpp"
 
 namespace lyc::cuda {
@@ -19,13 +20,15 @@ struct TargetGroup {
 };
 
 struct WeightLayout {
-  std::vector<TargetGroup> groups;  // none of them empty
-  std::vector<LowRankTerm> terms;   // of all groups
+  std::vector<StreamGroup> streams;  // none of them empty; nor of these:
+  std::vector<TargetGroup> groups;
+  std::vector<LowRankTerm> terms;  // of `groups`
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel. Throws UNSUPPORTED for what no kernel computes yet.
-WeightLayout lay_out(const ops::WeightBatch &batch);
+/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws UNSUPPORTED for
+/// what no kernel computes yet.
+WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine = false);
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.
 void schedule(TargetGroup &group, std::int64_t resident_warps);

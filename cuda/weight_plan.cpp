@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 
+#include "stream_kernels.hpp"
 #include "weight_kernels.hpp"
 
 namespace lyc::cuda {
@@ -34,18 +35,65 @@ const T *at(const void *memory, std::size_t offset) {
   return reinterpret_cast<const T *>(static_cast<const char *>(memory) + offset);
 }
 
+/// In the order that CUtensorMap's encoder wants: the innermost axis first.
+TensorMap encode(const Context &context, const MapSpec &spec) {
+  TensorMap map{};
+  if (!spec.data) return map;
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(spec.inner), static_cast<cuuint64_t>(spec.outer)};
+  const cuuint64_t pitches[] = {static_cast<cuuint64_t>(spec.pitch_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(spec.box_inner), static_cast<cuuint32_t>(spec.box_outer)};
+  const cuuint32_t steps[] = {1, 1};
+  const int span = spec.box_inner * 2;
+  static_assert(sizeof(CUtensorMap) == sizeof(TensorMap) && alignof(CUtensorMap) <= alignof(TensorMap));
+  const CUresult status =
+      context.encode_map(reinterpret_cast<CUtensorMap *>(&map),
+                         spec.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, spec.data,
+                         extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                         span == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                         : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                      : CU_TENSOR_MAP_SWIZZLE_32B,
+                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) throw Error(LYC_ERROR_DEVICE, "a tensor map was refused", static_cast<int>(status));
+  return map;
+}
+
+std::vector<StreamTarget> encode(const Context &context, const StreamGroup &group) {
+  std::vector<StreamTarget> targets;
+  for (const StreamWeight &weight : group.weights) {
+    StreamTarget &target = targets.emplace_back(weight.target);
+    target.base = encode(context, weight.base);
+    target.out = encode(context, weight.out);
+    for (int p = 0; p < kMaxStreamProducts; ++p) {
+      target.row[p] = encode(context, weight.row[p]);
+      target.column[p] = encode(context, weight.column[p]);
+    }
+  }
+  return targets;
+}
+
 void upload(WeightPlan &plan) {
   Block block;
+  std::vector<std::size_t> stream_targets, stream_tiles;
+  for (const StreamGroup &group : plan.layout.streams) {
+    stream_targets.push_back(block.append(encode(*plan.context, group)));
+    stream_tiles.push_back(block.append(group.first_tiles()));
+  }
   const std::size_t terms = block.append(plan.layout.terms);
   std::vector<std::size_t> targets, first_tiles;
   for (const TargetGroup &group : plan.layout.groups) {
     targets.push_back(block.append(group.targets));
     first_tiles.push_back(block.append(group.first_tile));
   }
-  if (plan.layout.groups.empty()) return;
+  if (plan.layout.groups.empty() && plan.layout.streams.empty()) return;
   const UncapturedScope uncaptured;
   check(cudaMalloc(&plan.memory, block.bytes().size()), "cudaMalloc");
   copy(*plan.context, plan.memory, block.bytes().data(), block.bytes().size(), cudaMemcpyHostToDevice);
+  for (std::size_t g = 0; g < plan.layout.streams.size(); ++g) {
+    const StreamGroup &group = plan.layout.streams[g];
+    plan.streams.push_back({at<StreamTarget>(plan.memory, stream_targets[g]),
+                            at<std::uint32_t>(plan.memory, stream_tiles[g]),
+                            static_cast<std::int32_t>(group.weights.size()), group.first_tiles().back()});
+  }
   for (std::size_t g = 0; g < plan.layout.groups.size(); ++g) {
     const TargetGroup &group = plan.layout.groups[g];
     plan.tables.push_back({at<MatrixTarget>(plan.memory, targets[g]), at<LowRankTerm>(plan.memory, terms),
@@ -58,7 +106,7 @@ void upload(WeightPlan &plan) {
 bool needs_staging(const WeightPlan &plan) { return plan.multiplier_count > kInlineMultipliers; }
 
 void describe_run(WeightPlan &plan) {
-  plan.info.launches = static_cast<std::int32_t>(plan.tables.size());
+  plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
   if (!needs_staging(plan)) return;
   plan.info.launches += store_launches(plan.multiplier_count);
   plan.info.workspace_size = aligned(static_cast<std::size_t>(plan.multiplier_count) * sizeof(float));
@@ -91,7 +139,12 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   auto plan = std::make_unique<WeightPlan>();
   plan->context = &context;
   plan->multiplier_count = batch.multiplier_count;
-  plan->layout = lay_out(batch);
+  plan->layout = lay_out(batch, context.encode_map != nullptr);
+  for (const StreamGroup &group : plan->layout.streams) {
+    int blocks = 0;
+    check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    plan->stream_blocks.push_back(blocks * context.multiprocessors);
+  }
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
@@ -108,6 +161,10 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const DeviceScope scope(*plan.context);
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
+  for (std::size_t g = 0; g < plan.streams.size(); ++g)
+    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.stream_blocks[g], options.op, multipliers,
+                        stream),
+          "launching the streaming kernel");
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, plan.tables[g], options.op, multipliers, stream),
           "launching a weight kernel");

@@ -11,9 +11,11 @@ namespace lyc::cuda {
 
 struct WeightPlan {
   Context *context = nullptr;
-  WeightLayout layout;              // the host's copy, for explanations
-  void *memory = nullptr;           // one allocation for all tables
-  std::vector<TargetTable> tables;  // of layout.groups
+  WeightLayout layout;               // the host's copy, for explanations
+  void *memory = nullptr;            // one allocation for all tables
+  std::vector<TargetTable> tables;   // of layout.groups
+  std::vector<StreamTable> streams;  // of layout.streams
+  std::vector<int> stream_blocks;    // that the device holds at once
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};
 };
