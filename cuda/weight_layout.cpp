@@ -204,8 +204,13 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
 
 class Builder {
  public:
-  explicit Builder(const ops::WeightBatch &batch) : batch_(batch), kronecker_(batch, layout_.products), others_(batch, layout_.products) {
+  Builder(const ops::WeightBatch &batch, bool copy_engine)
+      : batch_(batch),
+        kronecker_(batch, layout_.products),
+        others_(batch, layout_.products),
+        copy_engine_(copy_engine) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
+    for (std::size_t k = 0; k < streams_.size(); ++k) streams_[k].kind = {1 << k, false};
   }
 
   void add(const ops::WeightTarget &target) {
@@ -232,6 +237,12 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
+    if (copy_engine_ && !dora && !kind.hadamard)
+      if (const auto weight = stream_weight(matrix, terms)) {
+        const int chunks = weight->target.chunk_count;
+        streams_[chunks > 2 ? 2 : chunks > 1 ? 1 : 0].weights.push_back(*weight);
+        return;
+      }
     kind.regular = is_regular(matrix, terms, kind);
     if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
     if (dora) add_dora(target, matrix);
@@ -244,6 +255,8 @@ class Builder {
   }
 
   WeightLayout take() {
+    for (StreamGroup &group : streams_)
+      if (!group.weights.empty()) layout_.streams.push_back(std::move(group));
     for (TargetGroup &group : groups_)
       if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
     layout_.kronecker = kronecker_.take();
@@ -324,6 +337,8 @@ class Builder {
   KroneckerLayoutBuilder kronecker_;
   TermLayoutBuilder others_;
   std::array<TargetGroup, kKernelKinds> groups_;
+  std::array<StreamGroup, 3> streams_;  // of 1, 2, up to 4 chunks
+  const bool copy_engine_;
 };
 
 std::int64_t strips_of(const MatrixTarget &target) { return (target.columns.size + kStripColumns - 1) / kStripColumns; }
@@ -348,8 +363,8 @@ double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resid
 
 }  // namespace
 
-WeightLayout lay_out(const ops::WeightBatch &batch) {
-  Builder builder(batch);
+WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine) {
+  Builder builder(batch, copy_engine);
   for (std::int64_t t = 0; t < batch.target_count; ++t) builder.add(batch.targets[t]);
   return builder.take();
 }
@@ -374,6 +389,10 @@ void schedule(TargetGroup &group, std::int64_t resident_warps) {
 
 std::string describe(const WeightLayout &layout) {
   std::string text;
+  for (const StreamGroup &group : layout.streams)
+    text += concat("low-rank, streamed, up to ", group.kind.chunks * kChunkRanks,
+                   " ranks in registers: ", group.weights.size(), " weights, ", group.first_tiles().back(),
+                   " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
   for (const TargetGroup &group : layout.groups)
     text += concat(group.kind.dora ? "DoRA by rows, " : "", group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ", group.kind.native ? "16-bit factors, " : "factors in three parts, ",
                    group.kind.wide ? "32" : "16", "-bit weights",

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kronecker_layout.hpp"
+#include "stream_layout.hpp"
 #include "term_layout.hpp"
 
 namespace lyc::cuda {
@@ -20,7 +21,8 @@ struct TargetGroup {
 };
 
 struct WeightLayout {
-  std::vector<TargetGroup> groups;  // none of them empty
+  std::vector<StreamGroup> streams;  // none of them empty; nor of these:
+  std::vector<TargetGroup> groups;
   std::vector<LowRankTerm> terms;   // of all groups
   KroneckerLayout kronecker;        // targets with Kronecker products alone
   TermLayout others;                // targets with other terms
@@ -29,8 +31,9 @@ struct WeightLayout {
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel. Throws for what does not fit together.
-WeightLayout lay_out(const ops::WeightBatch &batch);
+/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws for what does not
+/// fit together.
+WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine = false);
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.
 void schedule(TargetGroup &group, std::int64_t resident_warps);

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 
+#include "stream_kernels.hpp"
 #include "term_kernels.hpp"
 
 namespace lyc::cuda {
@@ -30,12 +31,49 @@ class Block {
   std::vector<char> bytes_;
 };
 
+/// In the order that CUtensorMap's encoder wants: the innermost axis first.
+TensorMap encode(const Context &context, const MapSpec &spec) {
+  TensorMap map{};
+  if (!spec.data) return map;
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(spec.inner), static_cast<cuuint64_t>(spec.outer)};
+  const cuuint64_t pitches[] = {static_cast<cuuint64_t>(spec.pitch_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(spec.box_inner), static_cast<cuuint32_t>(spec.box_outer)};
+  const cuuint32_t steps[] = {1, 1};
+  const int span = spec.box_inner * 2;
+  static_assert(sizeof(CUtensorMap) == sizeof(TensorMap) && alignof(CUtensorMap) <= alignof(TensorMap));
+  const CUresult status =
+      context.encode_map(reinterpret_cast<CUtensorMap *>(&map),
+                         spec.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, spec.data,
+                         extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                         span == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                         : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                      : CU_TENSOR_MAP_SWIZZLE_32B,
+                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) throw Error(LYC_ERROR_DEVICE, "a tensor map was refused", static_cast<int>(status));
+  return map;
+}
+
+std::vector<StreamTarget> encode(const Context &context, const StreamGroup &group) {
+  std::vector<StreamTarget> targets;
+  for (const StreamWeight &weight : group.weights) {
+    StreamTarget &target = targets.emplace_back(weight.target);
+    target.base = encode(context, weight.base);
+    target.out = encode(context, weight.out);
+    for (int p = 0; p < kMaxStreamProducts; ++p) {
+      target.row[p] = encode(context, weight.row[p]);
+      target.column[p] = encode(context, weight.column[p]);
+    }
+  }
+  return targets;
+}
+
 /// What a plan points to in its block, known once the block has an address.
 class Uploader {
  public:
   explicit Uploader(WeightPlan &plan) : plan_(plan) {}
 
   void upload() {
+    append_streams();
     append_groups();
     append_kronecker();
     append_others();
@@ -62,6 +100,18 @@ class Uploader {
     schedule.count = static_cast<std::int32_t>(counter.first.size());
     schedule.pieces = counter.pieces;
     append(counter.first, schedule.first);
+  }
+
+  void append_streams() {
+    plan_.streams.resize(plan_.layout.streams.size());
+    for (std::size_t g = 0; g < plan_.streams.size(); ++g) {
+      const StreamGroup &group = plan_.layout.streams[g];
+      const std::vector<std::uint32_t> first_tiles = group.first_tiles();
+      plan_.streams[g].target_count = static_cast<std::int32_t>(group.weights.size());
+      plan_.streams[g].tile_count = first_tiles.back();
+      append(encode(*plan_.context, group), plan_.streams[g].targets);
+      append(first_tiles, plan_.streams[g].first_tile);
+    }
   }
 
   void append_groups() {
@@ -125,7 +175,7 @@ std::size_t staging_size(const WeightPlan &plan) {
 }
 
 void describe_run(WeightPlan &plan) {
-  plan.info.launches = static_cast<std::int32_t>(plan.tables.size());
+  plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
   for (const KroneckerRun &run : plan.kronecker) plan.info.launches += run.tiles.pieces > 0;
@@ -201,7 +251,12 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   auto plan = std::make_unique<WeightPlan>();
   plan->context = &context;
   plan->multiplier_count = batch.multiplier_count;
-  plan->layout = lay_out(batch);
+  plan->layout = lay_out(batch, context.encode_map != nullptr);
+  for (const StreamGroup &group : plan->layout.streams) {
+    int blocks = 0;
+    check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    plan->stream_blocks.push_back(blocks * context.multiprocessors);
+  }
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
@@ -219,6 +274,10 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const Multipliers multipliers = place_multipliers(plan, options, stream);
   char *workspace = products_of(plan, options);
   run_products(plan, workspace, stream);
+  for (std::size_t g = 0; g < plan.streams.size(); ++g)
+    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.stream_blocks[g], options.op, multipliers,
+                        stream),
+          "launching the streaming kernel");
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
