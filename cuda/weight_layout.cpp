@@ -206,7 +206,7 @@ class Builder {
  public:
   Builder(const ops::WeightBatch &batch, bool copy_engine)
       : batch_(batch),
-        kronecker_(batch, layout_.products),
+        elementwise_(batch, layout_.products),
         others_(batch, layout_.products),
         copy_engine_(copy_engine) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
@@ -218,7 +218,7 @@ class Builder {
     check_dtype(target.base, "a weight");
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
-    if (kronecker_.takes(target)) return kronecker_.add(target);
+    if (elementwise_.takes(target)) return elementwise_.add(target);
     if (!is_low_rank(target)) return others_.add(target);
     const bool dora = with_dora(target);
     const std::vector<Part> parts = parts_of(target);
@@ -259,9 +259,9 @@ class Builder {
       if (!group.weights.empty()) layout_.streams.push_back(std::move(group));
     for (TargetGroup &group : groups_)
       if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
-    layout_.kronecker = kronecker_.take();
+    layout_.elementwise = elementwise_.take();
     layout_.others = others_.take();
-    layout_.reads_base |= layout_.kronecker.reads_base || layout_.others.reads_base;
+    layout_.reads_base |= layout_.elementwise.reads_base || layout_.others.reads_base;
     return std::move(layout_);
   }
 
@@ -334,7 +334,7 @@ class Builder {
 
   const ops::WeightBatch &batch_;
   WeightLayout layout_;
-  KroneckerLayoutBuilder kronecker_;
+  ElementwiseLayoutBuilder elementwise_;
   TermLayoutBuilder others_;
   std::array<TargetGroup, kKernelKinds> groups_;
   std::array<StreamGroup, 3> streams_;  // of 1, 2, up to 4 chunks
@@ -398,7 +398,7 @@ std::string describe(const WeightLayout &layout) {
                    group.kind.wide ? "32" : "16", "-bit weights",
                    group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
                    " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
-  text += describe(layout.kronecker) + describe(layout.others);
+  text += describe(layout.elementwise) + describe(layout.others);
   const auto &products = layout.products.contractions;
   return text + concat(products[0].size() + products[1].size(), " small products\n");
 }

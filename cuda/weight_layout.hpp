@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kronecker_layout.hpp"
+#include "elementwise_layout.hpp"
 #include "stream_layout.hpp"
 #include "term_layout.hpp"
 
@@ -24,7 +24,7 @@ struct WeightLayout {
   std::vector<StreamGroup> streams;  // none of them empty; nor of these:
   std::vector<TargetGroup> groups;
   std::vector<LowRankTerm> terms;   // of all groups
-  KroneckerLayout kronecker;        // targets with Kronecker products alone
+  ElementwiseLayout elementwise;     // targets with elementwise terms alone
   TermLayout others;                // targets with other terms
   Products products;                // that all of them need
   bool reads_base = false;          // also for a difference

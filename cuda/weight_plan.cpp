@@ -75,7 +75,7 @@ class Uploader {
   void upload() {
     append_streams();
     append_groups();
-    append_kronecker();
+    append_elementwise();
     append_others();
     append_products();
     if (block_.bytes().empty()) return;
@@ -130,15 +130,15 @@ class Uploader {
     }
   }
 
-  void append_kronecker() {
-    const KroneckerLayout &layout = plan_.layout.kronecker;
+  void append_elementwise() {
+    const ElementwiseLayout &layout = plan_.layout.elementwise;
     if (layout.terms.empty()) return;
     const std::size_t terms = block_.append(layout.terms);
-    for (std::size_t k = 0; k < kKroneckerKinds; ++k) {
+    for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
       if (layout.groups[k].targets.empty()) continue;
-      append(layout.groups[k].targets, plan_.kronecker[k].targets);
-      append(layout.groups[k].tiles, plan_.kronecker[k].tiles);
-      point(plan_.kronecker[k].terms, terms);
+      append(layout.groups[k].targets, plan_.elementwise[k].targets);
+      append(layout.groups[k].tiles, plan_.elementwise[k].tiles);
+      point(plan_.elementwise[k].terms, terms);
     }
   }
 
@@ -178,7 +178,7 @@ void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
-  for (const KroneckerRun &run : plan.kronecker) plan.info.launches += run.tiles.pieces > 0;
+  for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
   plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
@@ -214,15 +214,15 @@ void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) 
             "launching small products");
 }
 
-void run_kronecker(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
+void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
                    cudaStream_t stream) {
-  for (int k = 0; k < kKroneckerKinds; ++k) {
-    KroneckerRun run = plan.kronecker[static_cast<std::size_t>(k)];
+  for (int k = 0; k < kElementwiseKinds; ++k) {
+    ElementwiseRun run = plan.elementwise[static_cast<std::size_t>(k)];
     if (run.tiles.pieces == 0) continue;
     run.op = op;
     run.multipliers = multipliers;
     run.workspace = workspace;
-    check(launch_kronecker(kronecker_kind(k), run, stream), "launching a weight kernel");
+    check(launch_elementwise(elementwise_kind(k), run, stream), "launching a weight kernel");
   }
 }
 
@@ -281,7 +281,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
-  run_kronecker(plan, options.op, multipliers, workspace, stream);
+  run_elementwise(plan, options.op, multipliers, workspace, stream);
   run_others(plan, {plan.terms, workspace, options.op, multipliers}, stream);
 }
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "context.hpp"
-#include "kronecker_kernels.hpp"
+#include "elementwise_kernels.hpp"
 #include "weight_layout.hpp"
 
 namespace lyc::cuda {
@@ -17,7 +17,7 @@ struct WeightPlan {
   std::vector<TargetTable> tables;  // of layout.groups
   std::vector<StreamTable> streams;  // of layout.streams
   std::vector<int> stream_blocks;    // that the device holds at once
-  std::array<KroneckerRun, kKroneckerKinds> kronecker{};  // what is known before a run; no tiles: nothing to do
+  std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
   TermTables terms{};               // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, magnitudes{};
   std::array<Schedule, kContractionStages> contraction_tiles{};

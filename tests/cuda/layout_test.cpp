@@ -203,7 +203,7 @@ TEST_F(Terms, AMagnitudeOfInputFeaturesCoversTheKernel) {
   EXPECT_EQ(layout.norms.at(0).magnitudes, 20);
 }
 
-TEST_F(Terms, KroneckerProductsOfPlainRowsHaveTheirOwnKernels) {
+TEST_F(Terms, ElementwiseTermsOfPlainRowsHaveTheirOwnKernels) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
   term.p_out = term.p_in = 8;
@@ -212,7 +212,7 @@ TEST_F(Terms, KroneckerProductsOfPlainRowsHaveTheirOwnKernels) {
   EXPECT_EQ(lay_out_one({128, 128}, Order::kHWIO, term).targets.size(), 1u);
   EXPECT_EQ(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kIn).targets.size(), 2u);
   const WeightLayout layout = lay_out(case_.batch());
-  const KroneckerGroup &plain = layout.kronecker.groups[0], &dora = layout.kronecker.groups[2];
+  const ElementwiseGroup &plain = layout.elementwise.groups[0], &dora = layout.elementwise.groups[2];
   ASSERT_EQ(plain.targets.size(), 1u);
   ASSERT_EQ(dora.targets.size(), 1u);
   EXPECT_EQ(plain.targets[0].step, 16);  // rows that share the right half's row
@@ -227,7 +227,7 @@ TEST_F(Terms, RowsOfAKroneckerProductThatEndWithinAHalfAreTakenOneByOne) {
   term.p_out = term.p_in = 8;
   lay_out_one({128, 128}, Order::kOIHW, term);
   case_.targets()[0].base.out = case_.targets()[0].out.out = 120;
-  EXPECT_EQ(lay_out(case_.batch()).kronecker.groups[0].targets.at(0).step, 1);
+  EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[0].targets.at(0).step, 1);
 }
 
 TEST_F(Layout, HadamardHalvesAndCoresTakeTheLowRankKernels) {

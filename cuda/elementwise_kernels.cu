@@ -1,31 +1,32 @@
-// out[y, x] = round(base[y, x] + sum over terms of s * left[y / n, x / k] * right[y % n, x % k])
+// out[y, x] = round(base[y, x] + sum over terms of s * left[y / n, x / k] * right[y % n, x % k] [* base[y, x]])
 //
-// for weights whose rows are contiguous. Halves that are products have been multiplied into the workspace before.
+// for weights whose rows are contiguous. Halves that are products have been multiplied into the workspace before; a half
+// that is absent is 1.
 //
 // Work.     A thread takes eight columns, so one element of the left half and one vector of the right one make all of
 //           them, and as many rows at a time as let the loads overlap. Rows of a tile lie n apart where the left half
 //           has enough rows: then the vector of the right half serves all of them.
-// Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. The right half is as large
-//           as the weight over the left half's elements and comes from L2.
+// Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. The right half of a
+//           Kronecker product is as large as the weight over the left half's elements and comes from L2.
 // DoRA.     A block takes a few whole rows: sums of squares first, then the rows again, which the caches still hold.
 //           Sums go by lanes, then by warps, in an order that depends on shapes alone.
 #include <utility>
 
 #include "device.cuh"
-#include "kronecker_kernels.hpp"
+#include "elementwise_kernels.hpp"
 
 namespace lyc::cuda {
 namespace {
 
 constexpr int kThreads = kWarpsPerBlock * 32;
-constexpr int kVector = kKroneckerVector;
+constexpr int kVector = kElementwiseVector;
 
 template <int kIndex>
 struct Kind {
-  static constexpr bool kWide = kronecker_kind(kIndex).wide;
-  static constexpr bool kDora = kronecker_kind(kIndex).dora;
+  static constexpr bool kWide = elementwise_kind(kIndex).wide;
+  static constexpr bool kDora = elementwise_kind(kIndex).dora;
   static constexpr int kBatch = kWide || kDora ? 4 : 8;  // rows whose loads are under way together
-  static constexpr int kRows = tile_rows(kronecker_kind(kIndex));
+  static constexpr int kRows = tile_rows(elementwise_kind(kIndex));
 };
 
 /// A thread's columns in some rows.
@@ -116,17 +117,16 @@ struct Tile {
 };
 
 template <typename K>
-__device__ Tile tile_at(const KroneckerTarget &target, int number) {
-  if (target.step == 1) return {number * K::kRows, 1, min(K::kRows, target.rows - number * K::kRows)};
-  const int blocks = target.rows / target.right_rows, block = number / target.right_rows * K::kRows;
-  return {block * target.right_rows + number % target.right_rows, target.right_rows, min(K::kRows, blocks - block)};
+__device__ Tile tile_at(const ElementwiseTarget &target, int number) {
+  const int blocks = target.rows / target.step, block = number / target.step * K::kRows;
+  return {block * target.step + number % target.step, target.step, min(K::kRows, blocks - block)};
 }
 
 /// What a warp works on.
 template <typename K>
 struct Work {
-  const KroneckerRun &run;
-  const KroneckerTarget &target;
+  const ElementwiseRun &run;
+  const ElementwiseTarget &target;
   Tile tile;
 
   __device__ std::int64_t row(int index) const { return tile.first + index * tile.step; }
@@ -164,30 +164,34 @@ struct Work {
   }
 
   /// rows += weight * term
-  __device__ void add_term(Rows<K> &rows, const KroneckerTerm &term, float weight, int begin, int x) const {
+  __device__ void add_term(Rows<K> &rows, const ElementwiseTerm &term, float weight, int begin, int x) const {
     const void *left = resolve(term.left, term.left_in_workspace, run.workspace);
     const void *right = resolve(term.right, term.right_in_workspace, run.workspace);
-    const std::int64_t left_x = x / target.right_columns * term.left_column;
-    const int right_x = x % target.right_columns, first = static_cast<int>(row(begin));
+    const std::int64_t left_x = x / term.right_columns * term.left_column;
+    const int right_x = x % term.right_columns;
     float factor[K::kBatch];
-    if (tile.step != 1) {  // one row of the right half
-      const std::int64_t left_y = first / target.right_rows;
 #pragma unroll
-      for (int j = 0; j < K::kBatch; ++j)
-        factor[j] = load_float(left, term.left_dtype, (left_y + min(j, tile.count - 1 - begin)) * term.left_row + left_x);
-      float vector[kVector];
-      load_right(right, term.right_dtype, first % target.right_rows * term.right_row + right_x, vector);
+    for (int j = 0; j < K::kBatch; ++j) {
+      const std::int64_t y = row(min(begin + j, tile.count - 1)) / term.right_rows;
+      factor[j] = weight;
+      if (term.left_dtype != LYC_DTYPE_NONE)
+        factor[j] *= load_float(left, term.left_dtype, y * term.left_row + left_x);
+    }
+    float vector[kVector] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
+    const bool one_row = tile.step % term.right_rows == 0 || term.right_row == 0;
+    if (term.right_dtype == LYC_DTYPE_NONE || one_row) {
+      const int y = static_cast<int>(row(begin)) % term.right_rows;
+      if (term.right_dtype != LYC_DTYPE_NONE)
+        load_right(right, term.right_dtype, y * term.right_row + right_x, vector);
 #pragma unroll
-      for (int j = 0; j < K::kBatch; ++j) add_vector(rows.value[j], weight * factor[j], vector);
+      for (int j = 0; j < K::kBatch; ++j) add_vector(rows.value[j], factor[j], vector);
       return;
     }
 #pragma unroll
     for (int j = 0; j < K::kBatch; ++j) {
-      const int y = first + min(j, tile.count - 1 - begin);
-      factor[j] = load_float(left, term.left_dtype, y / target.right_rows * term.left_row + left_x);
-      float vector[kVector];
-      load_right(right, term.right_dtype, y % target.right_rows * term.right_row + right_x, vector);
-      add_vector(rows.value[j], weight * factor[j], vector);
+      const int y = static_cast<int>(row(min(begin + j, tile.count - 1))) % term.right_rows;
+      load_right(right, term.right_dtype, y * term.right_row + right_x, vector);
+      add_vector(rows.value[j], factor[j], vector);
     }
   }
 
@@ -196,12 +200,30 @@ struct Work {
     for (int i = 0; i < kVector; ++i) row[i] = fmaf(factor, vector[i], row[i]);
   }
 
-  /// Each term times `weight`, or its own multiplier instead where that is 0.
-  __device__ void add_terms(Rows<K> &rows, int begin, int x) const {
+  /// All terms; `packed` is the weight.
+  __device__ void add_terms(Rows<K> &rows, const Packed<K> (&packed)[K::kBatch], int begin, int x) const {
     for (int t = 0; t < target.term_count; ++t) {
-      const KroneckerTerm &term = run.terms[target.first_term + t];
+      const ElementwiseTerm &term = run.terms[target.first_term + t];
       const float m = K::kDora ? 1.0f : multiplier(t), sign = run.op == ops::WeightOp::kUnmerge ? -1.0f : 1.0f;
-      if (m != 0.0f) add_term(rows, term, sign * m * term.coefficient * element(term.scalar, 0), begin, x);
+      if (m == 0.0f) continue;
+      const float weight = sign * m * term.coefficient * element(term.scalar, 0);
+      if (term.times_base)
+        add_times_base(rows, packed, term, weight, begin, x);
+      else
+        add_term(rows, term, weight, begin, x);
+    }
+  }
+
+  __device__ void add_times_base(Rows<K> &rows, const Packed<K> (&packed)[K::kBatch], const ElementwiseTerm &term,
+                                 float weight, int begin, int x) const {
+    Rows<K> factors = {};
+    add_term(factors, term, weight, begin, x);
+#pragma unroll
+    for (int j = 0; j < K::kBatch; ++j) {
+      float base[kVector];
+      widen<K>(packed[j], target.base_dtype, base);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) rows.value[j][i] = fmaf(factors.value[j][i], base[i], rows.value[j][i]);
     }
   }
 
@@ -221,9 +243,9 @@ struct Work {
   __device__ void merge(int x) const {
     for (int begin = 0; begin < tile.count; begin += K::kBatch) {
       Packed<K> packed[K::kBatch] = {};
-      if (run.op != ops::WeightOp::kDiff) load(packed, begin, x);
+      if (run.op != ops::WeightOp::kDiff || target.reads_base) load(packed, begin, x);
       Rows<K> rows = {};
-      add_terms(rows, begin, x);
+      add_terms(rows, packed, begin, x);
       if (run.op != ops::WeightOp::kDiff) {
         const Rows<K> base = widened(packed);
 #pragma unroll
@@ -244,7 +266,7 @@ struct Work {
       Packed<K> packed[K::kBatch] = {};
       load(packed, begin, x);
       Rows<K> delta = {};
-      add_terms(delta, begin, x);
+      add_terms(delta, packed, begin, x);
       visit(begin, widened(packed), delta);
     }
   }
@@ -287,14 +309,14 @@ struct Work {
 
 /// A tile for each warp, 256 columns of 32 rows.
 template <typename K>
-__device__ void merge_tile(const KroneckerRun &run) {
+__device__ void merge_tile(const ElementwiseRun &run) {
   const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
   if (number >= run.tiles.pieces) return;
   const int index = find_entry(run.tiles.first, run.tiles.count, number);
-  const KroneckerTarget &target = run.targets[index];
-  const int strips = (target.columns + kKroneckerColumns - 1) / kKroneckerColumns;
+  const ElementwiseTarget &target = run.targets[index];
+  const int strips = (target.columns + kElementwiseColumns - 1) / kElementwiseColumns;
   const int local = static_cast<int>(number - run.tiles.first[index]);
-  const int x = local % strips * kKroneckerColumns + static_cast<int>(threadIdx.x % 32) * kVector;
+  const int x = local % strips * kElementwiseColumns + static_cast<int>(threadIdx.x % 32) * kVector;
   if (x >= target.columns) return;
   const Work<K> work{run, target, tile_at<K>(target, local / strips)};
   if (run.op == ops::WeightOp::kDiff || target.base_dtype != target.out_dtype || !work.idle())
@@ -305,11 +327,11 @@ __device__ void merge_tile(const KroneckerRun &run) {
 
 /// A few whole rows for each block.
 template <typename K>
-__device__ void merge_rows(const KroneckerRun &run) {
+__device__ void merge_rows(const ElementwiseRun &run) {
   __shared__ float partial[kWarpsPerBlock][K::kRows];
   __shared__ DoraFactors factors[K::kRows];
   const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
-  const KroneckerTarget &target = run.targets[index];
+  const ElementwiseTarget &target = run.targets[index];
   const Work<K> work{run, target, tile_at<K>(target, static_cast<int>(blockIdx.x - run.tiles.first[index]))};
   const int thread = static_cast<int>(threadIdx.x), begin = thread * kVector;
   const float m = work.multiplier(0);
@@ -340,28 +362,28 @@ __device__ void merge_rows(const KroneckerRun &run) {
 }
 
 template <typename K>
-__global__ void __launch_bounds__(kThreads, 3) kronecker_kernel(const __grid_constant__ KroneckerRun run) {
+__global__ void __launch_bounds__(kThreads, 3) elementwise_kernel(const __grid_constant__ ElementwiseRun run) {
   if constexpr (K::kDora)
     merge_rows<K>(run);
   else
     merge_tile<K>(run);
 }
 
-using Kernel = void (*)(KroneckerRun);
+using Kernel = void (*)(ElementwiseRun);
 
 template <int... kIndex>
 const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
-  constexpr Kernel kKernels[] = {kronecker_kernel<Kind<kIndex>>...};
+  constexpr Kernel kKernels[] = {elementwise_kernel<Kind<kIndex>>...};
   return reinterpret_cast<const void *>(kKernels[index]);
 }
 
 }  // namespace
 
-cudaError_t launch_kronecker(KroneckerKind kind, const KroneckerRun &run, cudaStream_t stream) {
+cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, cudaStream_t stream) {
   const std::uint32_t warps = kind.dora ? kWarpsPerBlock : 1;  // for each tile
   const unsigned blocks = (run.tiles.pieces * warps + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  void *arguments[] = {const_cast<KroneckerRun *>(&run)};
-  return cudaLaunchKernel(kernel_at(index_of(kind), std::make_integer_sequence<int, kKroneckerKinds>()), dim3(blocks),
+  void *arguments[] = {const_cast<ElementwiseRun *>(&run)};
+  return cudaLaunchKernel(kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>()), dim3(blocks),
                           dim3(kThreads), arguments, 0, stream);
 }
 

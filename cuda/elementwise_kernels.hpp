@@ -1,14 +1,14 @@
 // Launching the Kronecker kernels.
 #pragma once
 
-#include "kronecker_table.hpp"
+#include "elementwise_table.hpp"
 #include "weight_kernels.hpp"
 
 namespace lyc::cuda {
 
-struct KroneckerRun {
-  const KroneckerTarget *targets;
-  const KroneckerTerm *terms;
+struct ElementwiseRun {
+  const ElementwiseTarget *targets;
+  const ElementwiseTerm *terms;
   Schedule tiles;
   ops::WeightOp op;
   Multipliers multipliers;
@@ -16,6 +16,6 @@ struct KroneckerRun {
 };
 
 /// Enqueue one launch for all targets of a kind.
-cudaError_t launch_kronecker(KroneckerKind kind, const KroneckerRun &run, cudaStream_t stream);
+cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, cudaStream_t stream);
 
 }  // namespace lyc::cuda
