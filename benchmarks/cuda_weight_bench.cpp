@@ -334,8 +334,8 @@ class Prepared {
     double value = 0;
     if (term.kind == ops::TermKind::kKronecker) {
       const std::int64_t rows = term.q.out(), columns = term.q.in();
-      value = product_at(mirror, term.p, o / rows, i / columns, 0) *
-              product_at(mirror, term.q, o % rows, i % columns, k);
+      value =
+          product_at(mirror, term.p, o / rows, i / columns, 0) * product_at(mirror, term.q, o % rows, i % columns, k);
     } else if (term.kind == ops::TermKind::kBaseProduct) {
       for (std::int64_t j = 0; j < base.in; ++j) value += mirror.at(base, o, j) * product_at(mirror, term.p, j, i, 0);
     } else {
@@ -452,14 +452,18 @@ void report(const ops::Backend &backend, ops::BackendContext *context, const Cas
 }
 
 std::string name_of(const Case &c, const std::string &shapes) {
-  static const std::map<Algorithm, const char *> kNames = {
-      {Algorithm::kLoCon, "locon"},       {Algorithm::kTucker, "locon tucker"}, {Algorithm::kLoHa, "loha"},
-      {Algorithm::kLoHaTucker, "loha tucker"}, {Algorithm::kLoKr, "lokr full"},      {Algorithm::kLoKrRank, "lokr"},
-      {Algorithm::kLoKrTucker, "lokr tucker"}, {Algorithm::kGLoRA, "glora"}};
+  static const std::map<Algorithm, const char *> kNames = {{Algorithm::kLoCon, "locon"},
+                                                           {Algorithm::kTucker, "locon tucker"},
+                                                           {Algorithm::kLoHa, "loha"},
+                                                           {Algorithm::kLoHaTucker, "loha tucker"},
+                                                           {Algorithm::kLoKr, "lokr full"},
+                                                           {Algorithm::kLoKrRank, "lokr"},
+                                                           {Algorithm::kLoKrTucker, "lokr tucker"},
+                                                           {Algorithm::kGLoRA, "glora"}};
   const char *dora = c.dora == ops::DoraAxis::kNone ? "" : c.dora == ops::DoraAxis::kOut ? " dora-out" : " dora-in";
   const char *how = c.op == ops::WeightOp::kDiff ? " delta" : c.in_place ? " in-place" : " new";
-  return concat(shapes, " ", kNames.at(c.algorithm), dora, " ", dtype_name(c.weights), "/", dtype_name(c.factors),
-                " r", c.rank, how);
+  return concat(shapes, " ", kNames.at(c.algorithm), dora, " ", dtype_name(c.weights), "/", dtype_name(c.factors), " r",
+                c.rank, how);
 }
 
 std::vector<Case> cases() {
@@ -507,7 +511,8 @@ std::vector<Case> cases() {
   add_single(Algorithm::kLoCon, single[1], 16, WeightOp::kMerge, true, kNoDora, LYC_DTYPE_BF16, LYC_DTYPE_F32);
   for (Algorithm algorithm : {Algorithm::kLoCon, Algorithm::kLoHa, Algorithm::kLoKr, Algorithm::kLoKrRank}) {
     const auto add_network = [&](const char *name, std::vector<Shape> shapes, std::int64_t rank, ops::DoraAxis dora) {
-      add(name, {{}, algorithm, std::move(shapes), rank, dora, WeightOp::kMerge, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 1});
+      add(name,
+          {{}, algorithm, std::move(shapes), rank, dora, WeightOp::kMerge, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 1});
     };
     add_network("sdxl, 788 weights", sdxl(), 16, kNoDora);
     add_network("flux, 304 weights", flux(), 16, kNoDora);

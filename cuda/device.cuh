@@ -77,8 +77,8 @@ __device__ inline DoraFactors dora_factors(const DoraParameters &dora, float m, 
   const double blend =
       rule.a + rule.b * static_cast<double>(element(dora.magnitude, magnitude)) / (sqrt(squares) + epsilon);
   const bool cancels = fabs(blend) > 4.0 * fabs(rule.c);
-  return {static_cast<float>(blend), static_cast<float>(cancels ? -rule.c : blend - rule.c),
-          static_cast<float>(rule.v), cancels ? 1.0f : 0.0f};
+  return {static_cast<float>(blend), static_cast<float>(cancels ? -rule.c : blend - rule.c), static_cast<float>(rule.v),
+          cancels ? 1.0f : 0.0f};
 }
 
 __device__ inline float dora_change(const DoraFactors &factors, float base, float delta) {

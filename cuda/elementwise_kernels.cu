@@ -1,7 +1,7 @@
 // out[y, x] = round(base[y, x] + sum over terms of s * left[y / n, x / k] * right[y % n, x % k] [* base[y, x]])
 //
-// for weights whose rows are contiguous. Halves that are products have been multiplied into the workspace before; a half
-// that is absent is 1.
+// for weights whose rows are contiguous. Halves that are products have been multiplied into the workspace before; a
+// half that is absent is 1.
 //
 // Work.     A thread takes eight columns, so one element of the left half and one vector of the right one make all of
 //           them, and as many rows at a time as let the loads overlap. Rows of a tile lie n apart where the left half
@@ -91,22 +91,28 @@ __device__ Packed<K> round_to(const float (&value)[kVector], lyc_dtype dtype) {
   return packed;
 }
 
-/// Eight neighbours of a right half.
-__device__ void load_right(const void *data, lyc_dtype dtype, std::int64_t offset, float (&value)[kVector]) {
-  std::uint32_t word[kVector];
-  const auto *from = reinterpret_cast<const uint4 *>(static_cast<const char *>(data) +
-                                                     offset * (dtype == LYC_DTYPE_F32 ? 4 : 2));
-  const uint4 low = __ldg(from);
-  word[0] = low.x, word[1] = low.y, word[2] = low.z, word[3] = low.w;
-  if (dtype == LYC_DTYPE_F32) {
-    const uint4 high = __ldg(from + 1);
-    word[4] = high.x, word[5] = high.y, word[6] = high.z, word[7] = high.w;
+/// Eight neighbours in each of `kCount` rows of a right half, all of them under way together.
+template <int kCount>
+__device__ void load_right(const void *data, lyc_dtype dtype, const std::int64_t (&offset)[kCount],
+                           float (&value)[kCount][kVector]) {
+  const bool wide = dtype == LYC_DTYPE_F32;
+  uint4 low[kCount], high[kCount];
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) low[j] = __ldg(reinterpret_cast<const uint4 *>(address_of(data, dtype, offset[j])));
+  if (wide) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      high[j] = __ldg(reinterpret_cast<const uint4 *>(address_of(data, dtype, offset[j])) + 1);
   }
   with_type<true>(dtype, [&](auto type) {
 #pragma unroll
-    for (int i = 0; i < kVector; i += 2) {
-      const float2 two = type.get(word, i / 2);
-      value[i] = two.x, value[i + 1] = two.y;
+    for (int j = 0; j < kCount; ++j) {
+      const std::uint32_t word[] = {low[j].x, low[j].y, low[j].z, low[j].w, high[j].x, high[j].y, high[j].z, high[j].w};
+#pragma unroll
+      for (int i = 0; i < kVector; i += 2) {
+        const float2 two = type.get(word, i / 2);
+        value[j][i] = two.x, value[j][i + 1] = two.y;
+      }
     }
   });
 }
@@ -164,40 +170,75 @@ struct Work {
   }
 
   /// rows += weight * term
-  __device__ void add_term(Rows<K> &rows, const ElementwiseTerm &term, float weight, int begin, int x) const {
-    const void *left = resolve(term.left, term.left_in_workspace, run.workspace);
-    const void *right = resolve(term.right, term.right_in_workspace, run.workspace);
-    const std::int64_t left_x = x / term.right_columns * term.left_column;
-    const int right_x = x % term.right_columns;
-    float factor[K::kBatch];
-#pragma unroll
-    for (int j = 0; j < K::kBatch; ++j) {
-      const std::int64_t y = row(min(begin + j, tile.count - 1)) / term.right_rows;
-      factor[j] = weight;
-      if (term.left_dtype != LYC_DTYPE_NONE)
-        factor[j] *= load_float(left, term.left_dtype, y * term.left_row + left_x);
-    }
-    float vector[kVector] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
-    const bool one_row = tile.step % term.right_rows == 0 || term.right_row == 0;
-    if (term.right_dtype == LYC_DTYPE_NONE || one_row) {
-      const int y = static_cast<int>(row(begin)) % term.right_rows;
+  __device__ void add_term(Rows<K> &rows, const Packed<K> (&packed)[K::kBatch], const ElementwiseTerm &term,
+                           float weight, int begin, int x) const {
+    const int first = tile.first + begin * tile.step, last = tile.count - 1 - begin;
+    if (tile.step % term.right_rows == 0) {  // all rows meet one row of the right half
+      float factor[K::kBatch];
+      load_left(factor, term, weight, first / term.right_rows, tile.step / term.right_rows, last, x);
+      float vector[1][kVector] = {{1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f}};
       if (term.right_dtype != LYC_DTYPE_NONE)
-        load_right(right, term.right_dtype, y * term.right_row + right_x, vector);
+        load_right({first % term.right_rows * term.right_row + x % term.right_columns}, term, vector);
 #pragma unroll
-      for (int j = 0; j < K::kBatch; ++j) add_vector(rows.value[j], factor[j], vector);
+      for (int j = 0; j < K::kBatch; ++j) add_vector(rows.value[j], packed[j], term, factor[j], vector[0]);
       return;
     }
+    constexpr int kTogether = 2;
 #pragma unroll
-    for (int j = 0; j < K::kBatch; ++j) {
-      const int y = static_cast<int>(row(min(begin + j, tile.count - 1))) % term.right_rows;
-      load_right(right, term.right_dtype, y * term.right_row + right_x, vector);
-      add_vector(rows.value[j], factor[j], vector);
+    for (int group = 0; group < K::kBatch; group += kTogether) {
+      std::int64_t offset[kTogether];
+      float factor[kTogether], vector[kTogether][kVector];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int y = first + min(group + j, last) * tile.step;
+        offset[j] = y % term.right_rows * term.right_row + x % term.right_columns;
+        factor[j] = left_at(term, y / term.right_rows, x);
+      }
+      load_right(offset, term, vector);
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j)
+        add_vector(rows.value[group + j], packed[group + j], term, weight * factor[j], vector[j]);
     }
   }
 
-  static __device__ void add_vector(float (&row)[kVector], float factor, const float (&vector)[kVector]) {
+  __device__ float left_at(const ElementwiseTerm &term, int y, int x) const {
+    if (term.left_dtype == LYC_DTYPE_NONE) return 1.0f;
+    return load_float(resolve(term.left, term.left_in_workspace, run.workspace), term.left_dtype,
+                      y * term.left_row + x / term.right_columns * term.left_column);
+  }
+
+  /// `weight` times the left half's elements for rows y, y + step, ...
+  __device__ void load_left(float (&factor)[K::kBatch], const ElementwiseTerm &term, float weight, int y, int step,
+                            int last, int x) const {
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) row[i] = fmaf(factor, vector[i], row[i]);
+    for (int j = 0; j < K::kBatch; ++j) factor[j] = weight;
+    if (term.left_dtype == LYC_DTYPE_NONE) return;
+    const void *left = resolve(term.left, term.left_in_workspace, run.workspace);
+    const std::int64_t left_x = x / term.right_columns * term.left_column;
+    float value[K::kBatch];
+#pragma unroll
+    for (int j = 0; j < K::kBatch; ++j)
+      value[j] = load_float(left, term.left_dtype, (y + min(j, last) * step) * term.left_row + left_x);
+#pragma unroll
+    for (int j = 0; j < K::kBatch; ++j) factor[j] *= value[j];
+  }
+
+  template <int kCount>
+  __device__ void load_right(const std::int64_t (&offset)[kCount], const ElementwiseTerm &term,
+                             float (&vector)[kCount][kVector]) const {
+    cuda::load_right(resolve(term.right, term.right_in_workspace, run.workspace), term.right_dtype, offset, vector);
+  }
+
+  /// `packed` is the weight's row.
+  __device__ void add_vector(float (&row)[kVector], const Packed<K> &packed, const ElementwiseTerm &term, float factor,
+                             const float (&vector)[kVector]) const {
+    float base[kVector];
+    if (term.times_base) widen<K>(packed, target.base_dtype, base);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      const float value = term.times_base ? factor * base[i] : factor;
+      row[i] = fmaf(value, vector[i], row[i]);
+    }
   }
 
   /// All terms; `packed` is the weight.
@@ -207,23 +248,7 @@ struct Work {
       const float m = K::kDora ? 1.0f : multiplier(t), sign = run.op == ops::WeightOp::kUnmerge ? -1.0f : 1.0f;
       if (m == 0.0f) continue;
       const float weight = sign * m * term.coefficient * element(term.scalar, 0);
-      if (term.times_base)
-        add_times_base(rows, packed, term, weight, begin, x);
-      else
-        add_term(rows, term, weight, begin, x);
-    }
-  }
-
-  __device__ void add_times_base(Rows<K> &rows, const Packed<K> (&packed)[K::kBatch], const ElementwiseTerm &term,
-                                 float weight, int begin, int x) const {
-    Rows<K> factors = {};
-    add_term(factors, term, weight, begin, x);
-#pragma unroll
-    for (int j = 0; j < K::kBatch; ++j) {
-      float base[kVector];
-      widen<K>(packed[j], target.base_dtype, base);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) rows.value[j][i] = fmaf(factors.value[j][i], base[i], rows.value[j][i]);
+      add_term(rows, packed, term, weight, begin, x);
     }
   }
 

@@ -34,8 +34,8 @@ bool is_column(const Operand &t) {
 
 Operand rows_from(const ops::Product &product, std::int64_t begin) {
   Operand rows = product.down;
-  rows.data = static_cast<char *>(rows.data) +
-              begin * rows.stride_out * static_cast<std::int64_t>(dtype_size(rows.dtype));
+  rows.data =
+      static_cast<char *>(rows.data) + begin * rows.stride_out * static_cast<std::int64_t>(dtype_size(rows.dtype));
   return rows;
 }
 
@@ -80,7 +80,7 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
   const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
   ElementwiseTarget entry{};
   ElementwiseKind kind{base.dtype == LYC_DTYPE_F32 || out.dtype == LYC_DTYPE_F32,
-                     adapters->dora_axis != ops::DoraAxis::kNone};
+                       adapters->dora_axis != ops::DoraAxis::kNone};
   entry.base = base.data;
   entry.out = out.data;
   entry.base_dtype = base.dtype;
@@ -116,7 +116,7 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
 }
 
 void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const ops::Term &term,
-                                      std::int32_t multiplier_index) {
+                                        std::int32_t multiplier_index) {
   if (term.scalar.data) check(term.scalar, "a scalar");
   ElementwiseTerm entry{};
   Source left, right;
@@ -133,7 +133,7 @@ void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const o
     entry.times_base = term.kind == ops::TermKind::kBaseHadamard;
     const bool by_row = entry.times_base && is_column(term.p.down);
     (by_row ? left : right).operand = rows_from(term.p, term.row_begin);
-    if (by_row) right_rows = 1;
+    if (by_row || stride(term.p.down, kOutAxis) == 0) right_rows = 1;
   }
   entry.right_rows = narrow(right_rows, "the number of rows");
   entry.right_columns = narrow(right_columns, "the number of columns");

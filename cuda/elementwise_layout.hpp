@@ -18,7 +18,7 @@ struct ElementwiseGroup {
 struct ElementwiseLayout {
   std::array<ElementwiseGroup, kElementwiseKinds> groups;
   std::vector<ElementwiseTerm> terms;  // of all groups
-  bool reads_base = false;           // also for a difference
+  bool reads_base = false;             // also for a difference
 };
 
 class ElementwiseLayoutBuilder {

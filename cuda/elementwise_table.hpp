@@ -1,5 +1,6 @@
-// What the elementwise kernels read: rows of contiguous memory, taken eight columns at a time. Kronecker products, whole
-// differences, and both of them times the weight; a vector that scales rows or columns is a Kronecker product, too.
+// What the elementwise kernels read: rows of contiguous memory, taken eight columns at a time. Kronecker products,
+// whole differences, and both of them times the weight; a vector that scales rows or columns is a Kronecker product,
+// too.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,8 @@
 
 namespace lyc::cuda {
 
-/// multiplier * coefficient * scalar * left[y / n, x / k] * right[y % n, x % k], right of n rows and k columns, times the
-/// weight's element where `times_base` is 1
+/// multiplier * coefficient * scalar * left[y / n, x / k] * right[y % n, x % k], right of n rows and k columns, times
+/// the weight's element where `times_base` is 1
 struct ElementwiseTerm {
   const void *left, *right;  // or offsets into the workspace; of dtype NONE: 1
   lyc_dtype left_dtype, right_dtype;
@@ -43,10 +44,10 @@ inline constexpr int kElementwiseKinds = 4;
 constexpr int index_of(ElementwiseKind kind) { return (kind.wide ? 1 : 0) + (kind.dora ? 2 : 0); }
 constexpr ElementwiseKind elementwise_kind(int index) { return {(index & 1) != 0, (index & 2) != 0}; }
 
-inline constexpr int kElementwiseVector = 8;                        // columns that a thread takes
+inline constexpr int kElementwiseVector = 8;                         // columns that a thread takes
 inline constexpr int kElementwiseColumns = 32 * kElementwiseVector;  // that a warp takes
-inline constexpr int kElementwiseRows = 32;                         // of a tile, a warp's piece of work
-inline constexpr int kElementwiseDoraRows = 8;                      // that a block takes whole
+inline constexpr int kElementwiseRows = 32;                          // of a tile, a warp's piece of work
+inline constexpr int kElementwiseDoraRows = 8;                       // that a block takes whole
 constexpr int tile_rows(ElementwiseKind kind) { return kind.dora ? kElementwiseDoraRows : kElementwiseRows; }
 
 }  // namespace lyc::cuda

@@ -27,9 +27,7 @@ Operand laid_out_alike(Operand t, const Operand &weight) {
     if (std::find(order.begin(), order.end(), axis) == order.end()) order.push_back(axis);
   std::int64_t step = 1;
   for (int axis : order) {
-    (axis == kOutAxis  ? t.stride_out
-     : axis == kInAxis ? t.stride_in
-                       : t.stride_kernel[axis - kFirstKernelAxis]) = step;
+    (axis == kOutAxis ? t.stride_out : axis == kInAxis ? t.stride_in : t.stride_kernel[axis - kFirstKernelAxis]) = step;
     step *= extent(t, axis);
   }
   return t;
@@ -57,9 +55,8 @@ ProductSource Products::without_core(const ops::Product &product, const Operand 
   const Operand &core = product.core, &down = product.down;
   Operand result = core;
   result.in = down.in;
-  source.down = contract(
-      0, factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in), core, core.in,
-      result, true, weight);
+  source.down = contract(0, factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in),
+                         core, core.in, result, true, weight);
   return source;
 }
 
@@ -68,8 +65,7 @@ Source Products::whole(const ops::Product &product, const Operand &weight) {
   if (source.rank() == 0) return source.down;
   const Operand &up = source.up.operand, &down = source.down.operand;
   // The kernel is the lower factor's, so that is the left one.
-  Contraction sum =
-      factors(source.down, down.stride_in, down.stride_out, source.up, up.stride_in, up.stride_out);
+  Contraction sum = factors(source.down, down.stride_in, down.stride_out, source.up, up.stride_in, up.stride_out);
   sum.diagonal = vector_of(source.diagonal);
   sum.mask = vector_of(source.mask);
   Operand result = down;
@@ -89,8 +85,7 @@ ProductSource Products::right_of(const Operand &base, const ops::Product &produc
   if (weight.kernel_size() == 1) return {left, right.down, right.diagonal, right.mask};
 
   const Operand &above = left.operand, &below = right.down.operand;
-  Contraction sum =
-      factors(left, above.stride_out, above.stride_in, right.down, below.stride_out, below.stride_in);
+  Contraction sum = factors(left, above.stride_out, above.stride_in, right.down, below.stride_out, below.stride_in);
   sum.diagonal = vector_of(right.diagonal);
   sum.mask = vector_of(right.mask);
   result.in = weight.in;
@@ -195,7 +190,9 @@ DoraParameters dora_parameters(const ops::Adapter &adapter, const Operand &weigh
   const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
   const std::int64_t given = out ? magnitude.out : magnitude.in, wanted = out ? weight.out : weight.in;
   require(given == wanted, "a magnitude has ", given, " entries, must have ", wanted);
-  return {adapter.dora_rule, adapter.epsilon, {magnitude.data, magnitude.dtype, stride(magnitude, out ? kOutAxis : kInAxis)}};
+  return {adapter.dora_rule,
+          adapter.epsilon,
+          {magnitude.data, magnitude.dtype, stride(magnitude, out ? kOutAxis : kInAxis)}};
 }
 
 std::int64_t extent(const Operand &t, int axis) {

@@ -1,5 +1,5 @@
-// out = f(base, terms of every kind) for weights of any layout and dtype. The weights of a batch take one launch of each
-// kernel here that they need:
+// out = f(base, terms of every kind) for weights of any layout and dtype. The weights of a batch take one launch of
+// each kernel here that they need:
 //
 //   contract_kernel  small products into the workspace, as float32
 //   term_kernel      <norms> sums of squares for DoRA, per tile
@@ -7,8 +7,8 @@
 //   term_kernel      <merge> the sum of all terms of all adapters, and the store
 //
 // A warp takes a tile of 64 columns, 8 rows a step; a thread owns two columns, 32 apart, of each row: what lies along
-// columns is loaded by neighbours together, what lies along rows once for the warp. Everything is float32, multiplied and
-// added by ordinary instructions in an order that depends on shapes alone; one rounding, at the store.
+// columns is loaded by neighbours together, what lies along rows once for the warp. Everything is float32, multiplied
+// and added by ordinary instructions in an order that depends on shapes alone; one rounding, at the store.
 #include "device.cuh"
 #include "term_kernels.hpp"
 
@@ -167,9 +167,7 @@ __device__ void store_weight(const View &view, const Step &step, const Fragment 
 __device__ Fragment load_whole(const View &view, const Offsets &offsets, const char *workspace) {
   const void *data = address(view, workspace);
   Fragment whole;
-  for_each([&](int r, int c) {
-    whole.value[r][c] = load_float(data, view.dtype, offsets.row[r] + offsets.column[c]);
-  });
+  for_each([&](int r, int c) { whole.value[r][c] = load_float(data, view.dtype, offsets.row[r] + offsets.column[c]); });
   return whole;
 }
 
@@ -207,7 +205,8 @@ __device__ Fragment kronecker_half(const View &view, const TermEntry &term, cons
                                    const char *workspace) {
   Offsets offsets;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) offsets.row[r] = offset_of(half_line(step.row(r), term.rows, left), view.row, kMaxLevels);
+  for (int r = 0; r < kRows; ++r)
+    offsets.row[r] = offset_of(half_line(step.row(r), term.rows, left), view.row, kMaxLevels);
 #pragma unroll
   for (int c = 0; c < kColumns; ++c)
     offsets.column[c] = offset_of(half_line(step.columns[c], term.columns, left), view.column, kMaxLevels);
@@ -281,16 +280,14 @@ __device__ void add_change(const TermRun &run, const AdapterEntry &adapter, floa
   if (adapter.dora_axis == ops::DoraAxis::kNone) {
     const float of_delta = adapter.replaces ? 1.0f : m;
     if (adapter.replaces) change.kept -= 1.0f;
-    for_each([&](int r, int c) {
-      change.sum.value[r][c] = fmaf(of_delta, delta.value[r][c], change.sum.value[r][c]);
-    });
+    for_each([&](int r, int c) { change.sum.value[r][c] = fmaf(of_delta, delta.value[r][c], change.sum.value[r][c]); });
     return;
   }
   const auto *factors = reinterpret_cast<const DoraFactors *>(run.workspace + adapter.factors);
   for_each([&](int r, int c) {
     const Line line = adapter.magnitude_rows ? step.row(r) : step.columns[c];
-    change.sum.value[r][c] += dora_change(factors[place_on(line, adapter.magnitude_level)], base.value[r][c],
-                                          delta.value[r][c]);
+    change.sum.value[r][c] +=
+        dora_change(factors[place_on(line, adapter.magnitude_level)], base.value[r][c], delta.value[r][c]);
   });
 }
 
@@ -348,12 +345,10 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int index = find_entry(schedule.first, schedule.count, number);
   const TermTarget &target = run.tables.targets[index];
   const Tile tile = tile_at(target, number - schedule.first[index], kTermTileRows);
-  const bool copies =
-      run.op != ops::WeightOp::kDiff && target.base.dtype == target.out.dtype && idle(run, target);
+  const bool copies = run.op != ops::WeightOp::kDiff && target.base.dtype == target.out.dtype && idle(run, target);
   if (copies && target.base.data == target.out.data) return;
   Step step = first_step(target, tile.y_begin, tile.x);
-  for (; step.y < tile.y_end; step.y += kRows)
-    copies ? copy_step(target, step) : merge_step(run, target, step);
+  for (; step.y < tile.y_end; step.y += kRows) copies ? copy_step(target, step) : merge_step(run, target, step);
 }
 
 // -- DoRA -------------------------------------------------------------------------------------------------------------
@@ -393,7 +388,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (adapter.magnitude_rows) return;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c)
-    if (step.x[c] < task.lines) partial[std::int64_t{tile.y_begin / kNormRows} * task.lines + step.x[c]] = column_sums[c];
+    if (step.x[c] < task.lines)
+      partial[std::int64_t{tile.y_begin / kNormRows} * task.lines + step.x[c]] = column_sums[c];
 }
 
 __global__ void factors_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
@@ -452,10 +448,11 @@ __global__ void __launch_bounds__(kContractionThreads)
                              ? load_float(left_data, c.left.dtype,
                                           row_offset(c, y + line, c.left_a, c.left_kernel) + (s + lane) * c.left_s)
                              : 0.0f;
-      right[line][lane] = s + line < c.s && x + lane < c.b
-                              ? element(c.diagonal, s + line) * element(c.mask, s + line) *
-                                    load_float(right_data, c.right.dtype, (s + line) * c.right_s + (x + lane) * c.right_b)
-                              : 0.0f;
+      right[line][lane] =
+          s + line < c.s && x + lane < c.b
+              ? element(c.diagonal, s + line) * element(c.mask, s + line) *
+                    load_float(right_data, c.right.dtype, (s + line) * c.right_s + (x + lane) * c.right_b)
+              : 0.0f;
     }
     __syncthreads();
 #pragma unroll

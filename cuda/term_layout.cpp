@@ -98,8 +98,7 @@ class Frame {
 
 class TargetBuilder {
  public:
-  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, Products &products,
-                TermLayout &layout)
+  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, Products &products, TermLayout &layout)
       : batch_(batch), target_(target), weight_(target.out), frame_(target.out), products_(products), layout_(layout) {}
 
   void build() {
@@ -249,8 +248,7 @@ void TermLayoutBuilder::add(const ops::WeightTarget &target) {
 std::string describe(const TermLayout &layout) {
   if (layout.targets.empty()) return {};
   return concat("terms of any kind: ", layout.targets.size(), " weights, ", layout.tiles.pieces, " tiles of ",
-                kTermTileRows, " x ", kStripColumns, ", ",
-                layout.norms.size(), " norms\n");
+                kTermTileRows, " x ", kStripColumns, ", ", layout.norms.size(), " norms\n");
 }
 
 }  // namespace lyc::cuda

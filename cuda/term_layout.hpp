@@ -14,7 +14,7 @@ struct TermLayout {
   std::vector<TermEntry> terms;
   std::vector<NormTask> norms;
   PieceCounter tiles, norm_tiles, magnitudes;
-  bool reads_base = false;           // also for a difference
+  bool reads_base = false;  // also for a difference
 };
 
 /// Adds targets one by one. Throws for what does not fit together.

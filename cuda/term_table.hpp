@@ -1,5 +1,5 @@
-// What the kernels for terms of every kind read. A target is the matrix of weight_table.hpp, but its axes stay apart, and
-// a tensor is found by its strides along them. What a run computes first lies in the workspace, always as float32.
+// What the kernels for terms of every kind read. A target is the matrix of weight_table.hpp, but its axes stay apart,
+// and a tensor is found by its strides along them. What a run computes first lies in the workspace, always as float32.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,9 @@ struct TermEntry {
   SparseView sparse;
 };
 
-/// What DoRA makes of a magnitude's line: the change is x * (v * D + w * W) + y * W. Where x is large, D and W may nearly
-/// cancel, and w is 1 so that they do before they are multiplied; elsewhere w is 0 and y says how little of W changes.
+/// What DoRA makes of a magnitude's line: the change is x * (v * D + w * W) + y * W. Where x is large, D and W may
+/// nearly cancel, and w is 1 so that they do before they are multiplied; elsewhere w is 0 and y says how little of W
+/// changes.
 struct alignas(16) DoraFactors {
   float x, y, v, w;
 };

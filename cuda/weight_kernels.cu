@@ -349,8 +349,8 @@ __device__ void stage_elements(const Staged &staged, int chunk, const LowRankTer
         const bool first = inside && rank + r < term.rank, second = inside && rank + r + 1 < term.rank;
         const std::int64_t offset = column + (rank + r) * factor.rank_stride;
         if constexpr (K::kNative) {
-          part[0][c + r] = pair(first ? load_16(data, offset) : 0,
-                                second ? load_16(data, offset + factor.rank_stride) : 0);
+          part[0][c + r] =
+              pair(first ? load_16(data, offset) : 0, second ? load_16(data, offset + factor.rank_stride) : 0);
         } else {
           float low = first ? load_float(data, factor.dtype, offset) : 0.0f;
           float high = second ? load_float(data, factor.dtype, offset + factor.rank_stride) : 0.0f;
@@ -556,14 +556,15 @@ class Terms {
     const bool last = rank_ + ranks == term.rank;
     if (threadIdx.x % 32 == 0) {
       const std::int64_t skipped = rank_ * row.rank_stride * (is_wide(row.dtype) ? 4 : 2);
-      staged.chunks[chunk] = {static_cast<const char *>(resolve(row.data, row.in_workspace, parameters_.workspace)) + skipped,
-                              row.row_bytes,
-                              static_cast<std::int16_t>(ranks),
-                              last,
-                              row.dtype == LYC_DTYPE_BF16,
-                              term.role,
-                              &term,
-                              scale(term)};
+      staged.chunks[chunk] = {
+          static_cast<const char *>(resolve(row.data, row.in_workspace, parameters_.workspace)) + skipped,
+          row.row_bytes,
+          static_cast<std::int16_t>(ranks),
+          last,
+          row.dtype == LYC_DTYPE_BF16,
+          term.role,
+          &term,
+          scale(term)};
     }
     const int rank = rank_ + step.lane.q * kThreadRanks;
     const void *data = resolve(column.data, column.in_workspace, parameters_.workspace);
@@ -684,8 +685,7 @@ __device__ void find_factors(const Parameters &p, const MatrixTarget &target, fl
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
 #pragma unroll
-    for (int distance = 4; distance < 32; distance *= 2)
-      squares[r] += __shfl_xor_sync(~0u, squares[r], distance);
+    for (int distance = 4; distance < 32; distance *= 2) squares[r] += __shfl_xor_sync(~0u, squares[r], distance);
     if (lane.g == 0) partial[threadIdx.x / 32][row_of(lane, r)] = squares[r];
   }
   __syncthreads();
@@ -731,7 +731,9 @@ __device__ void merge_rows(const Parameters &p, const MatrixTarget &target, int 
 
 /// Blocks that must fit on a multiprocessor, which bounds the registers.
 template <typename K>
-constexpr int blocks_wanted = !K::kRegular || (K::kWide && K::kHadamard) ? 2 : K::kWide || K::kHadamard || K::kDora ? 3 : 4;
+constexpr int blocks_wanted = !K::kRegular || (K::kWide && K::kHadamard) ? 2
+                              : K::kWide || K::kHadamard || K::kDora     ? 3
+                                                                         : 4;
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
@@ -744,7 +746,8 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(co
   if constexpr (K::kDora) {
     merge_rows<K>(p, target, local * kStepRows);
   } else {
-    const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns, y = local / strips * p.table.tile_rows;
+    const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns,
+              y = local / strips * p.table.tile_rows;
     merge_plain<K>(p, target, {local % strips * kStripColumns, y, min(target.rows.size, y + p.table.tile_rows)});
   }
 }

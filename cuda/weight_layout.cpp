@@ -150,8 +150,7 @@ bool is_low_rank(const ops::Product &product) {
 
 bool is_low_rank(const ops::Term &term) {
   if (term.kind == ops::TermKind::kHadamard) return is_low_rank(term.p) && is_low_rank(term.q);
-  if (term.kind == ops::TermKind::kBaseProduct)
-    return is_low_rank(term.p);
+  if (term.kind == ops::TermKind::kBaseProduct) return is_low_rank(term.p);
   return term.kind == ops::TermKind::kProduct && is_low_rank(term.p);
 }
 
@@ -276,8 +275,7 @@ class Builder {
       const ops::Term *terms = batch_.terms + adapter.first_term;
       return !adapter.replaces && std::all_of(terms, terms + adapter.term_count, [&](const ops::Term &term) {
         if (dora && (term.kind == ops::TermKind::kBaseProduct || term.p.tucker() || term.q.tucker())) return false;
-        return cuda::is_low_rank(term) &&
-               (term.kind != ops::TermKind::kBaseProduct || target.out.kernel_size() == 1);
+        return cuda::is_low_rank(term) && (term.kind != ops::TermKind::kBaseProduct || target.out.kernel_size() == 1);
       });
     });
   }
@@ -394,10 +392,11 @@ std::string describe(const WeightLayout &layout) {
                    " ranks in registers: ", group.weights.size(), " weights, ", group.first_tiles().back(),
                    " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
   for (const TargetGroup &group : layout.groups)
-    text += concat(group.kind.dora ? "DoRA by rows, " : "", group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ", group.kind.native ? "16-bit factors, " : "factors in three parts, ",
-                   group.kind.wide ? "32" : "16", "-bit weights",
-                   group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
-                   " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
+    text +=
+        concat(group.kind.dora ? "DoRA by rows, " : "", group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ",
+               group.kind.native ? "16-bit factors, " : "factors in three parts, ", group.kind.wide ? "32" : "16",
+               "-bit weights", group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ",
+               group.tile_count, " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
   text += describe(layout.elementwise) + describe(layout.others);
   const auto &products = layout.products.contractions;
   return text + concat(products[0].size() + products[1].size(), " small products\n");

@@ -23,16 +23,16 @@ struct TargetGroup {
 struct WeightLayout {
   std::vector<StreamGroup> streams;  // none of them empty; nor of these:
   std::vector<TargetGroup> groups;
-  std::vector<LowRankTerm> terms;   // of all groups
-  ElementwiseLayout elementwise;     // targets with elementwise terms alone
-  TermLayout others;                // targets with other terms
-  Products products;                // that all of them need
-  bool reads_base = false;          // also for a difference
+  std::vector<LowRankTerm> terms;  // of all groups
+  ElementwiseLayout elementwise;   // targets with elementwise terms alone
+  TermLayout others;               // targets with other terms
+  Products products;               // that all of them need
+  bool reads_base = false;         // also for a difference
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws for what does not
-/// fit together.
+/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws for what does
+/// not fit together.
 WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine = false);
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.

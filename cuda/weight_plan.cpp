@@ -88,7 +88,8 @@ class Uploader {
  private:
   template <typename T>
   void point(const T *&pointer, std::size_t offset) {
-    places_.push_back([&pointer, offset](const char *memory) { pointer = reinterpret_cast<const T *>(memory + offset); });
+    places_.push_back(
+        [&pointer, offset](const char *memory) { pointer = reinterpret_cast<const T *>(memory + offset); });
   }
 
   template <typename T>
@@ -215,7 +216,7 @@ void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) 
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
-                   cudaStream_t stream) {
+                     cudaStream_t stream) {
   for (int k = 0; k < kElementwiseKinds; ++k) {
     ElementwiseRun run = plan.elementwise[static_cast<std::size_t>(k)];
     if (run.tiles.pieces == 0) continue;

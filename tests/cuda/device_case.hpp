@@ -111,11 +111,9 @@ class DeviceCase {
  private:
   void place(ops::Term &term) {
     for (ops::Product *product : {&term.p, &term.q})
-      for (ops::Operand *operand :
-           {&product->up, &product->core, &product->down, &product->diagonal, &product->mask})
+      for (ops::Operand *operand : {&product->up, &product->core, &product->down, &product->diagonal, &product->mask})
         place(*operand);
-    for (ops::Operand *operand :
-         {&term.scalar, &term.sparse.row_starts, &term.sparse.columns, &term.sparse.values})
+    for (ops::Operand *operand : {&term.scalar, &term.sparse.row_starts, &term.sparse.columns, &term.sparse.values})
       place(*operand);
   }
 

@@ -167,9 +167,9 @@ TEST_F(Gpu, EachFormMatchesTheReference) {
     for (Half half : {Half::kLowRank, Half::kWhole, Half::kTucker})
       for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut, DoraAxis::kIn})
         for (Order order : {Order::kOIHW, Order::kHWIO}) {
-          SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " half " << static_cast<int>(half)
-                                          << " axis " << static_cast<int>(axis) << " order "
-                                          << static_cast<int>(order));
+          SCOPED_TRACE(testing::Message()
+                       << "kind " << static_cast<int>(kind) << " half " << static_cast<int>(half) << " axis "
+                       << static_cast<int>(axis) << " order " << static_cast<int>(order));
           if (kind == TermKind::kSparse && half != Half::kLowRank) continue;
           TermChoice term;
           term.kind = kind;
@@ -198,8 +198,8 @@ TEST_F(Gpu, PlainHadamardAndDoraTargetsMatchTheReference) {
     for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
       for (ops::DoraAxis axis : {ops::DoraAxis::kNone, ops::DoraAxis::kOut})
         for (bool in_place : {true, false}) {
-          SCOPED_TRACE(testing::Message() << dtype_name(weights) << " " << dtype_name(factors) << " axis "
-                                          << static_cast<int>(axis));
+          SCOPED_TRACE(testing::Message()
+                       << dtype_name(weights) << " " << dtype_name(factors) << " axis " << static_cast<int>(axis));
           WeightCase c(420);
           Random random(421);
           for (Shape shape : {Shape{64, 64}, Shape{130, 320}, Shape{17, 1280}, Shape{64, 64, {3, 3, 1}}, Shape{50, 37}})
@@ -250,7 +250,8 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
   constexpr int kStreamed = 3, kLowRank = 24, kElementwise = 4, kProducts = 2, kTerms = 3, kMultipliers = 1;
-  EXPECT_EQ(plan.info.launches, kStreamed + kLowRank + kElementwise + kProducts + kTerms + kMultipliers) << plan.explain();
+  EXPECT_EQ(plan.info.launches, kStreamed + kLowRank + kElementwise + kProducts + kTerms + kMultipliers)
+      << plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }
 
