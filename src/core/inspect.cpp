@@ -80,7 +80,9 @@ void describe_adapter(const AdapterFile &adapter, lyc_context &context, Json &co
     Json entry = describe_layer(layer.name, layer.definition);
     std::vector<DeviceBuffer> buffers;
     const Definition loaded = load_layer(adapter, layer, context, buffers);
-    if (loaded.has_part(LYC_PART_WEIGHT)) {
+    if (loaded.shape.reads_base) {
+      entry["norm"] = nullptr;  // there is a delta only of a weight
+    } else if (loaded.has_part(LYC_PART_WEIGHT)) {
       const double norm = delta_norm(loaded, context);
       entry["norm"] = norm;  // null in JSON where it is not finite
       if (!std::isfinite(norm)) anomalies.push_back(layer.name + ": values that are not finite");

@@ -177,12 +177,6 @@ TEST(Lycoris, FamiliesThatAreNotBuiltAreNamed) {
                        {"lycoris_a.b2.weight", {2, 4}},
                        {"lycoris_a.alpha", {}}}}),
               HasSubstr("unsupported family: GLoRA"));
-  EXPECT_THAT(reason({{{"lycoris_a.oft_blocks", {2, 2, 2}}, {"lycoris_a.alpha", {}}}}),
-              HasSubstr("unsupported family: OFT"));
-  EXPECT_THAT(reason({{{"lycoris_a.oft_blocks", {1, 2, 2, 2}}, {"lycoris_a.rescale", {4, 1}}}}),
-              HasSubstr("unsupported family: BOFT"));
-  EXPECT_THAT(reason({{{"lycoris_a.oft_blocks.0", {2, 2, 2}}, {"lycoris_a.oft_blocks.1", {2, 2, 2}}}}),
-              HasSubstr("unsupported family: OFT"));
   EXPECT_THAT(reason({{{"lycoris_a.q_layer.weight", {2, 4}},
                        {"lycoris_a.p_layer.weight", {4, 2}},
                        {"lycoris_a.lambda_layer", {1, 2}}}}),
