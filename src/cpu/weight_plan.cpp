@@ -157,8 +157,11 @@ class TargetBuilder {
     if (ops::reads_base(term.kind)) require(bool(plan_.base), "a term reads the base weight, which is absent");
     switch (term.kind) {
       case TermKind::kProduct:
+        plan.p = weight_product(term, term.p, true);
+        break;
       case TermKind::kBaseHadamard:
         plan.p = weight_product(term, term.p, true);
+        add_line(plan);
         break;
       case TermKind::kHadamard:
         plan.p = weight_product(term, term.p, true);
@@ -184,6 +187,17 @@ class TargetBuilder {
     check_product(product);
     check_fit(term, shape_of(product), weight_);
     return product_plan(slice(product, term.row_begin, weight_.out), scaled);
+  }
+
+  void add_line(TermPlan &plan) {
+    const Matrix whole = plan.p.whole;
+    plan.by_row = whole && whole.columns.constant();
+    plan.by_column = whole && !plan.by_row && whole.rows.constant();
+    if (!plan.by_row && !plan.by_column) return;
+    plan.p.whole = {};
+    Factor &line = plan.by_row ? plan.p.left : plan.p.right;
+    line = plan.by_row ? left_factor(whole, plan_.rows, 1) : right_factor(whole, plan_.columns, 1);
+    line.scaled = true;
   }
 
   void add_kronecker(const ops::Term &term, TermPlan &plan) {
@@ -249,14 +263,22 @@ class TargetBuilder {
     if (!product.whole()) projection.up = projecting_factor(product.up);
   }
 
+  // Rows x (input features and the kernel positions inside them), the others left out.
+  Matrix inner_matrix(const Operand &operand) const {
+    const std::int64_t inside = frame_.inside_in(weight_);
+    Matrix matrix = plain_matrix(operand);
+    matrix.columns.add(inside, 0);
+    return matrix;
+  }
+
   // As what the weight is multiplied by: on the left of its rows, or along them.
   Factor projecting_factor(const Operand &up) {
     Operand turned = up;
     std::swap(turned.out, turned.in);
     std::swap(turned.stride_out, turned.stride_in);
     if (!frame_.out_in_columns()) {
-      turned = spread(turned, weight_);
-      return right_factor(frame_.right(turned, turned), plan_.columns, turned.out);
+      // The outer kernel positions repeat what it is along the input features and the inner ones.
+      return right_factor(inner_matrix(turned), turned.in * frame_.inside_in(weight_), turned.out);
     }
     return left_factor(plain_matrix(turned), turned.out, turned.in);
   }
@@ -342,9 +364,18 @@ class TargetBuilder {
     plan_.tile_columns = std::min(columns, kTileColumns);
     for (const AdapterPlan &adapter : plan_.adapters)
       if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
-    plan_.direct = direct();
+    plan_.direct = same_rows() && direct();
+    plan_.changes_weight = same_rows() && changes_weight();
+    plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
     // Three tiles (sum, delta, Hadamard's first half), two rows, and a panel of the weight.
     plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel);
+  }
+
+  // Rows of base and out lie in one piece each, of one type.
+  bool same_rows() const {
+    return plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
+           (!plan_.base ||
+            (plan_.base.contiguous() && plan_.base.rows.count <= 1 && plan_.base.dtype == plan_.out.dtype));
   }
 
   bool direct() const {
@@ -352,9 +383,14 @@ class TargetBuilder {
     const TermPlan &term = plan_.adapters[0].terms[0];
     if (term.kind > TermKind::kKronecker) return false;
     const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
-    return (term.kind == TermKind::kKronecker || !last.whole) && plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
-           (!plan_.base ||
-            (plan_.base.contiguous() && plan_.base.rows.count <= 1 && plan_.base.dtype == plan_.out.dtype));
+    return term.kind == TermKind::kKronecker || !last.whole;
+  }
+
+  bool changes_weight() const {
+    if (plan_.adapters.size() != 1 || plan_.adapters[0].replaces) return false;
+    const AdapterPlan &adapter = plan_.adapters[0];
+    if (adapter.dora()) return true;
+    return adapter.terms.size() == 1 && (adapter.terms[0].by_row || adapter.terms[0].by_column);
   }
 
   void add_steps(const AdapterPlan &adapter, const TermPlan &term) {

@@ -84,6 +84,8 @@ struct TermPlan {
   double coefficient;
   ops::Operand scalar;
   ProductPlan p, q;
+  // kBaseHadamard with values that do not vary along one side: they are packed as a factor of rank 1.
+  bool by_row = false, by_column = false;
   // kKronecker: the halves as matrices, and which of their rows and columns meet.
   Position p_at = 0, q_at = 0;
   std::int64_t p_stride = 0, q_stride = 0;
@@ -125,6 +127,8 @@ struct TargetPlan {
   bool out_in_columns = false;
   std::int64_t rows = 0, columns = 0;
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
+  bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA by row alone
+  bool streams = false;           // is written past the caches, unless it is the base
   std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
   std::vector<AdapterPlan> adapters;
   std::vector<Step> pack_left, pack_right, contract, materialise, project;

@@ -42,6 +42,7 @@ class TargetRun {
         scratch_(workspace + target.packed_size) {
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.replaces && active(adapter)) --weights_;
+    streams_ = t_.streams && (op_ == WeightOp::kDiff || t_.base.data != t_.out.data);
   }
 
   void run() {
@@ -54,7 +55,10 @@ class TargetRun {
     if (!t_.projects_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
-    for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) { compute_rows(row, column, worker); });
+    for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
+      compute_rows(row, column, worker);
+      if (streams_) k_.flush();
+    });
   }
 
  private:
@@ -102,7 +106,8 @@ class TargetRun {
   float *row_buffer(int worker) const { return scratch_tile(worker, 3); }
   float *panel_buffer(int worker) const { return row_buffer(worker) + 2 * t_.tile_stride(); }
 
-  std::int64_t width(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
+  std::int64_t span(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
+  std::int64_t width(std::int64_t column) const { return std::min(kTileColumns, t_.columns - column); }
   std::int64_t height(std::int64_t row) const { return std::min(kTileRows, t_.rows - row); }
 
   // -- Factors -------------------------------------------------------------------------------------------------
@@ -142,7 +147,7 @@ class TargetRun {
     const Factor &factor = *step.factor;
     float *packed = packed_ + factor.at;
     for (std::int64_t r = 0; r < factor.rank; ++r) {
-      const float scale = along_rank(factor, r);
+      const float scale = (factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f) * along_rank(factor, r);
       for (std::int64_t column = step.begin; column < std::min(factor.lines, step.begin + kPackColumns);
            column += kPanel) {
         const std::int64_t n = std::min(kPanel, factor.lines - column);
@@ -219,24 +224,44 @@ class TargetRun {
 
   // A left factor for each kernel position from kTileRows rows of the weight.
   void project_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
+    if (!term.projection.up.source) return copy_rows(term, scale, row, worker);
     const Projection &projection = term.projection;
-    const std::int64_t rank = term.p.rank;
+    const std::int64_t rank = term.p.rank, inner = projection.in * projection.inside;
+    const float *up = packed_ + projection.up.at;
+    const std::int64_t step = static_cast<std::int64_t>(projection.step);
+    float *to = projected(term, row, 0);
+    std::fill_n(to, projection.positions * step, 0.0f);
+    for (std::int64_t outer = 0; outer < t_.columns; outer += inner) {
+      float *sums = to + projection.position(outer) * step;
+      const auto add = [&](const WeightRows &rows, std::int64_t begin, std::int64_t n) {
+        k_.project(rows, height(row), up, rank, begin, n, projection.inside, sums, step);
+      };
+      if (t_.base.contiguous()) {
+        add({t_.base.dtype, t_.base.at(row, outer), t_.base.rows.stride[0], nullptr, 0}, 0, inner);
+        continue;
+      }
+      float *values = hadamard_tile(worker);
+      for (std::int64_t begin = 0; begin < inner; begin += kTileColumns) {
+        const std::int64_t n = std::min(kTileColumns, inner - begin);
+        for (std::int64_t i = 0; i < height(row); ++i)
+          load(k_, t_.base, row + i, outer + begin, n, values + i * t_.tile_stride());
+        add({LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0}, begin, n);
+      }
+    }
+    if (scale != 1.0f)
+      for (std::int64_t i = 0; i < projection.positions * step; ++i) to[i] *= scale;
+  }
+
+  // Nothing projects: the left factors are the weight itself.
+  void copy_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
+    const Projection &projection = term.projection;
     float *values = row_buffer(worker);
-    std::fill_n(projected(term, row, 0), static_cast<Position>(projection.positions) * projection.step, 0.0f);
     for (std::int64_t i = 0; i < height(row); ++i)
-      for (std::int64_t column = 0; column < t_.columns; column += t_.tile_columns) {
-        const std::int64_t n = width(column);
-        load(k_, t_.base, row + i, column, n, values);
-        for (std::int64_t c = 0; c < n; ++c) {
-          const float value = scale * values[c];
-          float *to = projected(term, row, projection.position(column + c)) + i;
-          if (!projection.up.source) {
-            to[projection.input(column + c) * kTileRows] = value;
-            continue;
-          }
-          const float *up = packed_ + projection.up.at + right_index(column + c, 0, rank);
-          for (std::int64_t r = 0; r < rank; ++r) to[r * kTileRows] += value * up[r * kPanel];
-        }
+      for (std::int64_t column = 0; column < t_.columns; column += kTileColumns) {
+        load(k_, t_.base, row + i, column, width(column), values);
+        for (std::int64_t c = column; c < column + width(column); ++c)
+          projected(term, row, projection.position(c))[projection.input(c) * kTileRows + i] =
+              scale * values[c - column];
       }
   }
 
@@ -340,6 +365,8 @@ class TargetRun {
         float *base = hadamard_tile(worker);
         for (std::int64_t i = 0; i < rows; ++i) load(k_, t_.base, row + i, column, n, base + i * tile.stride);
         tile.times = base;
+        if (term.by_row) return scale_rows(base, row_line(term) + row, rows, n, tile);
+        if (term.by_column) return repeat_row(column_line(term) + column, rows, n, tile);
         return add_product(term.p, factor(adapter, term), row, rows, column, n, tile, worker);
       }
       case TermKind::kBaseProduct:
@@ -347,6 +374,18 @@ class TargetRun {
       case TermKind::kRotation:
         return;
     }
+  }
+
+  const float *row_line(const TermPlan &term) const { return packed_ + term.p.left.at; }
+  const float *column_line(const TermPlan &term) const { return packed_ + term.p.right.at; }
+
+  void scale_rows(const float *base, const float *factors, std::int64_t rows, std::int64_t n, Tile tile) {
+    tile.times = nullptr;
+    for (std::int64_t i = 0; i < rows; ++i) k_.scaled(base + i * tile.stride, factors[i], n, row_of(tile, i));
+  }
+
+  void repeat_row(const float *values, std::int64_t rows, std::int64_t n, const Tile &tile) {
+    for (std::int64_t i = 0; i < rows; ++i) k_.scaled(values, 1.0f, n, row_of(tile, i));
   }
 
   void add_sparse(const TermPlan &term, float scale, std::int64_t row, std::int64_t column, const Tile &tile) {
@@ -416,7 +455,7 @@ class TargetRun {
   void compute_norms(const AdapterPlan &adapter) {
     for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
       const std::int64_t last = std::min(column + item_columns(), t_.columns);
-      for (std::int64_t c = column; c < last; c += t_.tile_columns) sum_squares(adapter, begin, c, worker);
+      for (std::int64_t c = column; c < last; c += kTileColumns) sum_squares(adapter, begin, c, worker);
     });
     for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
       const std::int64_t begin = index * kPanel, end = std::min(begin + kPanel, adapter.magnitudes);
@@ -434,20 +473,20 @@ class TargetRun {
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       add_delta(adapter, row, column, tile, worker);
       for (std::int64_t i = 0; i < height(row); ++i) {
-        load(k_, t_.base, row + i, column, n, values);
+        const Row base = base_row(row + i, column, n, values);
         const float *delta = row_of(tile, i).data;
         if (adapter.norm_per_row)
-          partial[column / t_.tile_columns * t_.rows + row + i] = static_cast<float>(k_.norm(values, delta, n));
+          partial[column / kTileColumns * t_.rows + row + i] =
+              static_cast<float>(k_.norm(base.dtype, base.data, delta, n));
         else
-          k_.norms(values, delta, n, sums);
+          k_.norms(base.dtype, base.data, delta, n, sums);
       }
     }
   }
 
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
     const std::int64_t lines = adapter.norm_per_row ? t_.rows : t_.columns;
-    const std::int64_t parts =
-        adapter.norm_per_row ? ceil_div(t_.columns, t_.tile_columns) : ceil_div(t_.rows, kNormRows);
+    const std::int64_t parts = adapter.norm_per_row ? ceil_div(t_.columns, kTileColumns) : ceil_div(t_.rows, kNormRows);
     const float *partial = packed_ + adapter.partial_at;
     double squares = 0.0;
     for_lines(adapter, index, lines, [&](std::int64_t line) {
@@ -467,26 +506,62 @@ class TargetRun {
       for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
   }
 
-  void add_dora(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &sum, int worker) {
-    const std::int64_t n = width(column);
-    const Tile delta = {delta_tile(worker), t_.tile_stride(), nullptr, true};
-    add_delta(adapter, row, column, delta, worker);
-    float *values = row_buffer(worker);
-    const float *weight_factors = packed_ + adapter.weight_factor_at,
-                *delta_factors = packed_ + adapter.delta_factor_at;
-    for (std::int64_t i = 0; i < height(row); ++i) {
-      load(k_, t_.base, row + i, column, n, values);
-      const float *d = row_of(delta, i).data;
-      const Tile to = row_of(sum, i);
-      if (!adapter.norm_per_row) {
-        k_.changes(values, d, n, weight_factors + column, delta_factors + column, to);
-      } else {
-        const ChangeFactors factors = adapter.norm_early
-                                          ? ChangeFactors{weight_factors[row + i], delta_factors[row + i]}
-                                          : change_factors(adapter, row + i, k_.norm(values, d, n));
-        k_.change(values, d, n, factors.weight, factors.delta, to);
+  // A row of the base as it lies in memory, or converted.
+  struct Row {
+    lyc_dtype dtype;
+    const void *data;
+  };
+  Row base_row(std::int64_t row, std::int64_t column, std::int64_t n, float *buffer) const {
+    if (t_.base.contiguous()) return {t_.base.dtype, t_.base.at(row, column)};
+    load(k_, t_.base, row, column, n, buffer);
+    return {LYC_DTYPE_F32, buffer};
+  }
+
+  // The delta of a row of tiles; the squares of V by row if they are wanted.
+  void add_delta_rows(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &delta,
+                      double *squares, int worker) {
+    for (std::int64_t c = column; c < column + span(column); c += kTileColumns) {
+      const Tile part = {delta.data + c - column, delta.stride, nullptr, delta.first};
+      add_delta(adapter, row, c, part, worker);
+      if (!squares) continue;
+      for (std::int64_t i = 0; i < height(row); ++i) {
+        const Row base = base_row(row + i, c, width(c), row_buffer(worker));
+        squares[i] += k_.norm(base.dtype, base.data, row_of(part, i).data, width(c));
       }
     }
+  }
+
+  // visit(i, delta row, factors) for the rows of a tile.
+  template <typename Visit>
+  void for_changes(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, int worker, Visit visit) {
+    const Tile delta = {delta_tile(worker), t_.tile_stride(), nullptr, true};
+    double squares[kTileRows] = {};
+    const bool by_row = adapter.norm_per_row && !adapter.norm_early;
+    add_delta_rows(adapter, row, column, delta, by_row ? squares : nullptr, worker);
+    const float *weight = packed_ + adapter.weight_factor_at, *change = packed_ + adapter.delta_factor_at;
+    for (std::int64_t i = 0; i < height(row); ++i) {
+      const float *d = row_of(delta, i).data;
+      if (by_row) {
+        const ChangeFactors own = change_factors(adapter, row + i, squares[i]);
+        visit(i, d, Factors{&own.weight, &own.delta, false});
+      } else if (adapter.norm_per_row) {
+        visit(i, d, Factors{weight + row + i, change + row + i, false});
+      } else {
+        visit(i, d, Factors{weight + column, change + column, true});
+      }
+    }
+  }
+
+  void add_dora(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &sum, int worker) {
+    const std::int64_t n = span(column);
+    float *values = row_buffer(worker);
+    for_changes(adapter, row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
+      load(k_, t_.base, row + i, column, n, values);
+      if (factors.vary)
+        k_.changes(values, delta, n, factors.weight, factors.delta, row_of(sum, i));
+      else
+        k_.change(values, delta, n, *factors.weight, *factors.delta, row_of(sum, i));
+    });
   }
 
   // -- Tiles ---------------------------------------------------------------------------------------------------
@@ -494,12 +569,14 @@ class TargetRun {
   void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
     const std::int64_t end = std::min(begin + kItemRows, t_.rows);
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
-    if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
+    if (direct() && !streams_ && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
       return merge_kronecker(begin, end, column, last - column);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       if (t_.projects_rows) project_tile(row, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
-        if (direct() && height(row) == kTileRows && width(c) % kPanel == 0)
+        if (t_.changes_weight)
+          change_tile(row, c, worker);
+        else if (direct() && !streams_ && height(row) == kTileRows && span(c) % kPanel == 0)
           merge_product(row, c, worker);
         else
           compute_tile(row, c, worker);
@@ -521,6 +598,22 @@ class TargetRun {
     const bool with_base = weights() != 0;
     return {t_.out.dtype, with_base ? t_.base.at(row, column) : nullptr, with_base ? t_.base.rows.stride[0] : 0,
             t_.out.at(row, column), t_.out.rows.stride[0]};
+  }
+
+  // The weight's own rows are changed as they are read: nothing else is added to them.
+  void change_tile(std::int64_t row, std::int64_t column, int worker) {
+    const AdapterPlan &adapter = t_.adapters[0];
+    const bool keep = op_ != WeightOp::kDiff;
+    const std::int64_t n = span(column);
+    const auto change = [&](std::int64_t i, const float *delta, const Factors &factors) {
+      const WeightRows rows = {t_.out.dtype, t_.base.at(row + i, column), 0, t_.out.at(row + i, column), 0};
+      k_.change_weight(rows, keep, delta, n, factors, streams_);
+    };
+    if (adapter.dora()) return for_changes(adapter, row, column, worker, change);
+    const TermPlan &term = adapter.terms[0];
+    for (std::int64_t i = 0; i < height(row); ++i)
+      change(i, nullptr,
+             {term.by_row ? row_line(term) + row + i : column_line(term) + column, nullptr, term.by_column});
   }
 
   void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
@@ -554,21 +647,21 @@ class TargetRun {
       if (adapter.dora())
         add_dora(adapter, row, column, sum, worker);
       else
-        add_delta(adapter, row, column, sum, worker);
+        add_delta_rows(adapter, row, column, sum, nullptr, worker);
       sum.first = false;
     }
     for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
   }
 
   void store_row(std::int64_t row, std::int64_t column, float *sum, int worker) {
-    const std::int64_t n = width(column);
-    if (weights() == 0) return store(k_, sum, n, t_.out, row, column);
+    const std::int64_t n = span(column);
+    if (weights() == 0) return store(k_, sum, n, t_.out, row, column, streams_);
     if (weights() == 1 && t_.base.contiguous() && t_.out.contiguous())
-      return k_.merge(t_.base.dtype, t_.base.at(row, column), sum, n, t_.out.dtype, t_.out.at(row, column));
+      return k_.merge(t_.base.dtype, t_.base.at(row, column), sum, n, t_.out.dtype, t_.out.at(row, column), streams_);
     float *values = row_buffer(worker);
     load(k_, t_.base, row, column, n, values);
     k_.scaled(values, static_cast<float>(weights()), n, {sum, 0, nullptr, false});
-    store(k_, sum, n, t_.out, row, column);
+    store(k_, sum, n, t_.out, row, column, streams_);
   }
 
   // Nothing to add: every bit stays, or is copied.
@@ -582,16 +675,17 @@ class TargetRun {
   }
 
   void keep_row(std::int64_t row, std::int64_t column, float *values) {
-    const std::int64_t n = width(column);
+    const std::int64_t n = span(column);
     if (op_ != WeightOp::kDiff) return copy(k_, t_.base, t_.out, row, column, n, values);
     std::fill(values, values + n, 0.0f);
-    store(k_, values, n, t_.out, row, column);
+    store(k_, values, n, t_.out, row, column, false);
   }
 
   const TargetPlan &t_;
   const Kernels &k_;
   ThreadPool *pool_;
   WeightOp op_;
+  bool streams_ = false;
   int weights_ = 0;  // less one for each adapter that replaces the weight
   const float *multipliers_;
   float *packed_, *scratch_;
