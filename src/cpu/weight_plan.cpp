@@ -116,6 +116,7 @@ class TargetBuilder {
       plan_.base = frame_.weight(target.base);
     }
     for (std::int32_t i = 0; i < target.adapter_count; ++i) add_adapter(batch.adapters[target.first_adapter + i]);
+    place_factors();
     finish_tiles();
     // Addresses of adapters and terms are final from here on.
     for (const AdapterPlan &adapter : plan_.adapters)
@@ -255,11 +256,7 @@ class TargetBuilder {
     projection.in = weight_.in;
     projection.inside = frame_.inside_in(weight_);
     projection.positions = weight_.kernel_size();
-    const Position lines = static_cast<Position>(columns ? round_up(plan_.columns, kPanel) : kTileRows);
-    projection.step = multiply(lines, static_cast<Position>(down.out));
-    const Position tiles = static_cast<Position>(columns ? 1 : ceil_div(plan_.rows, kTileRows));
-    projection.at =
-        layout_.take(multiply(multiply(projection.step, tiles), static_cast<Position>(projection.positions)));
+    projection.made = columns ? right_factor({}, plan_.columns, down.out) : left_factor({}, plan_.rows, down.out);
     if (!product.whole()) projection.up = projecting_factor(product.up);
   }
 
@@ -336,8 +333,60 @@ class TargetBuilder {
     factor.source = source;
     factor.lines = lines;
     factor.rank = rank;
-    factor.at = layout_.take(multiply(round_up(lines, block), rank));
+    factor.total = rank;
+    factor.block = block;
     return factor;
+  }
+
+  // Where what is packed and computed lies: all is known of all adapters.
+  void place_factors() {
+    for (AdapterPlan &adapter : plan_.adapters)
+      for (TermPlan &term : adapter.terms) join(term, adapter.dora() ? adapter.joined : plan_.joined);
+    place(plan_.joined);
+    for (AdapterPlan &adapter : plan_.adapters) {
+      place(adapter.joined);
+      for (TermPlan &term : adapter.terms) place(term, adapter.dora() ? adapter.joined : plan_.joined);
+    }
+  }
+
+  static void join(TermPlan &term, Joined &group) {
+    const bool projects = term.kind == TermKind::kBaseProduct;
+    term.joined = projects ? term.projection.positions == 1
+                           : term.kind == TermKind::kProduct && !term.p.whole && !term.p.contracted();
+    if (!term.joined) return;
+    for (Factor *factor : {&term.p.left, &term.p.right, &term.projection.made}) factor->first = group.rank;
+    group.rank += term.p.rank;
+  }
+
+  void place(Joined &group) {
+    if (group.rank == 0) return;
+    group.left_at = layout_.take(multiply(round_up(plan_.rows, kTileRows), group.rank));
+    group.right_at = layout_.take(multiply(round_up(plan_.columns, kPanel), group.rank));
+  }
+
+  void place(TermPlan &term, const Joined &group) {
+    Projection &projection = term.projection;
+    // By row tiles the positions lie inside each, by columns one after the other.
+    projection.step =
+        frame_.out_in_columns() ? size_of(projection.made) : static_cast<Position>(projection.made.rank * kTileRows);
+    for (Factor *factor : {&term.p.left, &term.p.right, &projection.made}) {
+      if (factor->lines == 0) continue;
+      if (term.joined) {
+        factor->total = group.rank;
+        factor->at = (factor->block == kPanel ? group.right_at : group.left_at) +
+                     static_cast<Position>(factor->first * factor->block);
+      } else {
+        const std::int64_t copies = factor == &projection.made ? projection.positions : 1;
+        factor->at = layout_.take(multiply(size_of(*factor), static_cast<Position>(copies)));
+      }
+    }
+    for (Factor *factor : {&term.q.left, &term.q.right, &term.p.tucker.core, &term.p.tucker.down, &term.q.tucker.core,
+                           &term.q.tucker.down, &projection.up})
+      factor->at = layout_.take(size_of(*factor));
+  }
+
+  static Position size_of(const Factor &factor) {
+    return factor.lines == 0 ? 0 : multiply(round_up(factor.lines, factor.block), factor.rank);
   }
 
   void add_norms(AdapterPlan &plan) {
@@ -378,12 +427,20 @@ class TargetBuilder {
             (plan_.base.contiguous() && plan_.base.rows.count <= 1 && plan_.base.dtype == plan_.out.dtype));
   }
 
+  // One product of one adapter, or all of them joined.
   bool direct() const {
-    if (plan_.adapters.size() != 1 || plan_.adapters[0].dora() || plan_.adapters[0].terms.size() != 1) return false;
-    const TermPlan &term = plan_.adapters[0].terms[0];
-    if (term.kind > TermKind::kKronecker) return false;
-    const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
-    return term.kind == TermKind::kKronecker || !last.whole;
+    const std::vector<AdapterPlan> &adapters = plan_.adapters;
+    const auto joined = [](const TermPlan &term) { return term.joined; };
+    if (std::any_of(adapters.begin(), adapters.end(), [](const AdapterPlan &adapter) { return adapter.dora(); }))
+      return false;
+    if (plan_.joined.rank > 0)
+      return std::all_of(adapters.begin(), adapters.end(), [&](const AdapterPlan &adapter) {
+        return std::all_of(adapter.terms.begin(), adapter.terms.end(), joined);
+      });
+    if (adapters.size() != 1 || adapters[0].terms.size() != 1) return false;
+    const TermPlan &term = adapters[0].terms[0];
+    return term.kind == TermKind::kKronecker || (term.kind == TermKind::kHadamard && !term.q.whole) ||
+           (term.kind == TermKind::kProduct && !term.p.whole);
   }
 
   bool changes_weight() const {

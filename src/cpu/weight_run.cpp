@@ -75,7 +75,7 @@ class TargetRun {
     if (steps.empty()) return;
     for_range(static_cast<std::int64_t>(steps.size()), [&](std::int64_t index, int worker) {
       const Step &step = steps[static_cast<std::size_t>(index)];
-      if (!active(*step.adapter)) return;
+      if (!active(*step.adapter) && !step.term->joined) return;  // what is joined becomes 0
       if constexpr (std::is_invocable_v<Body, const Step &>)
         body(step);
       else
@@ -129,29 +129,38 @@ class TargetRun {
 
   void pack_left(const Step &step) {
     const Factor &factor = *step.factor;
+    const bool on = active(*step.adapter);
     const float scale = factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f;
     float *packed = packed_ + factor.at;
     float values[kPanel];
     for (std::int64_t r = 0; r < factor.rank; r += kPanel) {
       const std::int64_t n = std::min(kPanel, factor.rank - r);
       float scales[kPanel];
-      for (std::int64_t i = 0; i < n; ++i) scales[i] = scale * along_rank(factor, r + i);
+      for (std::int64_t i = 0; i < n; ++i) scales[i] = on ? scale * along_rank(factor, r + i) : 0.0f;
       for (std::int64_t row = step.begin; row < std::min(factor.lines, step.begin + kPackRows); ++row) {
-        load(k_, factor.source, row, r, n, values);
-        for (std::int64_t i = 0; i < n; ++i) packed[left_index(row, r + i, factor.rank)] = scales[i] * values[i];
+        if (on)
+          load(k_, factor.source, row, r, n, values);
+        else
+          std::fill_n(values, n, 0.0f);
+        for (std::int64_t i = 0; i < n; ++i) packed[left_index(row, r + i, factor.total)] = scales[i] * values[i];
       }
     }
   }
 
   void pack_right(const Step &step) {
     const Factor &factor = *step.factor;
+    const bool on = active(*step.adapter);
     float *packed = packed_ + factor.at;
     for (std::int64_t r = 0; r < factor.rank; ++r) {
       const float scale = (factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f) * along_rank(factor, r);
       for (std::int64_t column = step.begin; column < std::min(factor.lines, step.begin + kPackColumns);
            column += kPanel) {
         const std::int64_t n = std::min(kPanel, factor.lines - column);
-        float *values = packed + right_index(column, r, factor.rank);
+        float *values = packed + right_index(column, r, factor.total);
+        if (!on) {
+          std::fill_n(values, n, 0.0f);
+          continue;
+        }
         load(k_, factor.source, r, column, n, values);
         if (scale != 1.0f) k_.scaled(values, scale, n, {values, 0, nullptr, true});
       }
@@ -210,6 +219,7 @@ class TargetRun {
 
   void project(const Step &step, int worker) {
     const std::int64_t panels = ceil_div(t_.columns, kPanel), panel = step.begin / kPanel;
+    if (!active(*step.adapter)) return clear_projection(*step.term, t_.out_in_columns ? panel * kPanel : step.begin);
     if (t_.out_in_columns)
       project_columns(*step.term, panel / panels, panel % panels * kPanel, worker);
     else
@@ -217,9 +227,20 @@ class TargetRun {
   }
 
   float *projected(const TermPlan &term, std::int64_t row, std::int64_t position) const {
-    const std::int64_t tile = t_.out_in_columns ? 0 : row / kTileRows;
     const Projection &projection = term.projection;
-    return packed_ + projection.at + static_cast<Position>(tile * projection.positions + position) * projection.step;
+    const std::int64_t tile = t_.out_in_columns ? 0 : row / kTileRows;
+    const std::int64_t tile_step = projection.positions * projection.made.total * kTileRows;
+    return packed_ + projection.made.at + static_cast<Position>(tile * tile_step) +
+           static_cast<Position>(position) * projection.step;
+  }
+
+  // Only of what is joined, which has one position.
+  void clear_projection(const TermPlan &term, std::int64_t line) {
+    const std::int64_t rank = term.p.rank, total = term.projection.made.total;
+    if (t_.out_in_columns)
+      std::fill_n(projected(term, 0, 0) + right_index(line, 0, total), rank * kPanel, 0.0f);
+    else
+      std::fill_n(projected(term, line, 0), rank * kTileRows, 0.0f);
   }
 
   // A left factor for each kernel position from kTileRows rows of the weight.
@@ -269,7 +290,8 @@ class TargetRun {
   void project_columns(const TermPlan &term, std::int64_t position, std::int64_t column, int worker) {
     const Projection &projection = term.projection;
     const std::int64_t rank = term.p.rank, n = std::min(kPanel, t_.columns - column);
-    float *to = projected(term, 0, position) + right_index(column, 0, rank), *panel = panel_buffer(worker);
+    float *to = projected(term, 0, position) + right_index(column, 0, projection.made.total),
+          *panel = panel_buffer(worker);
     const auto load_input = [&](std::int64_t i, float *values) {
       load(k_, t_.base, projection.index(position, i), column, n, values);
     };
@@ -427,9 +449,19 @@ class TargetRun {
     }
   }
 
+  // Whether the tile still holds nothing.
+  bool add_joined(const Joined &joined, std::int64_t row, std::int64_t column, std::int64_t n, const Tile &tile) {
+    if (joined.rank == 0) return true;
+    k_.product(packed_ + joined.left_at + row * joined.rank, packed_ + joined.right_at + column * joined.rank,
+               joined.rank, ceil_div(n, kPanel), tile);
+    return false;
+  }
+
   // D of one adapter, or its addition to what the tile holds.
   void add_delta(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, Tile tile, int worker) {
+    tile.first = add_joined(adapter.joined, row, column, width(column), tile) && tile.first;
     for (const TermPlan &term : adapter.terms) {
+      if (term.joined) continue;
       add_term(adapter, term, row, column, tile, worker);
       tile.first = false;
     }
@@ -585,9 +617,13 @@ class TargetRun {
 
   void project_tile(std::int64_t row, int worker) {
     for (const AdapterPlan &adapter : t_.adapters)
-      for (const TermPlan &term : adapter.terms)
-        if (term.kind == TermKind::kBaseProduct && active(adapter))
+      for (const TermPlan &term : adapter.terms) {
+        if (term.kind != TermKind::kBaseProduct) continue;
+        if (active(adapter))
           project_rows(term, factor(adapter, term), row, worker);
+        else if (term.joined)
+          clear_projection(term, row);
+      }
   }
 
   // How often the weight itself is in what is stored.
@@ -627,21 +663,22 @@ class TargetRun {
   void merge_product(std::int64_t row, std::int64_t column, int worker) {
     const AdapterPlan &adapter = t_.adapters[0];
     const TermPlan &term = adapter.terms[0];
-    const ProductPlan *last = &term.p;
+    const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
+    const Joined product = t_.joined.rank > 0 ? t_.joined : Joined{last.rank, last.left.at, last.right.at};
     float *times = nullptr;
-    const std::int64_t n = width(column);
+    const std::int64_t n = span(column);
     if (term.kind == TermKind::kHadamard) {
-      last = &term.q;
       times = hadamard_tile(worker);
       add_product(term.p, factor(adapter, term), row, kTileRows, column, n, {times, t_.tile_stride(), nullptr, true},
                   worker);
     }
-    k_.merge_product(packed_ + last->left.at + row * last->rank, packed_ + last->right.at + column * last->rank,
-                     last->rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride());
+    k_.merge_product(packed_ + product.left_at + row * product.rank, packed_ + product.right_at + column * product.rank,
+                     product.rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride());
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
     Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+    sum.first = add_joined(t_.joined, row, column, span(column), sum);
     for (const AdapterPlan &adapter : t_.adapters) {
       if (!active(adapter)) continue;
       if (adapter.dora())
