@@ -601,8 +601,9 @@ class TargetRun {
   void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
     const std::int64_t end = std::min(begin + kItemRows, t_.rows);
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
-    if (direct() && !streams_ && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
-      return merge_kronecker(begin, end, column, last - column);
+    if (t_.changes_weight && !t_.adapters[0].dora()) return scale_weight(begin, end, column, last - column);
+    if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
+      return merge_kronecker(begin, end, column, last - column, worker);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       if (t_.projects_rows) project_tile(row, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
@@ -636,28 +637,41 @@ class TargetRun {
             t_.out.at(row, column), t_.out.rows.stride[0]};
   }
 
-  // The weight's own rows are changed as they are read: nothing else is added to them.
-  void change_tile(std::int64_t row, std::int64_t column, int worker) {
-    const AdapterPlan &adapter = t_.adapters[0];
-    const bool keep = op_ != WeightOp::kDiff;
-    const std::int64_t n = span(column);
-    const auto change = [&](std::int64_t i, const float *delta, const Factors &factors) {
-      const WeightRows rows = {t_.out.dtype, t_.base.at(row + i, column), 0, t_.out.at(row + i, column), 0};
-      k_.change_weight(rows, keep, delta, n, factors, streams_);
-    };
-    if (adapter.dora()) return for_changes(adapter, row, column, worker, change);
-    const TermPlan &term = adapter.terms[0];
-    for (std::int64_t i = 0; i < height(row); ++i)
-      change(i, nullptr,
-             {term.by_row ? row_line(term) + row + i : column_line(term) + column, nullptr, term.by_column});
+  WeightRows changed_row(std::int64_t row, std::int64_t column) const {
+    return {t_.out.dtype, t_.base.at(row, column), 0, t_.out.at(row, column), 0};
   }
 
-  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
+  // The weight's own rows are changed as they are read: nothing else is added to them.
+  void change_tile(std::int64_t row, std::int64_t column, int worker) {
+    for_changes(t_.adapters[0], row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
+      k_.change_weight(changed_row(row + i, column), op_ != WeightOp::kDiff, delta, span(column), factors, streams_);
+    });
+  }
+
+  void scale_weight(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
     const TermPlan &term = t_.adapters[0].terms[0];
-    for (std::int64_t row = begin; row < end; ++row)
-      k_.merge_kronecker(packed_ + term.p_at + term.rows.p(row) * term.p_stride,
-                         packed_ + term.q_at + term.rows.q(row) * term.q_stride, term.columns, column, n,
-                         weight_rows(row, column));
+    for (std::int64_t row = begin; row < end; ++row) {
+      const Factors factors = {term.by_row ? row_line(term) + row : column_line(term) + column, nullptr,
+                               term.by_column};
+      k_.change_weight(changed_row(row, column), op_ != WeightOp::kDiff, nullptr, n, factors, streams_);
+    }
+  }
+
+  // What is streamed is put together first: whole cache lines are written, whatever the segments.
+  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n, int worker) {
+    const TermPlan &term = t_.adapters[0].terms[0];
+    const bool whole = streams_ && weights() == 0 && n <= kItemColumns;
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float *p = packed_ + term.p_at + term.rows.p(row) * term.p_stride;
+      const float *q = packed_ + term.q_at + term.rows.q(row) * term.q_stride;
+      if (!whole) {
+        k_.merge_kronecker(p, q, term.columns, column, n, weight_rows(row, column));
+        continue;
+      }
+      float *values = panel_buffer(worker);
+      k_.kronecker(p, q, term.columns, column, n, {values, 0, nullptr, true});
+      k_.store(values, n, t_.out.dtype, t_.out.at(row, column), true);
+    }
   }
 
   void merge_product(std::int64_t row, std::int64_t column, int worker) {
