@@ -17,6 +17,7 @@ DeltaShape describe(const Factors &f, const Traits &) {
   DeltaShape shape;
   if (!f.has("diff")) {  // a bias difference alone
     shape.out = rows_of(f, "diff_b");
+    shape.weight = false;
     return shape;
   }
   shape.out = rows_of(f, "diff");

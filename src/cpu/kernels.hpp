@@ -89,6 +89,11 @@ struct Kernels {
                   const Tile &row);
   void (*change_weight)(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
                         bool stream);
+
+  // Rotations. sums += factor * values, in double; columns of `from` become rows of `to`.
+  void (*add_scaled)(const double *values, double factor, std::int64_t n, double *sums);
+  void (*transpose)(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
+                    std::int64_t to_stride);
 };
 
 /// The tables compiled in that this processor can run, best first.

@@ -1,7 +1,6 @@
 #include "cpu/weight_plan.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <map>
 
 #include "base/dtype.hpp"
@@ -12,35 +11,6 @@ namespace {
 
 using ops::Operand;
 using ops::TermKind;
-
-constexpr Position kCacheLine = 16;  // in floats
-
-// Sizes come from files: their products are checked.
-Position multiply(Position a, Position b) {
-  if (a != 0 && b > std::numeric_limits<std::int64_t>::max() / sizeof(float) / a)
-    fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
-  return a * b;
-}
-
-Position multiply(std::int64_t a, std::int64_t b) {
-  return multiply(static_cast<Position>(a), static_cast<Position>(b));
-}
-
-/// Hands out parts of a workspace.
-class Layout {
- public:
-  Position take(Position floats) {
-    const Position at = size_;
-    size_ += (multiply(floats, 1) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    if (size_ > std::numeric_limits<std::int64_t>::max() / sizeof(float))
-      fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
-    return at;
-  }
-  Position size() const { return size_; }
-
- private:
-  Position size_ = 0;
-};
 
 void check_operand(const Operand &operand, const char *name) {
   require(operand.data != nullptr, name, " is absent");
@@ -122,7 +92,7 @@ class TargetBuilder {
     for (const AdapterPlan &adapter : plan_.adapters)
       for (const TermPlan &term : adapter.terms) add_steps(adapter, term);
     plan_.packed_size = layout_.size();
-    plan_.projects_rows = !plan_.project.empty() && !frame_.out_in_columns() &&
+    plan_.projects_rows = !plan_.project.empty() && plan_.region_rows == 0 && !frame_.out_in_columns() &&
                           std::none_of(plan_.adapters.begin(), plan_.adapters.end(),
                                        [](const AdapterPlan &adapter) { return adapter.norm_early; });
   }
@@ -178,7 +148,8 @@ class TargetBuilder {
         add_base_product(term.p, plan);
         break;
       case TermKind::kRotation:
-        fail(LYC_ERROR_UNSUPPORTED, "rotations are not there yet");
+        add_rotation(term, plan);
+        break;
     }
     return plan;
   }
@@ -219,6 +190,15 @@ class TargetBuilder {
     plan.q_stride = round_up(plan.q.columns, kPanel);
     plan.p_at = layout_.take(multiply(round_up(plan.p.rows, kTileRows), plan.p_stride));
     plan.q_at = layout_.take(multiply(round_up(plan.q.rows, kTileRows), plan.q_stride));
+  }
+
+  void add_rotation(const ops::Term &term, TermPlan &plan) {
+    require(term.rotation >= 0 && term.rotation < batch_.rotation_count, "rotation ", term.rotation, " of ",
+            batch_.rotation_count);
+    plan.rotation = plan_rotation(batch_.rotations[term.rotation], frame_, weight_, term.row_begin);
+    const RotationPlan &rotation = plan.rotation;
+    if (rotation.measured()) plan.rotation.squares_at = layout_.take(multiply(rotation.matrices(), 2));
+    plan.rotation.left_at = layout_.take(multiply(rotation.matrices(), rotation.packed_floats()));
   }
 
   void add_sparse(const ops::Term &term, TermPlan &plan) {
@@ -401,8 +381,7 @@ class TargetBuilder {
     const std::int64_t lines = plan.norm_per_row ? plan_.rows : plan_.columns;
     plan.norm_early = !plan.norm_per_row || lines != plan.magnitudes;
     if (!plan.norm_early) return;
-    const std::int64_t parts =
-        plan.norm_per_row ? ceil_div(plan_.columns, kTileColumns) : ceil_div(plan_.rows, kNormRows);
+    const std::int64_t parts = plan.norm_per_row ? ceil_div(plan_.columns, kPanel) : ceil_div(plan_.rows, kNormRows);
     plan.partial_at = layout_.take(multiply(multiply(parts, lines), 1));
     plan.weight_factor_at = layout_.take(static_cast<Position>(lines));
     plan.delta_factor_at = layout_.take(static_cast<Position>(lines));
@@ -416,8 +395,51 @@ class TargetBuilder {
     plan_.direct = same_rows() && direct();
     plan_.changes_weight = same_rows() && changes_weight();
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
+    finish_scratch();
+    finish_regions();
+  }
+
+  void finish_scratch() {
+    plan_.step_columns = kTileColumns;
+    while (plan_.tile_columns < plan_.columns && plan_.tile_columns % plan_.step_columns) plan_.step_columns -= kPanel;
     // Three tiles (sum, delta, Hadamard's first half), two rows, and a panel of the weight.
     plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel);
+  }
+
+  template <typename Visit>
+  void for_rotations(Visit visit) const {
+    for (const AdapterPlan &adapter : plan_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.rotation) visit(adapter, term);
+  }
+
+  // Rows and columns that turn together are computed together; other terms want whole tiles of them.
+  void finish_regions() {
+    std::int64_t rows = kTileRows, columns = kPanel, at_least = kRegionRows;
+    Position matrices = 0;
+    for_rotations([&](const AdapterPlan &adapter, const TermPlan &term) {
+      require(!adapter.dora() && !adapter.replaces,
+              "DoRA does not go on top of a rotation, nor replaces it the weight");
+      const bool along_rows = term.rotation.along_rows;
+      if (along_rows) at_least = kPanel;  // rows become the lanes of a panel
+      std::int64_t &lines = along_rows ? columns : rows;
+      lines = common_lines(term.rotation, lines, along_rows ? round_up(plan_.columns, kPanel) : plan_.rows);
+      matrices = std::max(matrices, matrix_scratch(term.rotation.rotation));
+    });
+    if (matrices == 0) return;
+    plan_.region_rows = std::min(plan_.rows, rows * std::max<std::int64_t>(1, at_least / rows));
+    const std::int64_t more_columns = std::min(kTileColumns, kRegionSize / plan_.region_rows) / columns;
+    const bool whole_rows = plan_.tile_columns > kTileColumns;
+    if (!whole_rows)
+      plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), columns * std::max<std::int64_t>(1, more_columns));
+    finish_scratch();
+    plan_.region_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    Position turning = 0;
+    for_rotations([&](const AdapterPlan &, const TermPlan &term) {
+      turning = std::max(turning, region_scratch(term.rotation, plan_.region_rows, plan_.tile_columns));
+    });
+    plan_.scratch_size = std::max(plan_.region_at + 2 * plan_.region_size() + turning, matrices);
+    plan_.scratch_size = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
   }
 
   // Rows of base and out lie in one piece each, of one type.
@@ -459,6 +481,10 @@ class TargetBuilder {
       if (term.kind == TermKind::kKronecker) add(plan_.materialise, step, product->rows, kTileRows);
     }
     if (term.kind == TermKind::kBaseProduct) add_projection({&adapter, &term, &term.p, nullptr, 0});
+    if (!term.rotation) return;
+    const Step step = {&adapter, &term, nullptr, nullptr, 0};
+    if (term.rotation.measured()) add(plan_.measure, step, term.rotation.matrices(), kMatrices);
+    add(plan_.derive, step, term.rotation.matrices(), kMatrices);
   }
 
   void add_packing(Step step, const Factor &left, const Factor &right) {
@@ -540,7 +566,13 @@ std::string describe(const ProductPlan &product) {
   return concat(product.contracted() ? "tucker " : "rank ", product.rank);
 }
 
+std::string describe(const RotationPlan &plan) {
+  return concat("rotation of ", plan.along_rows ? "columns" : "rows", " by ", plan.rotation.blocks, " blocks of ",
+                plan.rotation.block_size, ", stages ", plan.rotation.stages);
+}
+
 std::string describe(const TermPlan &term) {
+  if (term.rotation) return describe(term.rotation);
   if (term.kind == TermKind::kSparse) return concat(kind_name(term.kind), " ", term.sparse.values.out);
   std::string text = concat(kind_name(term.kind), " ", describe(term.p));
   const bool two = term.kind == TermKind::kHadamard || term.kind == TermKind::kKronecker;

@@ -5,6 +5,8 @@
 //   contract      Tucker: core and down become one factor
 //   materialise   Kronecker: both halves as float32 matrices
 //   project       products with the weight: W up, from which the tiles go on; before the base is overwritten
+//   measure       rotations: |Q| where it is limited
+//   derive        rotations: generators become packed matrices
 //   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight
 //   tiles         sums of all terms, onto the base, rounded, stored
 #pragma once
@@ -15,7 +17,9 @@
 #include <vector>
 
 #include "cpu/context.hpp"
+#include "cpu/layout.hpp"
 #include "cpu/matrix.hpp"
+#include "cpu/rotation.hpp"
 #include "ops/backend.hpp"
 
 namespace lyc::cpu {
@@ -26,16 +30,16 @@ inline constexpr std::int64_t kItemColumns = 4096;         // the rows, so that 
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
 
-inline constexpr std::int64_t kPackRows = 32 * kTileRows;  // packed by a thread at a time
+inline constexpr std::int64_t kRegionRows = 16 * kTileRows;         // at least about so many rows turn together,
+inline constexpr std::int64_t kRegionSize = std::int64_t{1} << 16;  // and at most so many elements if possible
+inline constexpr std::int64_t kMatrices = 4;                        // derived by a thread at a time
+inline constexpr std::int64_t kPackRows = 32 * kTileRows;           // packed by a thread at a time
 inline constexpr std::int64_t kPackColumns = 4 * kPanel;
 
 inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multiplied at a time
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
-/// Positions in the workspace count floats.
-using Position = std::uint64_t;
 
 /// A factor and where its packed copy lies: `lines` rows of a left factor or columns of a right one, by `rank`.
 struct Factor {
@@ -102,6 +106,7 @@ struct TermPlan {
   Split rows, columns;
   Projection projection;  // kBaseProduct
   SparsePlan sparse;      // kSparse
+  RotationPlan rotation;  // kRotation
 };
 
 struct AdapterPlan {
@@ -130,7 +135,7 @@ struct Step {
   const TermPlan *term;
   const ProductPlan *product;
   const Factor *factor;  // pack only
-  std::int64_t begin;    // block, panel or row; of a projection onto columns: the panels of all positions in a row
+  std::int64_t begin;    // block, panel, row or matrix; of a projection onto columns: all positions' panels in a row
 };
 
 struct TargetPlan {
@@ -141,13 +146,20 @@ struct TargetPlan {
   bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA by row alone
   bool streams = false;           // is written past the caches, unless it is the base
   std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
+  std::int64_t step_columns = 0;  // of a tile, computed at a time
   std::vector<AdapterPlan> adapters;
   Joined joined;  // of all adapters without DoRA
-  std::vector<Step> pack_left, pack_right, contract, materialise, project;
-  bool projects_rows = false;                  // W up is made when a thread comes to a row: it takes whole rows
+  std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
+  bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
+  std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
+  Position region_at = 0;        // in a thread's scratch
   Position packed_size = 0, scratch_size = 0;  // scratch: for one thread
 
   std::int64_t tile_stride() const { return tile_columns + 16; }  // no two rows of a tile in one cache set
+  /// Floats of a region: whole tiles of rows, and panels that go beyond the last one.
+  Position region_size() const {
+    return static_cast<Position>((round_up(region_rows, kTileRows) + 1) * round_up(tile_stride(), kPanel));
+  }
 };
 
 }  // namespace lyc::cpu

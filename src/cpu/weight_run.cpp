@@ -53,8 +53,11 @@ class TargetRun {
     for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
     for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
     if (!t_.projects_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
+    for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
+    for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
+    if (t_.region_rows) return compute_regions();
     for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
       compute_rows(row, column, worker);
       if (streams_) k_.flush();
@@ -94,7 +97,8 @@ class TargetRun {
 
   // A multiple of the tile's, unless that is the whole row.
   std::int64_t item_columns() const {
-    return t_.projects_rows ? round_up(t_.columns, kPanel) : std::max(kItemColumns, t_.tile_columns);
+    if (t_.projects_rows) return round_up(t_.columns, kPanel);
+    return t_.tile_columns * std::max<std::int64_t>(1, kItemColumns / t_.tile_columns);
   }
   float *scratch_tile(int worker, int tile) const {
     return scratch_ + static_cast<Position>(worker) * t_.scratch_size +
@@ -107,7 +111,7 @@ class TargetRun {
   float *panel_buffer(int worker) const { return row_buffer(worker) + 2 * t_.tile_stride(); }
 
   std::int64_t span(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
-  std::int64_t width(std::int64_t column) const { return std::min(kTileColumns, t_.columns - column); }
+  std::int64_t width(std::int64_t column) const { return std::min(t_.step_columns, t_.columns - column); }
   std::int64_t height(std::int64_t row) const { return std::min(kTileRows, t_.rows - row); }
 
   // -- Factors -------------------------------------------------------------------------------------------------
@@ -215,6 +219,23 @@ class TargetRun {
                   worker);
   }
 
+  void measure(const Step &step, int worker) {
+    const RotationPlan &plan = step.term->rotation;
+    double *sums = squares_of(plan);
+    for (std::int64_t i = step.begin; i < std::min(plan.matrices(), step.begin + kMatrices); ++i)
+      sums[i] = squares(k_, plan.rotation, i, scratch_tile(worker, 0));
+  }
+
+  void derive(const Step &step, int worker) {
+    const RotationPlan &plan = step.term->rotation;
+    const double total = plan.measured() ? total_squares(plan.rotation, plan.matrices(), squares_of(plan)) : 0.0;
+    for (std::int64_t i = step.begin; i < std::min(plan.matrices(), step.begin + kMatrices); ++i)
+      derive_packed(k_, plan, i, total, multiplier(*step.adapter), scratch_tile(worker, 0),
+                    packed_ + plan.left_at + i * plan.packed_floats());
+  }
+
+  double *squares_of(const RotationPlan &plan) const { return reinterpret_cast<double *>(packed_ + plan.squares_at); }
+
   // -- Products with the weight --------------------------------------------------------------------------------
 
   void project(const Step &step, int worker) {
@@ -262,8 +283,8 @@ class TargetRun {
         continue;
       }
       float *values = hadamard_tile(worker);
-      for (std::int64_t begin = 0; begin < inner; begin += kTileColumns) {
-        const std::int64_t n = std::min(kTileColumns, inner - begin);
+      for (std::int64_t begin = 0; begin < inner; begin += t_.step_columns) {
+        const std::int64_t n = std::min(t_.step_columns, inner - begin);
         for (std::int64_t i = 0; i < height(row); ++i)
           load(k_, t_.base, row + i, outer + begin, n, values + i * t_.tile_stride());
         add({LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0}, begin, n);
@@ -278,7 +299,7 @@ class TargetRun {
     const Projection &projection = term.projection;
     float *values = row_buffer(worker);
     for (std::int64_t i = 0; i < height(row); ++i)
-      for (std::int64_t column = 0; column < t_.columns; column += kTileColumns) {
+      for (std::int64_t column = 0; column < t_.columns; column += t_.step_columns) {
         load(k_, t_.base, row + i, column, width(column), values);
         for (std::int64_t c = column; c < column + width(column); ++c)
           projected(term, row, projection.position(c))[projection.input(c) * kTileRows + i] =
@@ -393,7 +414,7 @@ class TargetRun {
       }
       case TermKind::kBaseProduct:
         return add_base_product(term, row, column, tile, worker);
-      case TermKind::kRotation:
+      case TermKind::kRotation:  // added to regions
         return;
     }
   }
@@ -487,7 +508,7 @@ class TargetRun {
   void compute_norms(const AdapterPlan &adapter) {
     for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
       const std::int64_t last = std::min(column + item_columns(), t_.columns);
-      for (std::int64_t c = column; c < last; c += kTileColumns) sum_squares(adapter, begin, c, worker);
+      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, worker);
     });
     for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
       const std::int64_t begin = index * kPanel, end = std::min(begin + kPanel, adapter.magnitudes);
@@ -508,7 +529,7 @@ class TargetRun {
         const Row base = base_row(row + i, column, n, values);
         const float *delta = row_of(tile, i).data;
         if (adapter.norm_per_row)
-          partial[column / kTileColumns * t_.rows + row + i] =
+          partial[column / t_.step_columns * t_.rows + row + i] =
               static_cast<float>(k_.norm(base.dtype, base.data, delta, n));
         else
           k_.norms(base.dtype, base.data, delta, n, sums);
@@ -518,7 +539,8 @@ class TargetRun {
 
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
     const std::int64_t lines = adapter.norm_per_row ? t_.rows : t_.columns;
-    const std::int64_t parts = adapter.norm_per_row ? ceil_div(t_.columns, kTileColumns) : ceil_div(t_.rows, kNormRows);
+    const std::int64_t parts =
+        adapter.norm_per_row ? ceil_div(t_.columns, t_.step_columns) : ceil_div(t_.rows, kNormRows);
     const float *partial = packed_ + adapter.partial_at;
     double squares = 0.0;
     for_lines(adapter, index, lines, [&](std::int64_t line) {
@@ -552,7 +574,7 @@ class TargetRun {
   // The delta of a row of tiles; the squares of V by row if they are wanted.
   void add_delta_rows(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &delta,
                       double *squares, int worker) {
-    for (std::int64_t c = column; c < column + span(column); c += kTileColumns) {
+    for (std::int64_t c = column; c < column + span(column); c += t_.step_columns) {
       const Tile part = {delta.data + c - column, delta.stride, nullptr, delta.first};
       add_delta(adapter, row, c, part, worker);
       if (!squares) continue;
@@ -691,8 +713,13 @@ class TargetRun {
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
-    Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
-    sum.first = add_joined(t_.joined, row, column, span(column), sum);
+    const Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+    add_adapters(row, column, sum, worker);
+    for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+  }
+
+  void add_adapters(std::int64_t row, std::int64_t column, Tile sum, int worker) {
+    sum.first = add_joined(t_.joined, row, column, span(column), sum) && sum.first;
     for (const AdapterPlan &adapter : t_.adapters) {
       if (!active(adapter)) continue;
       if (adapter.dora())
@@ -701,7 +728,36 @@ class TargetRun {
         add_delta_rows(adapter, row, column, sum, nullptr, worker);
       sum.first = false;
     }
-    for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+  }
+
+  // -- Regions: lines that turn together -----------------------------------------------------------------------
+
+  void compute_regions() {
+    const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
+    for_range(ceil_div(t_.rows, t_.region_rows) * across, [&](std::int64_t index, int worker) {
+      compute_region(index / across * t_.region_rows, index % across * t_.tile_columns, worker);
+      if (streams_) k_.flush();
+    });
+  }
+
+  // Nothing of a region is stored before all of it is computed, so it may be in place.
+  void compute_region(std::int64_t row, std::int64_t column, int worker) {
+    const std::int64_t rows = std::min(t_.region_rows, t_.rows - row), n = span(column), stride = t_.tile_stride();
+    float *base = scratch_tile(worker, 0) + t_.region_at, *sum = base + t_.region_size();
+    for (std::int64_t i = 0; i < rows; ++i) load(k_, t_.base, row + i, column, n, base + i * stride);
+    std::fill(sum, sum + t_.region_size(), 0.0f);
+    for (std::int64_t i = 0; i < rows; i += kTileRows)
+      add_adapters(row + i, column, {sum + i * stride, stride, nullptr, false}, worker);
+    for (const AdapterPlan &adapter : t_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.rotation && active(adapter))
+          add_rotation(k_, term.rotation, packed_ + term.rotation.left_at, rotation_scale(term),
+                       {row, column, rows, n, base, sum, stride}, sum + t_.region_size());
+    for (std::int64_t i = 0; i < rows; ++i) store_row(row + i, column, sum + i * stride, worker);
+  }
+
+  static double rotation_scale(const TermPlan &term) {
+    return term.coefficient * (term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0);
   }
 
   void store_row(std::int64_t row, std::int64_t column, float *sum, int worker) {

@@ -10,8 +10,10 @@ namespace {
 
 struct Golden {
   Tensors factors;
-  Tensor base, base_bias, delta, merged, merged_bias;
+  Tensor base, base_bias, delta, merged, merged_bias, mask;
   float multiplier = 1;
+  double error = 0;  // of the original's own arithmetic
+  uint32_t flags = 0;
 };
 
 /// The original trains rank-stabilised LoKr with two whole halves at scale sqrt(rank), which its own file does not say
@@ -34,8 +36,12 @@ Golden read_case(const std::string &name) {
     if (key == "delta") golden.delta = tensor;
     if (key == "merged") golden.merged = tensor;
     if (key == "merged_bias") golden.merged_bias = tensor;
+    if (key == "mask") golden.mask = tensor;
   }
   golden.multiplier = std::stof(metadata["multiplier"]);
+  if (metadata["compute"] == "float32") golden.error = 4e-6;
+  if (metadata["config"].find("\"last\"") != std::string::npos) golden.flags = LYC_MODULE_LAST;
+  if (metadata["config"].find("\"middle\"") != std::string::npos) golden.flags = LYC_MODULE_MIDDLE;
   if (name == "lokr_rs_conv2d") undo_scale_of_whole_halves(golden, 4.0);
   return golden;
 }
@@ -48,10 +54,22 @@ class GoldenModule : public testing::TestWithParam<std::tuple<std::string, lyc_d
     lyc_module_options options;
     lyc_module_options_init(&options, sizeof options);
     options.dora_rule = LYC_DORA_RULE_LYCORIS;  // these cases come from LyCORIS' own modules
+    options.flags = golden_.flags;
     module_ = make_module(context_.get(), golden_.factors, &options);
+    if (!golden_.mask.shape.empty()) {
+      golden_.mask.shape = {golden_.mask.count()};
+      const lyc_tensor mask = golden_.mask.view();
+      ok(lyc_module_write_param(module_.get(), "rank_mask", &mask));
+    }
     lyc_module_info_init(&info_, sizeof info_);
     ok(lyc_module_get_info(module_.get(), &info_));
     length_ = std::max<int64_t>(info_.rank, 1) * (info_.dora_axis ? golden_.base.count() : 1);
+  }
+
+  Tolerance allowed() const {
+    Tolerance allowed = tolerance(dtype_, length_, static_cast<std::size_t>(golden_.base.count()));
+    allowed.relative = std::max(allowed.relative, golden_.error);
+    return allowed;
   }
 
   // fp8 cases have a base that is a code times a scale, which 16 bits cannot hold.
@@ -71,9 +89,9 @@ TEST_P(GoldenModule, DiffWeight) {
   const lyc_tensor base_view = base.view(), out_view = out.view();
   ok(lyc_get_diff_weight(module_.get(), &base_view, golden_.multiplier, &out_view, nullptr));
   // Where dW is a difference of weights (DoRA) its error is that of float32 at the size of the weight.
-  Tolerance allowed = tolerance(dtype_, length_, static_cast<std::size_t>(out.count()));
-  if (info_.needs_base) allowed.absolute += 0x1p-22;
-  EXPECT_TRUE(near(out.values(), golden_.delta.values(), allowed));
+  Tolerance bound = allowed();
+  if (info_.needs_base) bound.absolute += 0x1p-22;
+  EXPECT_TRUE(near(out.values(), golden_.delta.values(), bound));
 }
 
 TEST_P(GoldenModule, MergeToAnotherTensorAndInPlace) {
@@ -81,10 +99,17 @@ TEST_P(GoldenModule, MergeToAnotherTensorAndInPlace) {
   const Tensor base = golden_.base.as(dtype_), out(golden_.base.shape, dtype_), in_place = base;
   const lyc_tensor base_view = base.view(), out_view = out.view(), in_place_view = in_place.view();
   ok(lyc_merge(module_.get(), &base_view, golden_.multiplier, &out_view, nullptr));
-  EXPECT_TRUE(
-      near(out.values(), golden_.merged.values(), tolerance(dtype_, length_, static_cast<std::size_t>(out.count()))));
+  EXPECT_TRUE(near(out.values(), golden_.merged.values(), allowed()));
   ok(lyc_merge(module_.get(), &in_place_view, golden_.multiplier, nullptr, nullptr));
   EXPECT_EQ(in_place.bytes, out.bytes);
+}
+
+TEST_P(GoldenModule, PreparedGivesTheSameBits) {
+  if (!representable()) GTEST_SKIP() << "the base is not representable in this type";
+  const Tensor base = golden_.base.as(dtype_), before = merged(module_, base, golden_.multiplier);
+  const lyc_tensor view = base.view();
+  ok(lyc_module_prepare(module_.get(), &view, nullptr));
+  EXPECT_EQ(merged(module_, base, golden_.multiplier).bytes, before.bytes);
 }
 
 TEST_P(GoldenModule, Bias) {

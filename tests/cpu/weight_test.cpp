@@ -120,6 +120,18 @@ TEST_P(CpuWeight, RandomTargetsMatchReference) {
   }
 }
 
+TEST_P(CpuWeight, RandomRotationsMatchReference) {
+  for (std::uint64_t seed = 0; seed < 150; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Random random(seed);
+    WeightCase c(seed);
+    c.add(random_target(random, true));
+    expect_reference(context_, c, WeightOp::kMerge);
+    expect_reference(context_, c, WeightOp::kDiff);
+    if (HasFailure()) return;
+  }
+}
+
 TEST_P(CpuWeight, DoraOnEveryTermAxisAndRule) {
   for (TermKind kind : kKinds)
     for (DoraAxis axis : {DoraAxis::kOut, DoraAxis::kIn})

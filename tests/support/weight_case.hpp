@@ -12,6 +12,18 @@ namespace lyc::test {
 /// The last three are for kBaseHadamard: whole, of stride 0 where it does not vary.
 enum class Half { kLowRank, kWhole, kTucker, kByRow, kByColumn, kConstant };
 
+struct RotationChoice {
+  ops::Rotation::Axis axis = ops::Rotation::Axis::kOut;
+  ops::Rotation::Storage storage = ops::Rotation::Storage::kSquare;
+  ops::Rotation::Map map = ops::Rotation::Map::kCayley;
+  ops::Rotation::Order order = ops::Rotation::Order::kPlain;
+  ops::Rotation::Limit limited = ops::Rotation::Limit::kNone;
+  int neumann_terms = 5, stages = 1;
+  std::int64_t block_size = 1, begin = 0;  // as many blocks as fit
+  double factor = 1.0, limit = 0.0;
+  bool rescale = false, shared = false;
+};
+
 struct TermChoice {
   ops::TermKind kind = ops::TermKind::kProduct;
   Half p = Half::kLowRank, q = Half::kLowRank;
@@ -20,6 +32,7 @@ struct TermChoice {
   std::int64_t row_begin = 0;
   bool scalar = false;
   bool diagonal = false, mask = false;  // on every product with a rank
+  RotationChoice rotation;
 };
 
 struct AdapterChoice {
@@ -57,6 +70,8 @@ class WeightCase {
     batch.targets = targets_.data();
     batch.adapters = adapters_.data();
     batch.terms = terms_.data();
+    batch.rotations = rotations_.data();
+    batch.rotation_count = static_cast<std::int64_t>(rotations_.size());
     batch.target_count = static_cast<std::int64_t>(targets_.size());
     batch.adapter_count = static_cast<std::int64_t>(adapters_.size());
     batch.term_count = static_cast<std::int64_t>(terms_.size());
@@ -74,6 +89,7 @@ class WeightCase {
 
   std::vector<ops::WeightTarget> &targets() { return targets_; }
   std::vector<ops::Term> &terms() { return terms_; }
+  std::vector<ops::Rotation> &rotations() { return rotations_; }
   Arena &arena() { return arena_; }
   std::vector<float> multipliers;
   lyc_dtype factor_dtype = LYC_DTYPE_NONE;  // of factors added from now on, contiguous then; NONE = mixed, in any order
@@ -165,6 +181,10 @@ class WeightCase {
     term.row_begin = choice.row_begin;
     if (choice.scalar) term.scalar = factor({});
     switch (choice.kind) {
+      case ops::TermKind::kRotation:
+        term.rotation = static_cast<std::int32_t>(rotations_.size());
+        rotations_.push_back(rotation(shape, choice.rotation));
+        break;
       case ops::TermKind::kKronecker: {
         Shape q = shape;
         q.out = shape.out / choice.p_out;
@@ -190,17 +210,70 @@ class WeightCase {
     terms_.push_back(term);
   }
 
+  ops::Rotation rotation(const Shape &shape, const RotationChoice &choice) {
+    ops::Rotation rotation;
+    rotation.axis = choice.axis;
+    rotation.storage = choice.storage;
+    rotation.map = choice.map;
+    rotation.order = choice.order;
+    rotation.limited = choice.limited;
+    rotation.neumann_terms = choice.neumann_terms;
+    rotation.stages = choice.stages;
+    rotation.block_size = choice.block_size;
+    rotation.begin = choice.begin;
+    rotation.factor = choice.factor;
+    rotation.limit = choice.limit;
+    const bool out = choice.axis == ops::Rotation::Axis::kOut;
+    const std::int64_t extent = (out ? shape.out : shape.numel() / shape.out) - choice.begin;
+    const std::int64_t window = choice.block_size << (choice.stages - 1), b = choice.block_size;
+    rotation.blocks = extent / window * window / b;
+    const bool square = choice.storage == ops::Rotation::Storage::kSquare;
+    // A series wants small generators, as they are in practice.
+    const double scale = (choice.map == ops::Rotation::Map::kNeumann ? 0.2 : 0.7) / std::sqrt(static_cast<double>(b));
+    rotation.generators = arena_.random(
+        {choice.shared ? 1 : rotation.blocks * choice.stages, square ? b * b : b * (b - 1) / 2, {1, 1, 1}},
+        factor_dtype != LYC_DTYPE_NONE ? factor_dtype : random_.one_of({LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16}),
+        random_, scale);
+    if (choice.shared) rotation.generators.stride_out = 0;
+    if (choice.rescale) rotation.rescale = factor({shape.out, 1, {1, 1, 1}}, 1.0);
+    return rotation;
+  }
+
   Random random_;
   Arena arena_;
   std::vector<ops::WeightTarget> targets_;
   std::vector<ops::Adapter> adapters_;
   std::vector<ops::Term> terms_;
+  std::vector<ops::Rotation> rotations_;
 };
 
 inline std::int64_t any_divisor(std::int64_t n, Random &random) {
   std::int64_t divisor = random.between(1, n);
   while (n % divisor) --divisor;
   return divisor;
+}
+
+/// Any rotation that fits the axis of some weights.
+inline RotationChoice random_rotation(const Shape &shape, Random &random) {
+  using ops::Rotation;
+  RotationChoice choice;
+  choice.axis = random.one_of({Rotation::Axis::kOut, Rotation::Axis::kIn});
+  choice.storage = random.one_of({Rotation::Storage::kSquare, Rotation::Storage::kTriangle});
+  choice.map = random.one_of({Rotation::Map::kCayley, Rotation::Map::kCayley, Rotation::Map::kNeumann});
+  choice.neumann_terms = static_cast<int>(random.between(1, 7));
+  choice.limited = random.one_of(
+      {Rotation::Limit::kNone, Rotation::Limit::kTogether, Rotation::Limit::kAlways, Rotation::Limit::kBlock});
+  choice.limit = random.chance(0.2) ? 0.0 : random.uniform();
+  choice.factor = random.one_of({1.0, -1.0, 0.5, -0.5});
+  choice.rescale = random.chance(0.4);
+  choice.shared = random.chance(0.2);
+  const std::int64_t extent = choice.axis == Rotation::Axis::kOut ? shape.out : shape.numel() / shape.out;
+  choice.begin = random.chance(0.3) ? random.between(0, extent - 1) : 0;
+  choice.block_size = random.between(1, std::min<std::int64_t>(extent - choice.begin, 40));
+  if (choice.block_size % 2 || random.chance(0.5)) return choice;
+  choice.order = random.one_of({Rotation::Order::kInterleave, Rotation::Order::kHalves});
+  while (choice.block_size << choice.stages <= extent - choice.begin && random.chance(0.8)) ++choice.stages;
+  return choice;
 }
 
 inline ops::TermKind random_kind(Random &random) {
@@ -222,7 +295,7 @@ inline Half random_half(ops::TermKind kind, Random &random) {
 }
 
 /// Odd, prime, square, 1; ranks above a dimension; every form, type, layout and rule.
-inline TargetChoice random_target(Random &random) {
+inline TargetChoice random_target(Random &random, bool rotations = false) {
   const auto extent = [&] { return random.one_of<std::int64_t>({1, 2, 3, 7, 12, 16, 31, 48, 64, 65, 97, 130}); };
   TargetChoice target;
   target.shape.out = extent();
@@ -242,8 +315,9 @@ inline TargetChoice random_target(Random &random) {
   target.in_place = random.chance(0.25);
   for (std::int64_t a = random.between(1, 2); a > 0; --a) {
     AdapterChoice adapter;
-    adapter.replaces = random.chance(0.15);
-    if (!adapter.replaces)
+    const bool rotates = rotations && random.chance(0.5);
+    adapter.replaces = !rotates && random.chance(0.15);
+    if (!adapter.replaces && !rotates)
       adapter.axis = random.one_of({ops::DoraAxis::kNone, ops::DoraAxis::kOut, ops::DoraAxis::kIn});
     adapter.rule = random.one_of({ops::DoraRule::kInterpolate, ops::DoraRule::kLycoris, ops::DoraRule::kPeft});
     for (std::int64_t t = random.chance(0.2) ? 2 : 1; t > 0; --t) {
@@ -258,6 +332,11 @@ inline TargetChoice random_target(Random &random) {
       term.row_begin = random.chance(0.2) ? random.between(1, 20) : 0;
       term.p_out = any_divisor(target.shape.out, random);
       term.p_in = any_divisor(target.shape.in, random);
+      if (rotates) {
+        term.kind = random.chance(0.8) ? ops::TermKind::kRotation : term.kind;
+        term.rotation = random_rotation(target.shape, random);
+        if (term.kind == ops::TermKind::kRotation) term.row_begin = 0;
+      }
       adapter.terms.push_back(term);
     }
     target.adapters.push_back(adapter);

@@ -22,6 +22,7 @@ constexpr Suffix kSuffixes[] = {
     spelled(kUp, ".lora.up.weight"),
     spelled(kUp, "_lora.up.weight"),
     spelled(kUp, ".lora_linear_layer.up.weight"),
+    {".lora_B.bias", "lora_up.bias", LYC_ALGO_LOCON, {}},
     spelled(kDown, ".lora_A.weight"),
     spelled(kDown, ".lora_A"),
     spelled(kDown, ".lora.down.weight"),
@@ -33,34 +34,12 @@ constexpr Suffix kSuffixes[] = {
     {"_lora.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".lora_linear_layer.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".dora_scale", "dora_scale", LYC_ALGO_NONE, {}},
+    {".on_input", "on_input", LYC_ALGO_IA3, {}},
+    {".reshape_weight", "reshape_weight", LYC_ALGO_NONE, {}},
+    {".bias_size", "bias_size", LYC_ALGO_SPARSE, {}},
 
-    unsupported("(IA)3", ".on_input"),
-    unsupported("(IA)3", ".ia3_l"),
-    unsupported("GLoRA", ".a1.weight"),
-    unsupported("GLoRA", ".a2.weight"),
-    unsupported("GLoRA", ".b1.weight"),
-    unsupported("GLoRA", ".b2.weight"),
-    unsupported("GLoRA", ".bm.weight"),
-    unsupported("OFT or BOFT", ".oft_blocks"),  // 3 or 4 axes
-    unsupported("OFT", ".oft_R.weight"),
-    unsupported("OFT", ".oft_R.scaled_oft"),
-    unsupported("BOFT", ".boft_R"),
-    unsupported("BOFT", ".boft_s"),
-    unsupported("OFT or BOFT", ".rescale"),
-    unsupported("T-LoRA", ".lambda_layer"),
-    unsupported("T-LoRA", ".q_layer.weight"),
-    unsupported("T-LoRA", ".p_layer.weight"),
-    unsupported("bias of an up factor", ".lora_B.bias"),
-    unsupported("bias of an up factor", ".lora_up.bias"),
-    unsupported("embedding adapter", ".lora_embedding_A"),
-    unsupported("embedding adapter", ".lora_embedding_B"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector.weight"),
-    unsupported("replacement of a tensor", ".set_weight"),
-    unsupported("padding of the base", ".reshape_weight"),
-    unsupported("sparse residual", ".bias_indices"),
-    unsupported("sparse residual", ".bias_values"),
-    unsupported("sparse residual", ".bias_size"),
 };
 
 /// "lora_A.<adapter>.weight": PEFT keeps the adapter's name in the middle of some keys.
@@ -76,16 +55,6 @@ KeyParts split_named_adapter(std::string_view key) {
   return {};
 }
 
-/// "oft_blocks.<slice>", of kohya's OFT for Flux.
-KeyParts split_oft_slice(std::string_view key) {
-  const std::size_t dot = key.rfind('.');
-  if (dot == key.npos || !is_number(key.substr(dot + 1))) return {};
-  constexpr std::string_view kEnd = ".oft_blocks";
-  static constexpr Suffix kSlice = unsupported("OFT", ".oft_blocks.slice");
-  if (!ends_with(key.substr(0, dot), kEnd) || dot == kEnd.size()) return {};
-  return {key.substr(0, dot - kEnd.size()), kSlice};
-}
-
 bool ends_in(std::string_view key, std::string_view ending) {
   return ends_with(key, ending) && key.size() > ending.size();
 }
@@ -93,8 +62,7 @@ bool ends_in(std::string_view key, std::string_view ending) {
 }  // namespace
 
 KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &families) {
-  for (const KeyParts &parts : {split_named_adapter(key), split_oft_slice(key)})
-    if (parts.suffix.name.data()) return parts;
+  if (const KeyParts parts = split_named_adapter(key); parts.suffix.name.data()) return parts;
   KeyParts found{key, {}};
   std::size_t longest = 0;
   for (const Suffix &suffix : kSuffixes)
@@ -103,9 +71,9 @@ KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &famili
       found.suffix = suffix;
     }
   for (const FamilySuffix &family : families)
-    if (ends_in(key, family.name) && key[key.size() - family.name.size() - 1] == '.' &&
-        family.name.size() + 1 >= longest) {
-      longest = family.name.size() + 1;
+    if (const std::size_t length = family.name.size() + 1;
+        length >= longest && key.size() > length && ends_with(key, family.name) && key[key.size() - length] == '.') {
+      longest = length;
       found.suffix = {family.name, family.name, family.algo, {}};
     }
   found.layer = key.substr(0, key.size() - longest);

@@ -50,7 +50,7 @@ impl<'m, 'a> Item<'m, 'a> {
             row_count: 0,
             multiplier_index: 0,
             part: Part::WEIGHT,
-            reserved_: 0,
+            weight: ptr::null(),
         };
         Item { raw, base, out, lifetimes: PhantomData }
     }
