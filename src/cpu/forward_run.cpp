@@ -435,7 +435,7 @@ class ForwardRunner {
       if (sum.has_bias)
         for (std::int64_t j = 0; j < columns; ++j) values[j] += bias[sum.positions_in_rows ? j : i];
       if (sum.keep) add_row(to, row0 + i, column0, columns, scratch.row, values);
-      store(k_, values, columns, to, row0 + i, column0);
+      store(k_, values, columns, to, row0 + i, column0, false);
     }
   }
 
@@ -526,7 +526,7 @@ class ForwardRunner {
       const std::int64_t channel = to.channel + (by_row ? row : column + i);
       values[i] = (weighted ? values[i] * weight[channel] : 0.0f) + (biased ? bias[channel] : 0.0f) + old[i];
     }
-    store(k_, values, n, to.values, row, column);
+    store(k_, values, n, to.values, row, column, false);
   }
 
   ops::ForwardPlan &plan_;

@@ -10,6 +10,7 @@
 //
 #include <algorithm>
 #include <cstring>
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "base/dtype.hpp"
@@ -107,6 +108,22 @@ HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
 }
 #endif
 
+// Two vectors past the caches; p is aligned to a cache line.
+HWY_INLINE void stream_pair(Floats a, Floats b, float *p) {
+  hn::Stream(a, kFloats, p);
+  hn::Stream(b, kFloats, p + kLanes);
+}
+#if HWY_TARGET != HWY_SCALAR
+HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) {
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  const auto low = hn::BitCast(halves, rounded_words(a)), high = hn::BitCast(halves, rounded_words(b));
+  hn::Stream(hn::ConcatOdd(halves, high, low), halves, reinterpret_cast<std::uint16_t *>(p));
+}
+#else
+HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); }
+#endif
+HWY_INLINE void stream_pair(Floats a, Floats b, F16 *p) { store_pair(a, b, p); }
+
 // The ragged end of a row, through a buffer: the same arithmetic as the rest of it, and no byte beyond it.
 template <typename T>
 HWY_INLINE Floats load_part(const T *p, std::int64_t n) {
@@ -138,27 +155,45 @@ HWY_INLINE void fetch(const T *p) {
 }
 constexpr std::int64_t kAhead = 4 * kPanel;
 
-template <typename T>
-void store_row(const float *values, std::int64_t n, T *row) {
+/// Writes value(i) for a row of n elements: value takes the number of a vector's first element, part how many there
+/// are of it. Streams whole cache lines.
+template <typename T, typename Value, typename Part>
+HWY_INLINE void write_row(std::int64_t n, T *row, bool stream, Value value, Part part) {
+  constexpr std::int64_t kPair = 2 * kLanes;
   std::int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    fetch<2 * kLanes>(row + i + n);
-    store_pair(load_vector(values + i), load_vector(values + i + kLanes), row + i);
+  if (stream) {
+    const std::int64_t ahead =
+        static_cast<std::int64_t>((-reinterpret_cast<std::uintptr_t>(row) % 64) / sizeof(T));  // up to a cache line
+    for (const std::int64_t head = std::min(n, ahead); i < head;) {
+      const std::int64_t count = std::min(kLanes, head - i);
+      store_part(part(i, count), count, row + i);
+      i += count;
+    }
+    for (; i + kPair <= n; i += kPair) stream_pair(value(i), value(i + kLanes), row + i);
+  } else {
+    for (; i + kPair <= n; i += kPair) store_pair(value(i), value(i + kLanes), row + i);
   }
-  for (; i + kLanes <= n; i += kLanes) store_vector(load_vector(values + i), row + i);
-  if (i < n) store_part(load_part(values + i, n - i), n - i, row + i);
+  for (; i + kLanes <= n; i += kLanes) store_vector(value(i), row + i);
+  if (i < n) store_part(part(i, n - i), n - i, row + i);
+}
+
+template <typename T>
+void store_row(const float *values, std::int64_t n, T *row, bool stream) {
+  write_row(
+      n, row, stream, [&](std::int64_t i) HWY_ATTR { return load_vector(values + i); },
+      [&](std::int64_t i, std::int64_t count) HWY_ATTR { return load_part(values + i, count); });
 }
 
 template <typename B, typename T>
-void merge_row(const B *base, const float *delta, std::int64_t n, T *out) {
-  std::int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    fetch<2 * kLanes>(base + i + n);
-    store_pair(hn::Add(load_vector(base + i), load_vector(delta + i)),
-               hn::Add(load_vector(base + i + kLanes), load_vector(delta + i + kLanes)), out + i);
-  }
-  for (; i + kLanes <= n; i += kLanes) store_vector(hn::Add(load_vector(base + i), load_vector(delta + i)), out + i);
-  if (i < n) store_part(hn::Add(load_part(base + i, n - i), load_part(delta + i, n - i)), n - i, out + i);
+void merge_row(const B *base, const float *delta, std::int64_t n, T *out, bool stream) {
+  write_row(
+      n, out, stream,
+      [&](std::int64_t i) HWY_ATTR {
+        fetch<kLanes>(base + i + n);
+        return hn::Add(load_vector(base + i), load_vector(delta + i));
+      },
+      [&](std::int64_t i, std::int64_t count)
+          HWY_ATTR { return hn::Add(load_part(base + i, count), load_part(delta + i, count)); });
 }
 
 void load(lyc_dtype dtype, const void *row, std::int64_t n, float *values) {
@@ -172,39 +207,42 @@ void load(lyc_dtype dtype, const void *row, std::int64_t n, float *values) {
   }
 }
 
-void store(const float *values, std::int64_t n, lyc_dtype dtype, void *row) {
+void store(const float *values, std::int64_t n, lyc_dtype dtype, void *row, bool stream) {
   switch (dtype) {
     case LYC_DTYPE_BF16:
-      return store_row(values, n, static_cast<Bf16 *>(row));
+      return store_row(values, n, static_cast<Bf16 *>(row), stream);
     case LYC_DTYPE_F16:
-      return store_row(values, n, static_cast<F16 *>(row));
+      return store_row(values, n, static_cast<F16 *>(row), stream);
     default:
-      return store_row(values, n, static_cast<float *>(row));
+      return store_row(values, n, static_cast<float *>(row), stream);
   }
 }
 
 template <typename B>
-void merge_into(const B *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out) {
+void merge_into(const B *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out, bool stream) {
   switch (dtype) {
     case LYC_DTYPE_BF16:
-      return merge_row(base, delta, n, static_cast<Bf16 *>(out));
+      return merge_row(base, delta, n, static_cast<Bf16 *>(out), stream);
     case LYC_DTYPE_F16:
-      return merge_row(base, delta, n, static_cast<F16 *>(out));
+      return merge_row(base, delta, n, static_cast<F16 *>(out), stream);
     default:
-      return merge_row(base, delta, n, static_cast<float *>(out));
+      return merge_row(base, delta, n, static_cast<float *>(out), stream);
   }
 }
 
-void merge(lyc_dtype base_dtype, const void *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out) {
+void merge(lyc_dtype base_dtype, const void *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out,
+           bool stream) {
   switch (base_dtype) {
     case LYC_DTYPE_BF16:
-      return merge_into(static_cast<const Bf16 *>(base), delta, n, dtype, out);
+      return merge_into(static_cast<const Bf16 *>(base), delta, n, dtype, out, stream);
     case LYC_DTYPE_F16:
-      return merge_into(static_cast<const F16 *>(base), delta, n, dtype, out);
+      return merge_into(static_cast<const F16 *>(base), delta, n, dtype, out, stream);
     default:
-      return merge_into(static_cast<const float *>(base), delta, n, dtype, out);
+      return merge_into(static_cast<const float *>(base), delta, n, dtype, out, stream);
   }
 }
+
+void flush() { hwy::FlushStream(); }
 
 // -- Products --------------------------------------------------------------------------------------------------
 
@@ -308,6 +346,82 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
                       : product_tile<false, true>(left, right, rank, panels, tile);
   return tile.first ? product_tile<true, false>(left, right, rank, panels, tile)
                     : product_tile<false, false>(left, right, rank, panels, tile);
+}
+
+// -- Projections -----------------------------------------------------------------------------------------------
+
+constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as a product has
+
+// One lane of a vector every `period` vectors belongs to the same residue.
+template <typename T>
+HWY_INLINE void project_part(const T *const *rows, const float *const *right, std::int64_t panel_step,
+                             std::int64_t first, std::int64_t n, std::int64_t period, Sums &sum) {
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::Zero(kFloats);
+  std::int64_t column = first;
+  for (; column + kLanes <= n; column += period * kLanes) {
+    const std::int64_t at = column / kPanel * panel_step + column % kPanel;
+    Floats factor[kProjectRanks];
+    HWY_UNROLL(4)
+    for (std::int64_t r = 0; r < kProjectRanks; ++r) factor[r] = load_vector(right[r] + at);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      if (period == 1) fetch<kLanes>(rows[i] + column + kAhead);
+      const Floats value = load_vector(rows[i] + column);
+      HWY_UNROLL(4)
+      for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::MulAdd(value, factor[r], sum[i][r]);
+    }
+  }
+  if (column >= n) return;
+  const std::int64_t at = column / kPanel * panel_step + column % kPanel;
+  for (std::int64_t i = 0; i < kTileRows; ++i) {
+    const Floats value = load_part(rows[i] + column, n - column);
+    for (std::int64_t r = 0; r < kProjectRanks; ++r)
+      sum[i][r] = hn::MulAdd(value, load_part(right[r] + at, n - column), sum[i][r]);
+  }
+}
+
+template <typename T>
+void project_as(const WeightRows &weight, std::int64_t count, const float *right, std::int64_t rank, std::int64_t begin,
+                std::int64_t n, std::int64_t period, float *sums, std::int64_t step) {
+  const T *rows[kTileRows];
+  for (std::int64_t i = 0; i < kTileRows; ++i)
+    rows[i] = static_cast<const T *>(weight.base) + std::min(i, count - 1) * weight.base_stride;
+  right = right_at(right, rank, begin);
+  for (std::int64_t r = 0; r < rank; r += kProjectRanks) {
+    const float *factors[kProjectRanks];
+    const std::int64_t ranks = std::min(kProjectRanks, rank - r);
+    for (std::int64_t j = 0; j < kProjectRanks; ++j) factors[j] = right + (r + std::min(j, ranks - 1)) * kPanel;
+    for (std::int64_t phase = 0; phase < period; ++phase) {
+      Sums sum;
+      project_part(rows, factors, rank * kPanel, phase * kLanes, n, period, sum);
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        for (std::int64_t j = 0; j < ranks; ++j) {
+          float *to = sums + (r + j) * kTileRows + i;
+          if (period == 1) {
+            *to += hn::GetLane(hn::SumOfLanes(kFloats, sum[i][j]));
+            continue;
+          }
+          float lanes[kLanes];
+          store_vector(sum[i][j], lanes);
+          for (std::int64_t lane = 0; lane < kLanes; ++lane)
+            to[(begin + phase * kLanes + lane) % period * step] += lanes[lane];
+        }
+    }
+  }
+}
+
+void project(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank, std::int64_t begin,
+             std::int64_t n, std::int64_t period, float *sums, std::int64_t step) {
+  switch (weight.dtype) {
+    case LYC_DTYPE_BF16:
+      return project_as<Bf16>(weight, rows, right, rank, begin, n, period, sums, step);
+    case LYC_DTYPE_F16:
+      return project_as<F16>(weight, rows, right, rank, begin, n, period, sums, step);
+    default:
+      return project_as<float>(weight, rows, right, rank, begin, n, period, sums, step);
+  }
 }
 
 template <bool kFirst, bool kTimes>
@@ -415,7 +529,8 @@ void merge_kronecker(const float *p, const float *q, const Split &split, std::in
 // -- DoRA ------------------------------------------------------------------------------------------------------
 
 // float32 over short runs, double beyond: rows may have a hundred thousand elements.
-double norm(const float *w, const float *d, std::int64_t n) {
+template <typename T>
+double norm_row(const T *w, const float *d, std::int64_t n) {
   constexpr std::int64_t kRun = 32 * kLanes;
   double total = 0.0;
   for (std::int64_t begin = 0; begin < n; begin += kRun) {
@@ -423,6 +538,7 @@ double norm(const float *w, const float *d, std::int64_t n) {
     Floats sum = hn::Zero(kFloats);
     std::int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
+      fetch<kLanes>(w + i + kAhead);
       const Floats v = hn::Add(load_vector(w + i), load_vector(d + i));
       sum = hn::MulAdd(v, v, sum);
     }
@@ -435,7 +551,19 @@ double norm(const float *w, const float *d, std::int64_t n) {
   return total;
 }
 
-void norms(const float *w, const float *d, std::int64_t n, float *sums) {
+double norm(lyc_dtype dtype, const void *w, const float *d, std::int64_t n) {
+  switch (dtype) {
+    case LYC_DTYPE_BF16:
+      return norm_row(static_cast<const Bf16 *>(w), d, n);
+    case LYC_DTYPE_F16:
+      return norm_row(static_cast<const F16 *>(w), d, n);
+    default:
+      return norm_row(static_cast<const float *>(w), d, n);
+  }
+}
+
+template <typename T>
+void norms_row(const T *w, const float *d, std::int64_t n, float *sums) {
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const Floats v = hn::Add(load_vector(w + i), load_vector(d + i));
@@ -444,6 +572,17 @@ void norms(const float *w, const float *d, std::int64_t n, float *sums) {
   if (i == n) return;
   const Floats v = hn::Add(load_part(w + i, n - i), load_part(d + i, n - i));
   store_part(hn::MulAdd(v, v, load_part(sums + i, n - i)), n - i, sums + i);
+}
+
+void norms(lyc_dtype dtype, const void *w, const float *d, std::int64_t n, float *sums) {
+  switch (dtype) {
+    case LYC_DTYPE_BF16:
+      return norms_row(static_cast<const Bf16 *>(w), d, n, sums);
+    case LYC_DTYPE_F16:
+      return norms_row(static_cast<const F16 *>(w), d, n, sums);
+    default:
+      return norms_row(static_cast<const float *>(w), d, n, sums);
+  }
 }
 
 // kVary: one factor per column, otherwise the same for all.
@@ -471,6 +610,51 @@ void change(const float *w, const float *d, std::int64_t n, float weight, float 
 void changes(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta, const Tile &row) {
   row.first ? change_row<true, true>(w, d, n, weight, delta, row.data)
             : change_row<false, true>(w, d, n, weight, delta, row.data);
+}
+
+// keep is 1 or 0: how often the weight itself is in the sum.
+template <bool kVary, bool kDelta, typename T>
+void change_weight_row(const T *w, float keep, const float *d, std::int64_t n, const Factors &factors, T *out,
+                       bool stream) {
+  const Floats same_weight = hn::Set(kFloats, *factors.weight);
+  const Floats same_delta = hn::Set(kFloats, kDelta ? *factors.delta : 0.0f), kept = hn::Set(kFloats, keep);
+  const auto changed = [&](Floats value, Floats weight, Floats times_delta) HWY_ATTR {
+    const Floats change = kDelta ? hn::MulAdd(weight, value, times_delta) : hn::Mul(weight, value);
+    return hn::MulAdd(kept, value, change);
+  };
+  write_row(
+      n, out, stream,
+      [&](std::int64_t i) HWY_ATTR {
+        fetch<kLanes>(w + i + kAhead);
+        Floats delta = hn::Zero(kFloats);
+        if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(factors.delta + i) : same_delta);
+        return changed(load_vector(w + i), kVary ? load_vector(factors.weight + i) : same_weight, delta);
+      },
+      [&](std::int64_t i, std::int64_t count) HWY_ATTR {
+        Floats delta = hn::Zero(kFloats);
+        if (kDelta) delta = hn::Mul(load_part(d + i, count), kVary ? load_part(factors.delta + i, count) : same_delta);
+        return changed(load_part(w + i, count), kVary ? load_part(factors.weight + i, count) : same_weight, delta);
+      });
+}
+
+template <typename T>
+void change_weight_as(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
+                      bool stream) {
+  const auto change_row = factors.vary ? (d ? change_weight_row<true, true, T> : change_weight_row<true, false, T>)
+                                       : (d ? change_weight_row<false, true, T> : change_weight_row<false, false, T>);
+  change_row(static_cast<const T *>(row.base), keep ? 1.0f : 0.0f, d, n, factors, static_cast<T *>(row.out), stream);
+}
+
+void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
+                   bool stream) {
+  switch (row.dtype) {
+    case LYC_DTYPE_BF16:
+      return change_weight_as<Bf16>(row, keep, d, n, factors, stream);
+    case LYC_DTYPE_F16:
+      return change_weight_as<F16>(row, keep, d, n, factors, stream);
+    default:
+      return change_weight_as<float>(row, keep, d, n, factors, stream);
+  }
 }
 
 // -- Rotations -------------------------------------------------------------------------------------------------
@@ -528,8 +712,9 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(),   load, store, merge,  product, merge_product, scaled,   kronecker,
-                              merge_kronecker, norm, norms, change, changes, add_scaled,    transpose};
+constexpr Kernels kKernels = {target_name(), load,    store,   merge,         flush,           product,
+                              merge_product, project, scaled,  kronecker,     merge_kronecker, norm,
+                              norms,         change,  changes, change_weight, add_scaled,      transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -43,13 +43,22 @@ struct WeightRows {
   std::int64_t out_stride;
 };
 
+/// What a change takes of the weight and of the delta.
+struct Factors {
+  const float *weight, *delta;
+  bool vary;  // one for each column
+};
+
 struct Kernels {
   const char *name;
 
-  // Rows of `n` contiguous elements. Conversions round to nearest even and keep NaN.
+  // Rows of `n` contiguous elements. Conversions round to nearest even and keep NaN. What is streamed goes past the
+  // caches, and is there for other threads after a flush.
   void (*load)(lyc_dtype dtype, const void *row, std::int64_t n, float *values);
-  void (*store)(const float *values, std::int64_t n, lyc_dtype dtype, void *row);
-  void (*merge)(lyc_dtype base_dtype, const void *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out);
+  void (*store)(const float *values, std::int64_t n, lyc_dtype dtype, void *row, bool stream);
+  void (*merge)(lyc_dtype base_dtype, const void *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out,
+                bool stream);
+  void (*flush)();
 
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
@@ -58,6 +67,11 @@ struct Kernels {
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride);
 
+  // Sums along kTileRows rows of the weight, `rows` of which are there: value * right factor, added to
+  // sums[(begin + column) % period * step + r * kTileRows + row]. `begin` is a multiple of kPanel.
+  void (*project)(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank,
+                  std::int64_t begin, std::int64_t n, std::int64_t period, float *sums, std::int64_t step);
+
   // One row each: factor * values; p (x) q from column `begin` of the product on.
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
   void (*kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
@@ -65,13 +79,16 @@ struct Kernels {
   void (*merge_kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                           const WeightRows &row);
 
-  // DoRA, with w a row of the weight and d one of the delta, V = w + d:
-  // |V|^2 along the row; V^2 added to one sum per column; the change w * weight + d * delta, added unless row.first.
-  double (*norm)(const float *w, const float *d, std::int64_t n);
-  void (*norms)(const float *w, const float *d, std::int64_t n, float *sums);
+  // With w a row of the weight and d one of a delta: V = w + d.
+  // |V|^2 along the row; V^2 added to one sum per column; the change w * weight + d * delta, added unless row.first;
+  // the same change of the weight itself, or without it. d may be absent there, factors vary by column or do not.
+  double (*norm)(lyc_dtype dtype, const void *w, const float *d, std::int64_t n);
+  void (*norms)(lyc_dtype dtype, const void *w, const float *d, std::int64_t n, float *sums);
   void (*change)(const float *w, const float *d, std::int64_t n, float weight, float delta, const Tile &row);
   void (*changes)(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta,
                   const Tile &row);
+  void (*change_weight)(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
+                        bool stream);
 
   // Rotations. sums += factor * values, in double; columns of `from` become rows of `to`.
   void (*add_scaled)(const double *values, double factor, std::int64_t n, double *sums);

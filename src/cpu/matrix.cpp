@@ -171,8 +171,8 @@ void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::i
 }
 
 void store(const Kernels &kernels, const float *values, std::int64_t n, const Matrix &matrix, std::int64_t row,
-           std::int64_t column) {
-  if (matrix.contiguous()) return kernels.store(values, n, matrix.dtype, matrix.at(row, column));
+           std::int64_t column, bool stream) {
+  if (matrix.contiguous()) return kernels.store(values, n, matrix.dtype, matrix.at(row, column), stream);
   walk(matrix, row, column, n, [&](std::int64_t i, char *element) { from_float(values[i], matrix.dtype, element); });
 }
 
@@ -180,7 +180,7 @@ void copy(const Kernels &kernels, const Matrix &from, const Matrix &to, std::int
           std::int64_t n, float *buffer) {
   if (from.dtype != to.dtype) {
     load(kernels, from, row, column, n, buffer);
-    return store(kernels, buffer, n, to, row, column);
+    return store(kernels, buffer, n, to, row, column, false);
   }
   const std::size_t size = dtype_size(to.dtype);
   if (from.contiguous() && to.contiguous()) {

@@ -3,6 +3,7 @@
 // of several axes; an operand of other strides has the same indices at other places.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +23,9 @@ struct Axes {
   void add(std::int64_t extent, std::int64_t stride);
   std::int64_t size() const;
   std::int64_t offset(std::int64_t index) const;
+  bool constant() const {
+    return std::all_of(stride, stride + count, [](std::int64_t s) { return s == 0; });
+  }
   bool contiguous() const { return count == 0 || (count == 1 && stride[0] == 1); }
 };
 
@@ -69,7 +73,7 @@ class Frame {
 void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
           float *values);
 void store(const Kernels &kernels, const float *values, std::int64_t n, const Matrix &matrix, std::int64_t row,
-           std::int64_t column);
+           std::int64_t column, bool stream);
 
 /// One row into another: bit for bit if the types agree, rounded otherwise. `buffer` holds n floats.
 void copy(const Kernels &kernels, const Matrix &from, const Matrix &to, std::int64_t row, std::int64_t column,

@@ -86,6 +86,7 @@ class TargetBuilder {
       plan_.base = frame_.weight(target.base);
     }
     for (std::int32_t i = 0; i < target.adapter_count; ++i) add_adapter(batch.adapters[target.first_adapter + i]);
+    place_factors();
     finish_tiles();
     // Addresses of adapters and terms are final from here on.
     for (const AdapterPlan &adapter : plan_.adapters)
@@ -127,8 +128,11 @@ class TargetBuilder {
     if (ops::reads_base(term.kind)) require(bool(plan_.base), "a term reads the base weight, which is absent");
     switch (term.kind) {
       case TermKind::kProduct:
+        plan.p = weight_product(term, term.p, true);
+        break;
       case TermKind::kBaseHadamard:
         plan.p = weight_product(term, term.p, true);
+        add_line(plan);
         break;
       case TermKind::kHadamard:
         plan.p = weight_product(term, term.p, true);
@@ -155,6 +159,17 @@ class TargetBuilder {
     check_product(product);
     check_fit(term, shape_of(product), weight_);
     return product_plan(slice(product, term.row_begin, weight_.out), scaled);
+  }
+
+  void add_line(TermPlan &plan) {
+    const Matrix whole = plan.p.whole;
+    plan.by_row = whole && whole.columns.constant();
+    plan.by_column = whole && !plan.by_row && whole.rows.constant();
+    if (!plan.by_row && !plan.by_column) return;
+    plan.p.whole = {};
+    Factor &line = plan.by_row ? plan.p.left : plan.p.right;
+    line = plan.by_row ? left_factor(whole, plan_.rows, 1) : right_factor(whole, plan_.columns, 1);
+    line.scaled = true;
   }
 
   void add_kronecker(const ops::Term &term, TermPlan &plan) {
@@ -221,12 +236,16 @@ class TargetBuilder {
     projection.in = weight_.in;
     projection.inside = frame_.inside_in(weight_);
     projection.positions = weight_.kernel_size();
-    const Position lines = static_cast<Position>(columns ? round_up(plan_.columns, kPanel) : kTileRows);
-    projection.step = multiply(lines, static_cast<Position>(down.out));
-    const Position tiles = static_cast<Position>(columns ? 1 : ceil_div(plan_.rows, kTileRows));
-    projection.at =
-        layout_.take(multiply(multiply(projection.step, tiles), static_cast<Position>(projection.positions)));
+    projection.made = columns ? right_factor({}, plan_.columns, down.out) : left_factor({}, plan_.rows, down.out);
     if (!product.whole()) projection.up = projecting_factor(product.up);
+  }
+
+  // Rows x (input features and the kernel positions inside them), the others left out.
+  Matrix inner_matrix(const Operand &operand) const {
+    const std::int64_t inside = frame_.inside_in(weight_);
+    Matrix matrix = plain_matrix(operand);
+    matrix.columns.add(inside, 0);
+    return matrix;
   }
 
   // As what the weight is multiplied by: on the left of its rows, or along them.
@@ -235,8 +254,8 @@ class TargetBuilder {
     std::swap(turned.out, turned.in);
     std::swap(turned.stride_out, turned.stride_in);
     if (!frame_.out_in_columns()) {
-      turned = spread(turned, weight_);
-      return right_factor(frame_.right(turned, turned), plan_.columns, turned.out);
+      // The outer kernel positions repeat what it is along the input features and the inner ones.
+      return right_factor(inner_matrix(turned), turned.in * frame_.inside_in(weight_), turned.out);
     }
     return left_factor(plain_matrix(turned), turned.out, turned.in);
   }
@@ -294,8 +313,60 @@ class TargetBuilder {
     factor.source = source;
     factor.lines = lines;
     factor.rank = rank;
-    factor.at = layout_.take(multiply(round_up(lines, block), rank));
+    factor.total = rank;
+    factor.block = block;
     return factor;
+  }
+
+  // Where what is packed and computed lies: all is known of all adapters.
+  void place_factors() {
+    for (AdapterPlan &adapter : plan_.adapters)
+      for (TermPlan &term : adapter.terms) join(term, adapter.dora() ? adapter.joined : plan_.joined);
+    place(plan_.joined);
+    for (AdapterPlan &adapter : plan_.adapters) {
+      place(adapter.joined);
+      for (TermPlan &term : adapter.terms) place(term, adapter.dora() ? adapter.joined : plan_.joined);
+    }
+  }
+
+  static void join(TermPlan &term, Joined &group) {
+    const bool projects = term.kind == TermKind::kBaseProduct;
+    term.joined = projects ? term.projection.positions == 1
+                           : term.kind == TermKind::kProduct && !term.p.whole && !term.p.contracted();
+    if (!term.joined) return;
+    for (Factor *factor : {&term.p.left, &term.p.right, &term.projection.made}) factor->first = group.rank;
+    group.rank += term.p.rank;
+  }
+
+  void place(Joined &group) {
+    if (group.rank == 0) return;
+    group.left_at = layout_.take(multiply(round_up(plan_.rows, kTileRows), group.rank));
+    group.right_at = layout_.take(multiply(round_up(plan_.columns, kPanel), group.rank));
+  }
+
+  void place(TermPlan &term, const Joined &group) {
+    Projection &projection = term.projection;
+    // By row tiles the positions lie inside each, by columns one after the other.
+    projection.step =
+        frame_.out_in_columns() ? size_of(projection.made) : static_cast<Position>(projection.made.rank * kTileRows);
+    for (Factor *factor : {&term.p.left, &term.p.right, &projection.made}) {
+      if (factor->lines == 0) continue;
+      if (term.joined) {
+        factor->total = group.rank;
+        factor->at = (factor->block == kPanel ? group.right_at : group.left_at) +
+                     static_cast<Position>(factor->first * factor->block);
+      } else {
+        const std::int64_t copies = factor == &projection.made ? projection.positions : 1;
+        factor->at = layout_.take(multiply(size_of(*factor), static_cast<Position>(copies)));
+      }
+    }
+    for (Factor *factor : {&term.q.left, &term.q.right, &term.p.tucker.core, &term.p.tucker.down, &term.q.tucker.core,
+                           &term.q.tucker.down, &projection.up})
+      factor->at = layout_.take(size_of(*factor));
+  }
+
+  static Position size_of(const Factor &factor) {
+    return factor.lines == 0 ? 0 : multiply(round_up(factor.lines, factor.block), factor.rank);
   }
 
   void add_norms(AdapterPlan &plan) {
@@ -310,8 +381,7 @@ class TargetBuilder {
     const std::int64_t lines = plan.norm_per_row ? plan_.rows : plan_.columns;
     plan.norm_early = !plan.norm_per_row || lines != plan.magnitudes;
     if (!plan.norm_early) return;
-    const std::int64_t parts =
-        plan.norm_per_row ? ceil_div(plan_.columns, kTileColumns) : ceil_div(plan_.rows, kNormRows);
+    const std::int64_t parts = plan.norm_per_row ? ceil_div(plan_.columns, kPanel) : ceil_div(plan_.rows, kNormRows);
     plan.partial_at = layout_.take(multiply(multiply(parts, lines), 1));
     plan.weight_factor_at = layout_.take(static_cast<Position>(lines));
     plan.delta_factor_at = layout_.take(static_cast<Position>(lines));
@@ -322,10 +392,18 @@ class TargetBuilder {
     plan_.tile_columns = std::min(columns, kTileColumns);
     for (const AdapterPlan &adapter : plan_.adapters)
       if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
-    plan_.direct = direct();
+    plan_.direct = same_rows() && direct();
+    plan_.changes_weight = same_rows() && changes_weight();
+    plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
+    finish_scratch();
+    finish_regions();
+  }
+
+  void finish_scratch() {
+    plan_.step_columns = kTileColumns;
+    while (plan_.tile_columns < plan_.columns && plan_.tile_columns % plan_.step_columns) plan_.step_columns -= kPanel;
     // Three tiles (sum, delta, Hadamard's first half), two rows, and a panel of the weight.
     plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel);
-    finish_regions();
   }
 
   template <typename Visit>
@@ -354,6 +432,7 @@ class TargetBuilder {
     const bool whole_rows = plan_.tile_columns > kTileColumns;
     if (!whole_rows)
       plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), columns * std::max<std::int64_t>(1, more_columns));
+    finish_scratch();
     plan_.region_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
     Position turning = 0;
     for_rotations([&](const AdapterPlan &, const TermPlan &term) {
@@ -363,14 +442,34 @@ class TargetBuilder {
     plan_.scratch_size = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
   }
 
-  bool direct() const {
-    if (plan_.adapters.size() != 1 || plan_.adapters[0].dora() || plan_.adapters[0].terms.size() != 1) return false;
-    const TermPlan &term = plan_.adapters[0].terms[0];
-    if (term.kind > TermKind::kKronecker) return false;
-    const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
-    return (term.kind == TermKind::kKronecker || !last.whole) && plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
+  // Rows of base and out lie in one piece each, of one type.
+  bool same_rows() const {
+    return plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
            (!plan_.base ||
             (plan_.base.contiguous() && plan_.base.rows.count <= 1 && plan_.base.dtype == plan_.out.dtype));
+  }
+
+  // One product of one adapter, or all of them joined.
+  bool direct() const {
+    const std::vector<AdapterPlan> &adapters = plan_.adapters;
+    const auto joined = [](const TermPlan &term) { return term.joined; };
+    if (std::any_of(adapters.begin(), adapters.end(), [](const AdapterPlan &adapter) { return adapter.dora(); }))
+      return false;
+    if (plan_.joined.rank > 0)
+      return std::all_of(adapters.begin(), adapters.end(), [&](const AdapterPlan &adapter) {
+        return std::all_of(adapter.terms.begin(), adapter.terms.end(), joined);
+      });
+    if (adapters.size() != 1 || adapters[0].terms.size() != 1) return false;
+    const TermPlan &term = adapters[0].terms[0];
+    return term.kind == TermKind::kKronecker || (term.kind == TermKind::kHadamard && !term.q.whole) ||
+           (term.kind == TermKind::kProduct && !term.p.whole);
+  }
+
+  bool changes_weight() const {
+    if (plan_.adapters.size() != 1 || plan_.adapters[0].replaces) return false;
+    const AdapterPlan &adapter = plan_.adapters[0];
+    if (adapter.dora()) return true;
+    return adapter.terms.size() == 1 && (adapter.terms[0].by_row || adapter.terms[0].by_column);
   }
 
   void add_steps(const AdapterPlan &adapter, const TermPlan &term) {

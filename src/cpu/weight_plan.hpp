@@ -45,6 +45,8 @@ constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_di
 struct Factor {
   Matrix source;  // absent: not packed, but computed
   std::int64_t lines = 0, rank = 0;
+  std::int64_t block = 0;             // lines that are packed together
+  std::int64_t first = 0, total = 0;  // of the joined rank
   Position at = 0;
   bool scaled = false;          // takes the coefficient
   ops::Operand diagonal, mask;  // multiply along the rank; may be absent
@@ -68,7 +70,8 @@ struct ProductPlan {
 struct Projection {
   Factor up;
   std::int64_t in = 0, inside = 1, positions = 1;
-  Position at = 0, step = 0;  // where the factors begin, and from one position to the next: of a row tile, or of all
+  Factor made;        // `positions` times for each row tile, or for all columns
+  Position step = 0;  // from one position to the next
 
   /// Kernel position of an index on the inner side.
   std::int64_t position(std::int64_t index) const { return index / (in * inside) * inside + index % inside; }
@@ -83,11 +86,20 @@ struct SparsePlan {
   std::vector<std::int64_t> inner;  // the column that each index on the inner side is
 };
 
+/// Low-rank products that are added up are one: their factors lie side by side along the rank.
+struct Joined {
+  std::int64_t rank = 0;
+  Position left_at = 0, right_at = 0;
+};
+
 struct TermPlan {
   ops::TermKind kind;
+  bool joined = false;
   double coefficient;
   ops::Operand scalar;
   ProductPlan p, q;
+  // kBaseHadamard with values that do not vary along one side: they are packed as a factor of rank 1.
+  bool by_row = false, by_column = false;
   // kKronecker: the halves as matrices, and which of their rows and columns meet.
   Position p_at = 0, q_at = 0;
   std::int64_t p_stride = 0, q_stride = 0;
@@ -105,6 +117,7 @@ struct AdapterPlan {
   bool replaces;
   ops::Operand magnitude;
   std::vector<TermPlan> terms;
+  Joined joined;  // DoRA: of this adapter
 
   // DoRA: the lines (rows or columns) that have norms; line -> magnitude is line / inside % magnitudes.
   bool norm_per_row = false;
@@ -130,8 +143,12 @@ struct TargetPlan {
   bool out_in_columns = false;
   std::int64_t rows = 0, columns = 0;
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
+  bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA by row alone
+  bool streams = false;           // is written past the caches, unless it is the base
   std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
+  std::int64_t step_columns = 0;  // of a tile, computed at a time
   std::vector<AdapterPlan> adapters;
+  Joined joined;  // of all adapters without DoRA
   std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
   bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
   std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0

@@ -42,6 +42,7 @@ class TargetRun {
         scratch_(workspace + target.packed_size) {
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.replaces && active(adapter)) --weights_;
+    streams_ = t_.streams && (op_ == WeightOp::kDiff || t_.base.data != t_.out.data);
   }
 
   void run() {
@@ -57,7 +58,10 @@ class TargetRun {
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
     if (t_.region_rows) return compute_regions();
-    for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) { compute_rows(row, column, worker); });
+    for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
+      compute_rows(row, column, worker);
+      if (streams_) k_.flush();
+    });
   }
 
  private:
@@ -74,7 +78,7 @@ class TargetRun {
     if (steps.empty()) return;
     for_range(static_cast<std::int64_t>(steps.size()), [&](std::int64_t index, int worker) {
       const Step &step = steps[static_cast<std::size_t>(index)];
-      if (!active(*step.adapter)) return;
+      if (!active(*step.adapter) && !step.term->joined) return;  // what is joined becomes 0
       if constexpr (std::is_invocable_v<Body, const Step &>)
         body(step);
       else
@@ -106,7 +110,8 @@ class TargetRun {
   float *row_buffer(int worker) const { return scratch_tile(worker, 3); }
   float *panel_buffer(int worker) const { return row_buffer(worker) + 2 * t_.tile_stride(); }
 
-  std::int64_t width(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
+  std::int64_t span(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
+  std::int64_t width(std::int64_t column) const { return std::min(t_.step_columns, t_.columns - column); }
   std::int64_t height(std::int64_t row) const { return std::min(kTileRows, t_.rows - row); }
 
   // -- Factors -------------------------------------------------------------------------------------------------
@@ -128,29 +133,38 @@ class TargetRun {
 
   void pack_left(const Step &step) {
     const Factor &factor = *step.factor;
+    const bool on = active(*step.adapter);
     const float scale = factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f;
     float *packed = packed_ + factor.at;
     float values[kPanel];
     for (std::int64_t r = 0; r < factor.rank; r += kPanel) {
       const std::int64_t n = std::min(kPanel, factor.rank - r);
       float scales[kPanel];
-      for (std::int64_t i = 0; i < n; ++i) scales[i] = scale * along_rank(factor, r + i);
+      for (std::int64_t i = 0; i < n; ++i) scales[i] = on ? scale * along_rank(factor, r + i) : 0.0f;
       for (std::int64_t row = step.begin; row < std::min(factor.lines, step.begin + kPackRows); ++row) {
-        load(k_, factor.source, row, r, n, values);
-        for (std::int64_t i = 0; i < n; ++i) packed[left_index(row, r + i, factor.rank)] = scales[i] * values[i];
+        if (on)
+          load(k_, factor.source, row, r, n, values);
+        else
+          std::fill_n(values, n, 0.0f);
+        for (std::int64_t i = 0; i < n; ++i) packed[left_index(row, r + i, factor.total)] = scales[i] * values[i];
       }
     }
   }
 
   void pack_right(const Step &step) {
     const Factor &factor = *step.factor;
+    const bool on = active(*step.adapter);
     float *packed = packed_ + factor.at;
     for (std::int64_t r = 0; r < factor.rank; ++r) {
-      const float scale = along_rank(factor, r);
+      const float scale = (factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f) * along_rank(factor, r);
       for (std::int64_t column = step.begin; column < std::min(factor.lines, step.begin + kPackColumns);
            column += kPanel) {
         const std::int64_t n = std::min(kPanel, factor.lines - column);
-        float *values = packed + right_index(column, r, factor.rank);
+        float *values = packed + right_index(column, r, factor.total);
+        if (!on) {
+          std::fill_n(values, n, 0.0f);
+          continue;
+        }
         load(k_, factor.source, r, column, n, values);
         if (scale != 1.0f) k_.scaled(values, scale, n, {values, 0, nullptr, true});
       }
@@ -226,6 +240,7 @@ class TargetRun {
 
   void project(const Step &step, int worker) {
     const std::int64_t panels = ceil_div(t_.columns, kPanel), panel = step.begin / kPanel;
+    if (!active(*step.adapter)) return clear_projection(*step.term, t_.out_in_columns ? panel * kPanel : step.begin);
     if (t_.out_in_columns)
       project_columns(*step.term, panel / panels, panel % panels * kPanel, worker);
     else
@@ -233,31 +248,62 @@ class TargetRun {
   }
 
   float *projected(const TermPlan &term, std::int64_t row, std::int64_t position) const {
-    const std::int64_t tile = t_.out_in_columns ? 0 : row / kTileRows;
     const Projection &projection = term.projection;
-    return packed_ + projection.at + static_cast<Position>(tile * projection.positions + position) * projection.step;
+    const std::int64_t tile = t_.out_in_columns ? 0 : row / kTileRows;
+    const std::int64_t tile_step = projection.positions * projection.made.total * kTileRows;
+    return packed_ + projection.made.at + static_cast<Position>(tile * tile_step) +
+           static_cast<Position>(position) * projection.step;
+  }
+
+  // Only of what is joined, which has one position.
+  void clear_projection(const TermPlan &term, std::int64_t line) {
+    const std::int64_t rank = term.p.rank, total = term.projection.made.total;
+    if (t_.out_in_columns)
+      std::fill_n(projected(term, 0, 0) + right_index(line, 0, total), rank * kPanel, 0.0f);
+    else
+      std::fill_n(projected(term, line, 0), rank * kTileRows, 0.0f);
   }
 
   // A left factor for each kernel position from kTileRows rows of the weight.
   void project_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
+    if (!term.projection.up.source) return copy_rows(term, scale, row, worker);
     const Projection &projection = term.projection;
-    const std::int64_t rank = term.p.rank;
+    const std::int64_t rank = term.p.rank, inner = projection.in * projection.inside;
+    const float *up = packed_ + projection.up.at;
+    const std::int64_t step = static_cast<std::int64_t>(projection.step);
+    float *to = projected(term, row, 0);
+    std::fill_n(to, projection.positions * step, 0.0f);
+    for (std::int64_t outer = 0; outer < t_.columns; outer += inner) {
+      float *sums = to + projection.position(outer) * step;
+      const auto add = [&](const WeightRows &rows, std::int64_t begin, std::int64_t n) {
+        k_.project(rows, height(row), up, rank, begin, n, projection.inside, sums, step);
+      };
+      if (t_.base.contiguous()) {
+        add({t_.base.dtype, t_.base.at(row, outer), t_.base.rows.stride[0], nullptr, 0}, 0, inner);
+        continue;
+      }
+      float *values = hadamard_tile(worker);
+      for (std::int64_t begin = 0; begin < inner; begin += t_.step_columns) {
+        const std::int64_t n = std::min(t_.step_columns, inner - begin);
+        for (std::int64_t i = 0; i < height(row); ++i)
+          load(k_, t_.base, row + i, outer + begin, n, values + i * t_.tile_stride());
+        add({LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0}, begin, n);
+      }
+    }
+    if (scale != 1.0f)
+      for (std::int64_t i = 0; i < projection.positions * step; ++i) to[i] *= scale;
+  }
+
+  // Nothing projects: the left factors are the weight itself.
+  void copy_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
+    const Projection &projection = term.projection;
     float *values = row_buffer(worker);
-    std::fill_n(projected(term, row, 0), static_cast<Position>(projection.positions) * projection.step, 0.0f);
     for (std::int64_t i = 0; i < height(row); ++i)
-      for (std::int64_t column = 0; column < t_.columns; column += t_.tile_columns) {
-        const std::int64_t n = width(column);
-        load(k_, t_.base, row + i, column, n, values);
-        for (std::int64_t c = 0; c < n; ++c) {
-          const float value = scale * values[c];
-          float *to = projected(term, row, projection.position(column + c)) + i;
-          if (!projection.up.source) {
-            to[projection.input(column + c) * kTileRows] = value;
-            continue;
-          }
-          const float *up = packed_ + projection.up.at + right_index(column + c, 0, rank);
-          for (std::int64_t r = 0; r < rank; ++r) to[r * kTileRows] += value * up[r * kPanel];
-        }
+      for (std::int64_t column = 0; column < t_.columns; column += t_.step_columns) {
+        load(k_, t_.base, row + i, column, width(column), values);
+        for (std::int64_t c = column; c < column + width(column); ++c)
+          projected(term, row, projection.position(c))[projection.input(c) * kTileRows + i] =
+              scale * values[c - column];
       }
   }
 
@@ -265,7 +311,8 @@ class TargetRun {
   void project_columns(const TermPlan &term, std::int64_t position, std::int64_t column, int worker) {
     const Projection &projection = term.projection;
     const std::int64_t rank = term.p.rank, n = std::min(kPanel, t_.columns - column);
-    float *to = projected(term, 0, position) + right_index(column, 0, rank), *panel = panel_buffer(worker);
+    float *to = projected(term, 0, position) + right_index(column, 0, projection.made.total),
+          *panel = panel_buffer(worker);
     const auto load_input = [&](std::int64_t i, float *values) {
       load(k_, t_.base, projection.index(position, i), column, n, values);
     };
@@ -361,6 +408,8 @@ class TargetRun {
         float *base = hadamard_tile(worker);
         for (std::int64_t i = 0; i < rows; ++i) load(k_, t_.base, row + i, column, n, base + i * tile.stride);
         tile.times = base;
+        if (term.by_row) return scale_rows(base, row_line(term) + row, rows, n, tile);
+        if (term.by_column) return repeat_row(column_line(term) + column, rows, n, tile);
         return add_product(term.p, factor(adapter, term), row, rows, column, n, tile, worker);
       }
       case TermKind::kBaseProduct:
@@ -368,6 +417,18 @@ class TargetRun {
       case TermKind::kRotation:  // added to regions
         return;
     }
+  }
+
+  const float *row_line(const TermPlan &term) const { return packed_ + term.p.left.at; }
+  const float *column_line(const TermPlan &term) const { return packed_ + term.p.right.at; }
+
+  void scale_rows(const float *base, const float *factors, std::int64_t rows, std::int64_t n, Tile tile) {
+    tile.times = nullptr;
+    for (std::int64_t i = 0; i < rows; ++i) k_.scaled(base + i * tile.stride, factors[i], n, row_of(tile, i));
+  }
+
+  void repeat_row(const float *values, std::int64_t rows, std::int64_t n, const Tile &tile) {
+    for (std::int64_t i = 0; i < rows; ++i) k_.scaled(values, 1.0f, n, row_of(tile, i));
   }
 
   void add_sparse(const TermPlan &term, float scale, std::int64_t row, std::int64_t column, const Tile &tile) {
@@ -409,9 +470,19 @@ class TargetRun {
     }
   }
 
+  // Whether the tile still holds nothing.
+  bool add_joined(const Joined &joined, std::int64_t row, std::int64_t column, std::int64_t n, const Tile &tile) {
+    if (joined.rank == 0) return true;
+    k_.product(packed_ + joined.left_at + row * joined.rank, packed_ + joined.right_at + column * joined.rank,
+               joined.rank, ceil_div(n, kPanel), tile);
+    return false;
+  }
+
   // D of one adapter, or its addition to what the tile holds.
   void add_delta(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, Tile tile, int worker) {
+    tile.first = add_joined(adapter.joined, row, column, width(column), tile) && tile.first;
     for (const TermPlan &term : adapter.terms) {
+      if (term.joined) continue;
       add_term(adapter, term, row, column, tile, worker);
       tile.first = false;
     }
@@ -437,7 +508,7 @@ class TargetRun {
   void compute_norms(const AdapterPlan &adapter) {
     for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
       const std::int64_t last = std::min(column + item_columns(), t_.columns);
-      for (std::int64_t c = column; c < last; c += t_.tile_columns) sum_squares(adapter, begin, c, worker);
+      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, worker);
     });
     for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
       const std::int64_t begin = index * kPanel, end = std::min(begin + kPanel, adapter.magnitudes);
@@ -455,12 +526,13 @@ class TargetRun {
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       add_delta(adapter, row, column, tile, worker);
       for (std::int64_t i = 0; i < height(row); ++i) {
-        load(k_, t_.base, row + i, column, n, values);
+        const Row base = base_row(row + i, column, n, values);
         const float *delta = row_of(tile, i).data;
         if (adapter.norm_per_row)
-          partial[column / t_.tile_columns * t_.rows + row + i] = static_cast<float>(k_.norm(values, delta, n));
+          partial[column / t_.step_columns * t_.rows + row + i] =
+              static_cast<float>(k_.norm(base.dtype, base.data, delta, n));
         else
-          k_.norms(values, delta, n, sums);
+          k_.norms(base.dtype, base.data, delta, n, sums);
       }
     }
   }
@@ -468,7 +540,7 @@ class TargetRun {
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
     const std::int64_t lines = adapter.norm_per_row ? t_.rows : t_.columns;
     const std::int64_t parts =
-        adapter.norm_per_row ? ceil_div(t_.columns, t_.tile_columns) : ceil_div(t_.rows, kNormRows);
+        adapter.norm_per_row ? ceil_div(t_.columns, t_.step_columns) : ceil_div(t_.rows, kNormRows);
     const float *partial = packed_ + adapter.partial_at;
     double squares = 0.0;
     for_lines(adapter, index, lines, [&](std::int64_t line) {
@@ -488,26 +560,62 @@ class TargetRun {
       for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
   }
 
-  void add_dora(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &sum, int worker) {
-    const std::int64_t n = width(column);
-    const Tile delta = {delta_tile(worker), t_.tile_stride(), nullptr, true};
-    add_delta(adapter, row, column, delta, worker);
-    float *values = row_buffer(worker);
-    const float *weight_factors = packed_ + adapter.weight_factor_at,
-                *delta_factors = packed_ + adapter.delta_factor_at;
-    for (std::int64_t i = 0; i < height(row); ++i) {
-      load(k_, t_.base, row + i, column, n, values);
-      const float *d = row_of(delta, i).data;
-      const Tile to = row_of(sum, i);
-      if (!adapter.norm_per_row) {
-        k_.changes(values, d, n, weight_factors + column, delta_factors + column, to);
-      } else {
-        const ChangeFactors factors = adapter.norm_early
-                                          ? ChangeFactors{weight_factors[row + i], delta_factors[row + i]}
-                                          : change_factors(adapter, row + i, k_.norm(values, d, n));
-        k_.change(values, d, n, factors.weight, factors.delta, to);
+  // A row of the base as it lies in memory, or converted.
+  struct Row {
+    lyc_dtype dtype;
+    const void *data;
+  };
+  Row base_row(std::int64_t row, std::int64_t column, std::int64_t n, float *buffer) const {
+    if (t_.base.contiguous()) return {t_.base.dtype, t_.base.at(row, column)};
+    load(k_, t_.base, row, column, n, buffer);
+    return {LYC_DTYPE_F32, buffer};
+  }
+
+  // The delta of a row of tiles; the squares of V by row if they are wanted.
+  void add_delta_rows(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &delta,
+                      double *squares, int worker) {
+    for (std::int64_t c = column; c < column + span(column); c += t_.step_columns) {
+      const Tile part = {delta.data + c - column, delta.stride, nullptr, delta.first};
+      add_delta(adapter, row, c, part, worker);
+      if (!squares) continue;
+      for (std::int64_t i = 0; i < height(row); ++i) {
+        const Row base = base_row(row + i, c, width(c), row_buffer(worker));
+        squares[i] += k_.norm(base.dtype, base.data, row_of(part, i).data, width(c));
       }
     }
+  }
+
+  // visit(i, delta row, factors) for the rows of a tile.
+  template <typename Visit>
+  void for_changes(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, int worker, Visit visit) {
+    const Tile delta = {delta_tile(worker), t_.tile_stride(), nullptr, true};
+    double squares[kTileRows] = {};
+    const bool by_row = adapter.norm_per_row && !adapter.norm_early;
+    add_delta_rows(adapter, row, column, delta, by_row ? squares : nullptr, worker);
+    const float *weight = packed_ + adapter.weight_factor_at, *change = packed_ + adapter.delta_factor_at;
+    for (std::int64_t i = 0; i < height(row); ++i) {
+      const float *d = row_of(delta, i).data;
+      if (by_row) {
+        const ChangeFactors own = change_factors(adapter, row + i, squares[i]);
+        visit(i, d, Factors{&own.weight, &own.delta, false});
+      } else if (adapter.norm_per_row) {
+        visit(i, d, Factors{weight + row + i, change + row + i, false});
+      } else {
+        visit(i, d, Factors{weight + column, change + column, true});
+      }
+    }
+  }
+
+  void add_dora(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &sum, int worker) {
+    const std::int64_t n = span(column);
+    float *values = row_buffer(worker);
+    for_changes(adapter, row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
+      load(k_, t_.base, row + i, column, n, values);
+      if (factors.vary)
+        k_.changes(values, delta, n, factors.weight, factors.delta, row_of(sum, i));
+      else
+        k_.change(values, delta, n, *factors.weight, *factors.delta, row_of(sum, i));
+    });
   }
 
   // -- Tiles ---------------------------------------------------------------------------------------------------
@@ -515,12 +623,15 @@ class TargetRun {
   void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
     const std::int64_t end = std::min(begin + kItemRows, t_.rows);
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
+    if (t_.changes_weight && !t_.adapters[0].dora()) return scale_weight(begin, end, column, last - column);
     if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
-      return merge_kronecker(begin, end, column, last - column);
+      return merge_kronecker(begin, end, column, last - column, worker);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       if (t_.projects_rows) project_tile(row, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
-        if (direct() && height(row) == kTileRows && width(c) % kPanel == 0)
+        if (t_.changes_weight)
+          change_tile(row, c, worker);
+        else if (direct() && !streams_ && height(row) == kTileRows && span(c) % kPanel == 0)
           merge_product(row, c, worker);
         else
           compute_tile(row, c, worker);
@@ -529,9 +640,13 @@ class TargetRun {
 
   void project_tile(std::int64_t row, int worker) {
     for (const AdapterPlan &adapter : t_.adapters)
-      for (const TermPlan &term : adapter.terms)
-        if (term.kind == TermKind::kBaseProduct && active(adapter))
+      for (const TermPlan &term : adapter.terms) {
+        if (term.kind != TermKind::kBaseProduct) continue;
+        if (active(adapter))
           project_rows(term, factor(adapter, term), row, worker);
+        else if (term.joined)
+          clear_projection(term, row);
+      }
   }
 
   // How often the weight itself is in what is stored.
@@ -544,28 +659,57 @@ class TargetRun {
             t_.out.at(row, column), t_.out.rows.stride[0]};
   }
 
-  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
+  WeightRows changed_row(std::int64_t row, std::int64_t column) const {
+    return {t_.out.dtype, t_.base.at(row, column), 0, t_.out.at(row, column), 0};
+  }
+
+  // The weight's own rows are changed as they are read: nothing else is added to them.
+  void change_tile(std::int64_t row, std::int64_t column, int worker) {
+    for_changes(t_.adapters[0], row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
+      k_.change_weight(changed_row(row + i, column), op_ != WeightOp::kDiff, delta, span(column), factors, streams_);
+    });
+  }
+
+  void scale_weight(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
     const TermPlan &term = t_.adapters[0].terms[0];
-    for (std::int64_t row = begin; row < end; ++row)
-      k_.merge_kronecker(packed_ + term.p_at + term.rows.p(row) * term.p_stride,
-                         packed_ + term.q_at + term.rows.q(row) * term.q_stride, term.columns, column, n,
-                         weight_rows(row, column));
+    for (std::int64_t row = begin; row < end; ++row) {
+      const Factors factors = {term.by_row ? row_line(term) + row : column_line(term) + column, nullptr,
+                               term.by_column};
+      k_.change_weight(changed_row(row, column), op_ != WeightOp::kDiff, nullptr, n, factors, streams_);
+    }
+  }
+
+  // What is streamed is put together first: whole cache lines are written, whatever the segments.
+  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n, int worker) {
+    const TermPlan &term = t_.adapters[0].terms[0];
+    const bool whole = streams_ && weights() == 0 && n <= kItemColumns;
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float *p = packed_ + term.p_at + term.rows.p(row) * term.p_stride;
+      const float *q = packed_ + term.q_at + term.rows.q(row) * term.q_stride;
+      if (!whole) {
+        k_.merge_kronecker(p, q, term.columns, column, n, weight_rows(row, column));
+        continue;
+      }
+      float *values = panel_buffer(worker);
+      k_.kronecker(p, q, term.columns, column, n, {values, 0, nullptr, true});
+      k_.store(values, n, t_.out.dtype, t_.out.at(row, column), true);
+    }
   }
 
   void merge_product(std::int64_t row, std::int64_t column, int worker) {
     const AdapterPlan &adapter = t_.adapters[0];
     const TermPlan &term = adapter.terms[0];
-    const ProductPlan *last = &term.p;
+    const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
+    const Joined product = t_.joined.rank > 0 ? t_.joined : Joined{last.rank, last.left.at, last.right.at};
     float *times = nullptr;
-    const std::int64_t n = width(column);
+    const std::int64_t n = span(column);
     if (term.kind == TermKind::kHadamard) {
-      last = &term.q;
       times = hadamard_tile(worker);
       add_product(term.p, factor(adapter, term), row, kTileRows, column, n, {times, t_.tile_stride(), nullptr, true},
                   worker);
     }
-    k_.merge_product(packed_ + last->left.at + row * last->rank, packed_ + last->right.at + column * last->rank,
-                     last->rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride());
+    k_.merge_product(packed_ + product.left_at + row * product.rank, packed_ + product.right_at + column * product.rank,
+                     product.rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride());
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
@@ -575,12 +719,13 @@ class TargetRun {
   }
 
   void add_adapters(std::int64_t row, std::int64_t column, Tile sum, int worker) {
+    sum.first = add_joined(t_.joined, row, column, span(column), sum) && sum.first;
     for (const AdapterPlan &adapter : t_.adapters) {
       if (!active(adapter)) continue;
       if (adapter.dora())
         add_dora(adapter, row, column, sum, worker);
       else
-        add_delta(adapter, row, column, sum, worker);
+        add_delta_rows(adapter, row, column, sum, nullptr, worker);
       sum.first = false;
     }
   }
@@ -591,12 +736,13 @@ class TargetRun {
     const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
     for_range(ceil_div(t_.rows, t_.region_rows) * across, [&](std::int64_t index, int worker) {
       compute_region(index / across * t_.region_rows, index % across * t_.tile_columns, worker);
+      if (streams_) k_.flush();
     });
   }
 
   // Nothing of a region is stored before all of it is computed, so it may be in place.
   void compute_region(std::int64_t row, std::int64_t column, int worker) {
-    const std::int64_t rows = std::min(t_.region_rows, t_.rows - row), n = width(column), stride = t_.tile_stride();
+    const std::int64_t rows = std::min(t_.region_rows, t_.rows - row), n = span(column), stride = t_.tile_stride();
     float *base = scratch_tile(worker, 0) + t_.region_at, *sum = base + t_.region_size();
     for (std::int64_t i = 0; i < rows; ++i) load(k_, t_.base, row + i, column, n, base + i * stride);
     std::fill(sum, sum + t_.region_size(), 0.0f);
@@ -615,14 +761,14 @@ class TargetRun {
   }
 
   void store_row(std::int64_t row, std::int64_t column, float *sum, int worker) {
-    const std::int64_t n = width(column);
-    if (weights() == 0) return store(k_, sum, n, t_.out, row, column);
+    const std::int64_t n = span(column);
+    if (weights() == 0) return store(k_, sum, n, t_.out, row, column, streams_);
     if (weights() == 1 && t_.base.contiguous() && t_.out.contiguous())
-      return k_.merge(t_.base.dtype, t_.base.at(row, column), sum, n, t_.out.dtype, t_.out.at(row, column));
+      return k_.merge(t_.base.dtype, t_.base.at(row, column), sum, n, t_.out.dtype, t_.out.at(row, column), streams_);
     float *values = row_buffer(worker);
     load(k_, t_.base, row, column, n, values);
     k_.scaled(values, static_cast<float>(weights()), n, {sum, 0, nullptr, false});
-    store(k_, sum, n, t_.out, row, column);
+    store(k_, sum, n, t_.out, row, column, streams_);
   }
 
   // Nothing to add: every bit stays, or is copied.
@@ -636,16 +782,17 @@ class TargetRun {
   }
 
   void keep_row(std::int64_t row, std::int64_t column, float *values) {
-    const std::int64_t n = width(column);
+    const std::int64_t n = span(column);
     if (op_ != WeightOp::kDiff) return copy(k_, t_.base, t_.out, row, column, n, values);
     std::fill(values, values + n, 0.0f);
-    store(k_, values, n, t_.out, row, column);
+    store(k_, values, n, t_.out, row, column, false);
   }
 
   const TargetPlan &t_;
   const Kernels &k_;
   ThreadPool *pool_;
   WeightOp op_;
+  bool streams_ = false;
   int weights_ = 0;  // less one for each adapter that replaces the weight
   const float *multipliers_;
   float *packed_, *scratch_;

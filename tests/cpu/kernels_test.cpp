@@ -59,7 +59,7 @@ TEST_P(CpuKernels, StoresAsTheScalarConversions) {
   for (int i = 0; i < 200000; ++i) values.push_back(from_bits(static_cast<std::uint32_t>(random.bits())));
   std::vector<std::uint16_t> got(values.size());
   for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
-    k_.store(values.data(), static_cast<std::int64_t>(values.size()), dtype, got.data());
+    k_.store(values.data(), static_cast<std::int64_t>(values.size()), dtype, got.data(), false);
     for (std::size_t i = 0; i < values.size(); ++i) {
       const bool bf16 = dtype == LYC_DTYPE_BF16;
       if (std::isnan(values[i]))
@@ -74,7 +74,7 @@ TEST_P(CpuKernels, RowsTouchNothingBeyondTheirEnd) {
   for (std::int64_t n = 0; n < 70; ++n) {
     std::vector<float> base(static_cast<std::size_t>(n), 1.0f), delta(static_cast<std::size_t>(n), 2.0f);
     std::vector<float> out(static_cast<std::size_t>(n) + 8, -1.0f);
-    k_.merge(LYC_DTYPE_F32, base.data(), delta.data(), n, LYC_DTYPE_F32, out.data());
+    k_.merge(LYC_DTYPE_F32, base.data(), delta.data(), n, LYC_DTYPE_F32, out.data(), false);
     for (std::size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i], i < base.size() ? 3.0f : -1.0f);
   }
 }

@@ -42,13 +42,24 @@ double sparse_at(const ops::Sparse &sparse, std::int64_t row, std::int64_t colum
   return sum;
 }
 
-double base_product_at(const Product &p, const Operand &base, std::int64_t o, std::int64_t j, std::int64_t k) {
+/// P[i, j] of a product with the weight, row by row: it is needed for every element.
+std::vector<double> base_factor(const Term &term) {
+  std::vector<double> all;
+  if (term.kind == ops::TermKind::kBaseProduct)
+    for (std::int64_t i = 0; i < term.p.out(); ++i)
+      for (std::int64_t j = 0; j < term.p.in(); ++j) all.push_back(product_at(term.p, i, j, 0));
+  return all;
+}
+
+double base_product_at(const std::vector<double> &p, const Operand &base, std::int64_t o, std::int64_t j,
+                       std::int64_t k) {
   double sum = 0.0;
-  for (std::int64_t i = 0; i < base.in; ++i) sum += at(base, o, i, k) * product_at(p, i, j, 0);
+  for (std::int64_t i = 0; i < base.in; ++i) sum += at(base, o, i, k) * p[static_cast<std::size_t>(i * base.in + j)];
   return sum;
 }
 
-double term_at(const Term &term, const Operand &base, std::int64_t row, std::int64_t i, std::int64_t k) {
+double term_at(const Term &term, const std::vector<double> &factor, const Operand &base, std::int64_t row,
+               std::int64_t i, std::int64_t k) {
   const double scale = term.coefficient * (term.scalar.data ? get(term.scalar, 0) : 1.0);
   const std::int64_t o = row + term.row_begin;
   switch (term.kind) {
@@ -61,7 +72,7 @@ double term_at(const Term &term, const Operand &base, std::int64_t row, std::int
     case ops::TermKind::kBaseHadamard:
       return scale * product_at(term.p, o, i, k) * at(base, row, i, k);
     case ops::TermKind::kBaseProduct:
-      return scale * base_product_at(term.p, base, row, i, k);
+      return scale * base_product_at(factor, base, row, i, k);
     default:
       break;
   }
@@ -267,11 +278,14 @@ std::vector<double> target_values(const ops::WeightBatch &batch, const ops::Weig
     const double m = multipliers ? static_cast<double>(multipliers[adapter.multiplier_index]) : 1.0;
     if (m == 0.0) continue;
     std::vector<double> delta(sum.size());
-    for_each(target.out, [&](std::size_t index, std::int64_t o, std::int64_t i, std::int64_t k) {
-      for (std::int32_t t = 0; t < adapter.term_count; ++t)
-        if (const Term &term = batch.terms[adapter.first_term + t]; term.kind != ops::TermKind::kRotation)
-          delta[index] += term_at(term, target.base, o, i, k);
-    });
+    for (std::int32_t t = 0; t < adapter.term_count; ++t) {
+      const Term &term = batch.terms[adapter.first_term + t];
+      if (term.kind == ops::TermKind::kRotation) continue;
+      const std::vector<double> factor = base_factor(term);
+      for_each(target.out, [&](std::size_t index, std::int64_t o, std::int64_t i, std::int64_t k) {
+        delta[index] += term_at(term, factor, target.base, o, i, k);
+      });
+    }
     if (adapter.dora_axis != ops::DoraAxis::kNone) {
       add_dora(adapter, target.base, delta, m, sum);
     } else if (adapter.replaces) {
