@@ -1,5 +1,5 @@
-// Forward with an adapter on the CPU, base and adapter in one call: the multiplications of the base alone, as a share of
-// what the machine can do at best in registers. Arguments: [threads [start of a line]]; threads 0 = one thread, and
+// Forward with an adapter on the CPU, base and adapter in one call: the multiplications of the base alone, as a share
+// of what the machine can do at best in registers. Arguments: [threads [start of a line]]; threads 0 = one thread, and
 // processor time instead of time: for a machine that others use too.
 #include <cstdio>
 #include <cstdlib>
@@ -63,7 +63,8 @@ const Layer kLayers[] = {{"512 3072x3072", {3072, 3072, {1, 1, 1}}, 512, 1},
 ops::Activation activation(const Layer &layer, std::int64_t channels, std::vector<std::uint16_t> &memory,
                            lyc_dtype dtype) {
   ops::Activation a;
-  memory.assign(static_cast<std::size_t>(layer.rows * layer.side * layer.side * channels) * dtype_size(dtype) / 2, 0x3c00);
+  memory.assign(static_cast<std::size_t>(layer.rows * layer.side * layer.side * channels) * dtype_size(dtype) / 2,
+                0x3c00);
   a.data = memory.data();
   a.dtype = dtype;
   a.channels = channels;

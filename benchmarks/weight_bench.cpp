@@ -43,6 +43,20 @@ TermChoice term(ops::TermKind kind, Half p, Half q, std::int64_t rank, std::int6
   return choice;
 }
 
+TermChoice rotation(std::int64_t block, int stages, bool inputs = false) {
+  TermChoice choice;
+  choice.kind = ops::TermKind::kRotation;
+  choice.rotation.block_size = block;
+  choice.rotation.stages = stages;
+  if (stages > 1) choice.rotation.order = ops::Rotation::Order::kInterleave;
+  if (inputs) {
+    choice.rotation.axis = ops::Rotation::Axis::kIn;
+    choice.rotation.storage = ops::Rotation::Storage::kTriangle;
+    choice.rotation.map = ops::Rotation::Map::kNeumann;
+  }
+  return choice;
+}
+
 std::vector<Method> methods() {
   using ops::TermKind;
   const Half any = Half::kLowRank;
@@ -61,10 +75,20 @@ std::vector<Method> methods() {
       {"ia3 in", {{term(TermKind::kBaseHadamard, Half::kByColumn, any, 0)}}, 2},
       {"glora r16", {{low_rank, base_product}}, 3 * 2 * 16},
       {"tlora r16", {{diagonal, diagonal}}, 2 * 2 * 16},
+      {"oft b32", {{rotation(32, 1)}}, 2 * 32},
+      {"oft inputs b32", {{rotation(32, 1, true)}}, 2 * 32},
+      {"boft b24", {{rotation(24, 8)}}, 8 * 2 * 24},
+      {"boft b20", {{rotation(20, 7)}}, 7 * 2 * 20},
       {"locon tucker r16", {{term(TermKind::kProduct, Half::kTucker, any, 16)}}, 2 * 16, true},
       {"loha tucker r16", {{term(TermKind::kHadamard, Half::kTucker, Half::kTucker, 16)}}, 2 * 33 + 1, true},
       {"lokr f16 tucker r16", {{term(TermKind::kKronecker, Half::kWhole, Half::kTucker, 16, 16)}}, 2, true},
   };
+}
+
+/// Whether whole windows of the last stage make up the rows.
+bool fits(const Method &method, const Shape &shape) {
+  const test::RotationChoice &rotation = method.adapter.terms[0].rotation;
+  return rotation.stages == 1 || shape.out % (rotation.block_size << (rotation.stages - 1)) == 0;
 }
 
 struct Rates {
@@ -156,7 +180,7 @@ int main(int argc, char **argv) {
                                                    {"1280x1280x3x3", {1280, 1280, {3, 3, 1}}}};
   for (const auto &[name, shape] : shapes)
     for (const Method &method : methods()) {
-      if (method.only_kernels && shape.kernel[0] == 1) continue;
+      if ((method.only_kernels && shape.kernel[0] == 1) || !fits(method, shape)) continue;
       for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
         for (ops::WeightOp op : {ops::WeightOp::kMerge, ops::WeightOp::kDiff})
           if ((std::string(method.name) + " " + name).rfind(filter, 0) == 0)

@@ -13,7 +13,7 @@
  *     const lyc_tensor *x, lyc_tensor *out_tensor           a tensor in (or written to), the description of one
  *     size_t *out_count, uint64_t *out_size, ...            a number out
  *     T *info                                               a growing struct that the library fills
- *     const T_options *options                              a growing struct, made by its _init function
+ *     const T_options *options, const lyc_layer *layer      a growing struct, made by its _init function
  *     const lyc_exec *exec                                  a stream, or nothing
  *     (lyc_progress_fn progress, void *user_data)           a function of the language
  *
@@ -68,6 +68,9 @@ LYC_ENUM(lyc_device_type, DeviceType)
 LYC_ENUM(lyc_layout, Layout)
 LYC_ENUM(lyc_dora_rule, DoraRule)
 LYC_ENUM(lyc_dora_axis, DoraAxis)
+LYC_ENUM(lyc_layer_kind, LayerKind)
+LYC_ENUM(lyc_channels, Channels)
+LYC_ENUM(lyc_path, Path)
 LYC_ENUM(lyc_part, Part)
 LYC_ENUM(lyc_batch_op, BatchOp)
 
@@ -95,6 +98,7 @@ LYC_INFO(lyc_report_info, ReportInfo)
 /* Growing, filled by the caller. */
 LYC_OPTIONS(lyc_context_options, ContextOptions)
 LYC_OPTIONS(lyc_module_options, ModuleOptions)
+LYC_OPTIONS(lyc_layer, Layer)
 LYC_OPTIONS(lyc_network_options, NetworkOptions)
 LYC_OPTIONS(lyc_match_options, MatchOptions)
 LYC_OPTIONS(lyc_merge_options, MergeOptions)

@@ -57,6 +57,9 @@ Context *create_context(int device) {
   find_driver_function(context->pop, "cuCtxPopCurrent");
   find_driver_function(context->retain, "cuDevicePrimaryCtxRetain");
   find_driver_function(context->release, "cuDevicePrimaryCtxRelease");
+  constexpr int kHopper = 9;
+  if (attribute(device, cudaDevAttrComputeCapabilityMajor) >= kHopper)
+    find_driver_function(context->encode_map, "cuTensorMapEncodeTiled");
   if (context->retain(&context->primary, device) != CUDA_SUCCESS)
     fail(LYC_ERROR_DEVICE, "CUDA device ", device, " cannot be opened");
   try {

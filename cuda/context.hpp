@@ -22,6 +22,7 @@ struct Context {
   decltype(&cuCtxPopCurrent) pop = nullptr;
   decltype(&cuDevicePrimaryCtxRetain) retain = nullptr;
   decltype(&cuDevicePrimaryCtxRelease) release = nullptr;
+  decltype(&cuTensorMapEncodeTiled) encode_map = nullptr;  // null where the device has no copy engine for tensors
 };
 
 /// Throw DEVICE, or OUT_OF_MEMORY, unless the call succeeded. Errors that others left in the runtime are neither read

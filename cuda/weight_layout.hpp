@@ -4,11 +4,13 @@
 #include <string>
 #include <vector>
 
-#include "weight_table.hpp"
+#include "elementwise_layout.hpp"
+#include "stream_layout.hpp"
+#include "term_layout.hpp"
 
 namespace lyc::cuda {
 
-/// Targets for one kernel, with their tile schedule.
+/// Targets with low-rank terms alone, for one kernel, with their tile schedule.
 struct TargetGroup {
   KernelKind kind;
   std::vector<MatrixTarget> targets;
@@ -19,13 +21,19 @@ struct TargetGroup {
 };
 
 struct WeightLayout {
-  std::vector<TargetGroup> groups;  // none of them empty
-  std::vector<LowRankTerm> terms;   // of all groups
+  std::vector<StreamGroup> streams;  // none of them empty; nor of these:
+  std::vector<TargetGroup> groups;
+  std::vector<LowRankTerm> terms;  // of all groups
+  ElementwiseLayout elementwise;   // targets with elementwise terms alone
+  TermLayout others;               // targets with other terms
+  Products products;               // that all of them need
+  bool reads_base = false;         // also for a difference
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel. Throws UNSUPPORTED for what no kernel computes yet.
-WeightLayout lay_out(const ops::WeightBatch &batch);
+/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws for what does
+/// not fit together.
+WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine = false);
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.
 void schedule(TargetGroup &group, std::int64_t resident_warps);

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <memory>
 
-#include "weight_kernels.hpp"
+#include "stream_kernels.hpp"
+#include "term_kernels.hpp"
 
 namespace lyc::cuda {
 namespace {
@@ -29,39 +31,158 @@ class Block {
   std::vector<char> bytes_;
 };
 
-template <typename T>
-const T *at(const void *memory, std::size_t offset) {
-  return reinterpret_cast<const T *>(static_cast<const char *>(memory) + offset);
+/// In the order that CUtensorMap's encoder wants: the innermost axis first.
+TensorMap encode(const Context &context, const MapSpec &spec) {
+  TensorMap map{};
+  if (!spec.data) return map;
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(spec.inner), static_cast<cuuint64_t>(spec.outer)};
+  const cuuint64_t pitches[] = {static_cast<cuuint64_t>(spec.pitch_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(spec.box_inner), static_cast<cuuint32_t>(spec.box_outer)};
+  const cuuint32_t steps[] = {1, 1};
+  const int span = spec.box_inner * 2;
+  static_assert(sizeof(CUtensorMap) == sizeof(TensorMap) && alignof(CUtensorMap) <= alignof(TensorMap));
+  const CUresult status =
+      context.encode_map(reinterpret_cast<CUtensorMap *>(&map),
+                         spec.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, spec.data,
+                         extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                         span == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                         : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                      : CU_TENSOR_MAP_SWIZZLE_32B,
+                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) throw Error(LYC_ERROR_DEVICE, "a tensor map was refused", static_cast<int>(status));
+  return map;
 }
 
-void upload(WeightPlan &plan) {
-  Block block;
-  const std::size_t terms = block.append(plan.layout.terms);
-  std::vector<std::size_t> targets, first_tiles;
-  for (const TargetGroup &group : plan.layout.groups) {
-    targets.push_back(block.append(group.targets));
-    first_tiles.push_back(block.append(group.first_tile));
+std::vector<StreamTarget> encode(const Context &context, const StreamGroup &group) {
+  std::vector<StreamTarget> targets;
+  for (const StreamWeight &weight : group.weights) {
+    StreamTarget &target = targets.emplace_back(weight.target);
+    target.base = encode(context, weight.base);
+    target.out = encode(context, weight.out);
+    for (int p = 0; p < kMaxStreamProducts; ++p) {
+      target.row[p] = encode(context, weight.row[p]);
+      target.column[p] = encode(context, weight.column[p]);
+    }
   }
-  if (plan.layout.groups.empty()) return;
-  const UncapturedScope uncaptured;
-  check(cudaMalloc(&plan.memory, block.bytes().size()), "cudaMalloc");
-  copy(*plan.context, plan.memory, block.bytes().data(), block.bytes().size(), cudaMemcpyHostToDevice);
-  for (std::size_t g = 0; g < plan.layout.groups.size(); ++g) {
-    const TargetGroup &group = plan.layout.groups[g];
-    plan.tables.push_back({at<MatrixTarget>(plan.memory, targets[g]), at<LowRankTerm>(plan.memory, terms),
-                           at<std::uint32_t>(plan.memory, first_tiles[g]),
-                           static_cast<std::int32_t>(group.targets.size()), group.tile_count, group.tile_rows,
-                           group.chunk_capacity});
-  }
+  return targets;
 }
+
+/// What a plan points to in its block, known once the block has an address.
+class Uploader {
+ public:
+  explicit Uploader(WeightPlan &plan) : plan_(plan) {}
+
+  void upload() {
+    append_streams();
+    append_groups();
+    append_elementwise();
+    append_others();
+    append_products();
+    if (block_.bytes().empty()) return;
+    const UncapturedScope uncaptured;
+    check(cudaMalloc(&plan_.memory, block_.bytes().size()), "cudaMalloc");
+    copy(*plan_.context, plan_.memory, block_.bytes().data(), block_.bytes().size(), cudaMemcpyHostToDevice);
+    for (const auto &place : places_) place(static_cast<const char *>(plan_.memory));
+  }
+
+ private:
+  template <typename T>
+  void point(const T *&pointer, std::size_t offset) {
+    places_.push_back(
+        [&pointer, offset](const char *memory) { pointer = reinterpret_cast<const T *>(memory + offset); });
+  }
+
+  template <typename T>
+  void append(const std::vector<T> &array, const T *&pointer) {
+    point(pointer, block_.append(array));
+  }
+
+  void append(const PieceCounter &counter, Schedule &schedule) {
+    schedule.count = static_cast<std::int32_t>(counter.first.size());
+    schedule.pieces = counter.pieces;
+    append(counter.first, schedule.first);
+  }
+
+  void append_streams() {
+    plan_.streams.resize(plan_.layout.streams.size());
+    for (std::size_t g = 0; g < plan_.streams.size(); ++g) {
+      const StreamGroup &group = plan_.layout.streams[g];
+      const std::vector<std::uint32_t> first_tiles = group.first_tiles();
+      plan_.streams[g].target_count = static_cast<std::int32_t>(group.weights.size());
+      plan_.streams[g].tile_count = first_tiles.back();
+      append(encode(*plan_.context, group), plan_.streams[g].targets);
+      append(first_tiles, plan_.streams[g].first_tile);
+    }
+  }
+
+  void append_groups() {
+    plan_.tables.resize(plan_.layout.groups.size());
+    const std::size_t terms = block_.append(plan_.layout.terms);
+    for (std::size_t g = 0; g < plan_.tables.size(); ++g) {
+      const TargetGroup &group = plan_.layout.groups[g];
+      TargetTable &table = plan_.tables[g];
+      table.target_count = static_cast<std::int32_t>(group.targets.size());
+      table.tile_count = group.tile_count;
+      table.tile_rows = group.tile_rows;
+      table.chunk_capacity = group.chunk_capacity;
+      append(group.targets, table.targets);
+      append(group.first_tile, table.first_tile);
+      point(table.terms, terms);
+    }
+  }
+
+  void append_elementwise() {
+    const ElementwiseLayout &layout = plan_.layout.elementwise;
+    if (layout.terms.empty()) return;
+    const std::size_t terms = block_.append(layout.terms);
+    for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
+      if (layout.groups[k].targets.empty()) continue;
+      append(layout.groups[k].targets, plan_.elementwise[k].targets);
+      append(layout.groups[k].tiles, plan_.elementwise[k].tiles);
+      point(plan_.elementwise[k].terms, terms);
+    }
+  }
+
+  void append_others() {
+    const TermLayout &others = plan_.layout.others;
+    if (others.targets.empty()) return;
+    append(others.targets, plan_.terms.targets);
+    append(others.adapters, plan_.terms.adapters);
+    append(others.terms, plan_.terms.terms);
+    append(others.norms, plan_.terms.norms);
+    append(others.tiles, plan_.tiles);
+    append(others.norm_tiles, plan_.norms);
+    append(others.magnitudes, plan_.magnitudes);
+  }
+
+  void append_products() {
+    const Products &products = plan_.layout.products;
+    for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
+      if (products.contractions[stage].empty()) continue;
+      append(products.contractions[stage], plan_.contractions[stage]);
+      append(products.tiles[stage], plan_.contraction_tiles[stage]);
+    }
+  }
+
+  WeightPlan &plan_;
+  Block block_;
+  std::vector<std::function<void(const char *)>> places_;
+};
 
 bool needs_staging(const WeightPlan &plan) { return plan.multiplier_count > kInlineMultipliers; }
 
+std::size_t staging_size(const WeightPlan &plan) {
+  return needs_staging(plan) ? aligned(static_cast<std::size_t>(plan.multiplier_count) * sizeof(float)) : 0;
+}
+
 void describe_run(WeightPlan &plan) {
-  plan.info.launches = static_cast<std::int32_t>(plan.tables.size());
-  if (!needs_staging(plan)) return;
-  plan.info.launches += store_launches(plan.multiplier_count);
-  plan.info.workspace_size = aligned(static_cast<std::size_t>(plan.multiplier_count) * sizeof(float));
+  plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
+  if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
+  for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
+  for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
+  for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
+    plan.info.launches += schedule->pieces > 0;
+  plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
 }
 
 /// Where the kernels find the multipliers: in device memory as it is, by value, or staged in the workspace.
@@ -78,10 +199,50 @@ Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &opt
     return placed;
   }
   auto *staged = static_cast<float *>(options.workspace);
-  require(staged, "the workspace is missing; ", plan.info.workspace_size, " bytes are needed");
   check(launch_store_multipliers(host, plan.multiplier_count, staged, stream), "storing multipliers");
   placed.device = staged;
   return placed;
+}
+
+char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
+  return static_cast<char *>(options.workspace) + staging_size(plan);
+}
+
+void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) {
+  for (std::size_t stage = 0; stage < kContractionStages; ++stage)
+    if (plan.contraction_tiles[stage].pieces > 0)
+      check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], workspace, stream),
+            "launching small products");
+}
+
+void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
+                     cudaStream_t stream) {
+  for (int k = 0; k < kElementwiseKinds; ++k) {
+    ElementwiseRun run = plan.elementwise[static_cast<std::size_t>(k)];
+    if (run.tiles.pieces == 0) continue;
+    run.op = op;
+    run.multipliers = multipliers;
+    run.workspace = workspace;
+    check(launch_elementwise(elementwise_kind(k), run, stream), "launching a weight kernel");
+  }
+}
+
+void run_others(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
+  if (plan.norms.pieces > 0) {
+    check(launch_norms(run, plan.norms, stream), "launching norms");
+    check(launch_factors(run, plan.magnitudes, stream), "launching norms");
+  }
+  if (plan.tiles.pieces > 0) check(launch_terms(run, plan.tiles, stream), "launching a weight kernel");
+}
+
+void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
+  require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
+          "merging needs a base for every weight, and this batch has weights without one");
+  if (options.op == ops::WeightOp::kUnmerge && plan.layout.reads_base)
+    fail(LYC_ERROR_UNSUPPORTED, "what depends on the pristine weight cannot be unmerged");
+  const bool stages = needs_staging(plan) && !(options.multipliers && options.multipliers_on_device);
+  require(options.workspace || (!stages && plan.layout.products.workspace_size == 0), "the workspace is missing; ",
+          plan.info.workspace_size, " bytes are needed");
 }
 
 }  // namespace
@@ -91,26 +252,38 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   auto plan = std::make_unique<WeightPlan>();
   plan->context = &context;
   plan->multiplier_count = batch.multiplier_count;
-  plan->layout = lay_out(batch);
+  plan->layout = lay_out(batch, context.encode_map != nullptr);
+  for (const StreamGroup &group : plan->layout.streams) {
+    int blocks = 0;
+    check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    plan->stream_blocks.push_back(blocks * context.multiprocessors);
+  }
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
-  upload(*plan);
+  Uploader(*plan).upload();
   describe_run(*plan);
   return plan.release();
 }
 
 void run(WeightPlan &plan, const ops::RunOptions &options) {
-  require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
-          "merging needs a base for every weight, and this batch has weights without one");
+  check_run(plan, options);
   const DeviceScope scope(*plan.context);
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
+  char *workspace = products_of(plan, options);
+  run_products(plan, workspace, stream);
+  for (std::size_t g = 0; g < plan.streams.size(); ++g)
+    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.stream_blocks[g], options.op, multipliers,
+                        stream),
+          "launching the streaming kernel");
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
-    check(launch_low_rank(plan.layout.groups[g].kind, plan.tables[g], options.op, multipliers, stream),
+    check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
+  run_elementwise(plan, options.op, multipliers, workspace, stream);
+  run_others(plan, {plan.terms, workspace, options.op, multipliers}, stream);
 }
 
 std::string explain(const WeightPlan &plan) {

@@ -517,12 +517,12 @@ LYC_API lyc_status lyc_weight_workspace_size(lyc_module *module, const lyc_tenso
 /* == 9. Forward =======================================================================================
  * A layer with its adapter, the weight untouched: op(x, W + dW(m)) + bias, or only what the adapter adds. Both are what
  * the merged weight would give, but nothing is lost in rounding W + dW to 16 bits: arithmetic is in F32, with one
- * rounding at the store of y. The library takes the cheaper path, through the factors or through the rebuilt weight, by a
- * rule that lyc_forward_explain() shows. Bias differences (`diff_b`) are added times the multiplier.
+ * rounding at the store of y. The library takes the cheaper path, through the factors or through the rebuilt weight, by
+ * a rule that lyc_forward_explain() shows. Bias differences (`diff_b`) are added times the multiplier.
  *
- * x, y, weight and bias may differ in dtype. Linear: x [..., I], y [..., O]. Convolution: x [N, C, S...], or [N, S..., C],
- * of 1 to 3 axes S. Embedding: x [...] of I32 or I64, y [..., D], weight [V, D]. Layer and RMS norm: over the last axes,
- * as many as the weight has. Group norm: x as for convolutions.
+ * x, y, weight and bias may differ in dtype. Linear: x [..., I], y [..., O]. Convolution: x [N, C, S...] or
+ * [N, S..., C], of 1 to 3 axes S. Embedding: x [...] of I32 or I64, y [..., D], weight [V, D]. Layer and RMS norm: over
+ * the last axes, as many as the weight has. Group norm: x as for convolutions.
  */
 
 typedef enum lyc_layer_kind {
@@ -567,9 +567,9 @@ typedef struct lyc_layer {
 
 LYC_API void lyc_layer_init(lyc_layer *layer, size_t struct_size);
 
-/** y += op(x, dW(multiplier)). `weight` is the pristine weight; NULL where needs_base is 0. Multiplier 0 leaves every bit
- *  of y. Errors: MISMATCH (shapes), INVALID_ARGUMENT (dtypes, y overlaps x or weight), UNSUPPORTED (path, device; a bias
- *  difference that depends on the bias). */
+/** y += op(x, dW(multiplier)). `weight` is the pristine weight; NULL where needs_base is 0. Multiplier 0 leaves every
+ *  bit of y. Errors: MISMATCH (shapes), INVALID_ARGUMENT (dtypes, y overlaps x or weight), UNSUPPORTED (path, device; a
+ *  bias difference that depends on the bias). */
 LYC_API lyc_status lyc_forward(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
                                const lyc_tensor *weight, float multiplier, const lyc_tensor *y, const lyc_exec *exec);
 

@@ -138,7 +138,7 @@ namespace LibLycoris {
     Onetrainer = 3,
   }
 
-  public enum lyc_layer_kind {
+  public enum LayerKind {
     Linear = 0,
     Conv = 1,
     Embedding = 2,
@@ -148,7 +148,7 @@ namespace LibLycoris {
   }
 
   /// <summary>Where x and y of convolutions and group norms have their channels.</summary>
-  public enum lyc_channels {
+  public enum Channels {
     /// <summary>[N, C, S...]: PyTorch's NCHW.</summary>
     First = 0,
     /// <summary>[N, S..., C]: NHWC.</summary>
@@ -156,7 +156,7 @@ namespace LibLycoris {
   }
 
   /// <summary>How an adapter's part is computed. All agree up to the rounding of float32.</summary>
-  public enum lyc_path {
+  public enum Path {
     /// <summary>The cheaper one.</summary>
     Auto = 0,
     /// <summary>Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA).</summary>
@@ -312,11 +312,11 @@ namespace LibLycoris.Interop {
   }
 
   [StructLayout(LayoutKind.Sequential)]
-  internal unsafe struct lyc_layer {
+  internal unsafe struct Layer {
     internal uint StructSize;
-    internal lyc_layer_kind Kind;
-    internal lyc_channels Channels;
-    internal lyc_path Path;
+    internal LayerKind Kind;
+    internal Channels Channels;
+    internal Path Path;
     internal int Groups;
     internal uint Reserved;
     internal fixed long Stride[3];

@@ -20,6 +20,8 @@
 %thread lyc_get_diff_weight;
 %thread lyc_merge;
 %thread lyc_unmerge;
+%thread lyc_forward;
+%thread lyc_forward_fused;
 %thread lyc_batch_create;
 %thread lyc_batch_run;
 %thread lyc_network_load;
@@ -79,21 +81,22 @@
 }
 %typemap(argout) (char *buffer, size_t capacity, size_t *out_length) "$result = support_append($result, support_text($1));"
 %typemap(freearg) (char *buffer, size_t capacity, size_t *out_length) "if ($1 != small$argnum) free($1);"
-%define LYC_TEXT(FUNCTION)
+%define LYC_TEXT(FUNCTION, INPUTS, BUFFER, CAPACITY, LENGTH)
 %feature("action") FUNCTION %{
-  result = FUNCTION(arg1, arg2, arg3, arg4);
-  if (result == LYC_OK && *arg4 >= arg3) {
-    char *large = malloc(*arg4 + 1);
+  result = FUNCTION(INPUTS, BUFFER, CAPACITY, LENGTH);
+  if (result == LYC_OK && *LENGTH >= CAPACITY) {
+    char *large = malloc(*LENGTH + 1);
     if (large) {
-      arg3 = *arg4 + 1;
-      arg2 = large;
-      result = FUNCTION(arg1, arg2, arg3, arg4);
+      CAPACITY = *LENGTH + 1;
+      BUFFER = large;
+      result = FUNCTION(INPUTS, BUFFER, CAPACITY, LENGTH);
     }
   }
 %}
 %enddef
-LYC_TEXT(lyc_backend_explain)
-LYC_TEXT(lyc_batch_explain)
+LYC_TEXT(lyc_backend_explain, arg1, arg2, arg3, arg4)
+LYC_TEXT(lyc_batch_explain, arg1, arg2, arg3, arg4)
+LYC_TEXT(lyc_forward_explain, %arg(arg1, arg2, arg3, arg4, arg5, arg6), arg7, arg8, arg9)
 
 /* ---- Handles: proxies that own one reference --------------------------------------------------------------------- */
 

@@ -75,6 +75,7 @@ struct DeltaShape {
   bool replaces = false;           // is the new weight, not a difference
   bool transposed = false;         // factors are those of the transpose: a magnitude of one axis is for columns
   std::int64_t experts = 1;        // so many deltas, for the matrices of a stack [experts, out, in]
+  std::int64_t dealt = 1;          // groups of a convolution among which the rank is dealt: forward only
 };
 
 /// What `lower` sees, and where it puts terms; their coefficients are multiplied by the scale afterwards.

@@ -3,6 +3,9 @@
 //   plain   D[o, i, k] = sum_r  up[o, r] * down[r, i, k]
 //   Tucker  D[o, i, k] = sum_pq up[o, p] * mid[p, q, k] * down[q, i]
 //
+// PEFT's grouped convolutions have a down [r, G I, K...] that sees all groups, and an up [O, r/G, 1...] whose rows see
+// their group's share of r. No weight [O, I, K...] does that; there is a forward only.
+//
 // Layer:     linear       convolution    convolution, Tucker    embedding [n, dim]         E matrices [E, O, I]
 // lora_up    [O, r]       [O, r, 1...]   [O, r, 1...]           lora_embedding_B [dim, r]  [O, r*E]
 // lora_down  [r, I]       [r, I, K...]   [r, I, 1...]           lora_embedding_A [r, n]    [E*r, I]
@@ -53,7 +56,7 @@ DeltaShape describe_embedding(const Factors &f) {
   return shape;
 }
 
-DeltaShape describe_layer(const Factors &f) {
+DeltaShape describe_layer(const Factors &f, const Traits &traits) {
   DeltaShape shape;
   shape.out = rows_of(f, kUp);
   shape.rank = rows_of(f, kDown);
@@ -64,7 +67,9 @@ DeltaShape describe_layer(const Factors &f) {
     shape.columns = with_taps(matrix_columns_of(f, kDown), shape.kernel);
     shape.flags = LYC_MODULE_TUCKER;
   } else {
-    require_equal(matrix_columns_of(f, kUp), "lora_up.weight", shape.rank, "lora_down.weight", "rank");
+    const std::int64_t ranks = matrix_columns_of(f, kUp);
+    if (traits.origin == LYC_ORIGIN_PEFT && ranks > 0 && shape.rank % ranks == 0) shape.dealt = shape.rank / ranks;
+    require_equal(ranks * shape.dealt, "lora_up.weight", shape.rank, "lora_down.weight", "rank");
     shape.kernel = kernel_of(f, kDown);
     shape.columns = columns_of(f, kDown);
   }
@@ -72,7 +77,7 @@ DeltaShape describe_layer(const Factors &f) {
 }
 
 DeltaShape describe(const Factors &f, const Traits &traits) {
-  DeltaShape shape = is_embedding(f) ? describe_embedding(f) : describe_layer(f);
+  DeltaShape shape = is_embedding(f) ? describe_embedding(f) : describe_layer(f, traits);
   if (f.has(kUpBias)) require_equal(values_of(f, kUpBias), kUpBias, shape.out, kUp, "rows");
   shape.bias = f.has(kUpBias);
   if (has_sparse(f)) {
@@ -115,7 +120,7 @@ void lower(Lowering &to) {
     product.down = matrix(f.at(kDown));
   } else {
     product.up = matrix(f.at(kUp));
-    product.down = taps(f.at(kDown), layer.in, layer.kernel);
+    product.down = taps(f.at(kDown), layer.in * to.shape.dealt, layer.kernel);
   }
   if (to.shape.experts > 1) take_expert(product, to);
   if (has_sparse(f)) lower_sparse(to);

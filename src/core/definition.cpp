@@ -189,7 +189,10 @@ void check_fits(const Definition &definition, const ops::Operand &weight, const 
     if (weight.in * weight.kernel_size() != columns) mismatch("a bias has one axis");
     return;
   }
-  if (shape.columns && weight.in * weight.kernel_size() != shape.columns) mismatch("columns do not fit");
+  if (shape.dealt > 1 && !placement.forward)
+    fail(LYC_ERROR_UNSUPPORTED, "the factors see all ", shape.dealt,
+         " groups of the convolution, a weight only its own: there is a forward, but nothing to merge");
+  if (shape.columns && weight.in * weight.kernel_size() * shape.dealt != shape.columns) mismatch("columns do not fit");
   if (shape.whole_rows && rows != all)
     fail(LYC_ERROR_UNSUPPORTED, definition.algorithm->name, " mixes all ", all,
          " rows of the layer; it cannot be applied to ", rows, " of them");

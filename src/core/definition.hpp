@@ -72,6 +72,7 @@ struct Placement {
   std::int32_t multiplier_index = 0;
   lyc_part part = LYC_PART_WEIGHT;
   std::int64_t expert = 0;
+  bool forward = false;  // for a forward pass, which some factors have that make no weight
 };
 
 /// MISMATCH unless the rows fit the weight.

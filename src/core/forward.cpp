@@ -25,15 +25,15 @@ void check_layer(const lyc_layer &layer) {
           static_cast<int>(layer.kind), ", must be 0 to 5");
   require(layer.channels == LYC_CHANNELS_FIRST || layer.channels == LYC_CHANNELS_LAST, "layer.channels is ",
           static_cast<int>(layer.channels), ", must be 0 or 1");
-  require(layer.path >= LYC_PATH_AUTO && layer.path <= LYC_PATH_REBUILT, "layer.path is ",
-          static_cast<int>(layer.path), ", must be 0 to 2");
+  require(layer.path >= LYC_PATH_AUTO && layer.path <= LYC_PATH_REBUILT, "layer.path is ", static_cast<int>(layer.path),
+          ", must be 0 to 2");
   require(layer.groups >= 0, "layer.groups is ", layer.groups, ", must not be negative");
   require(layer.epsilon >= 0.0, "layer.epsilon is ", layer.epsilon, ", must not be negative");
   constexpr std::int64_t kMost = 1 << 20;
   for (int d = 0; d < ops::kMaxKernelDims; ++d)
     for (const std::int64_t value : {layer.stride[d], layer.padding[d], layer.dilation[d], layer.kernel[d]})
-      require(value >= 0 && value <= kMost, "layer has a stride, padding, dilation or kernel of ", value,
-              " on axis ", d);
+      require(value >= 0 && value <= kMost, "layer has a stride, padding, dilation or kernel of ", value, " on axis ",
+              d);
 }
 
 void check_activation(const lyc_context &context, const lyc_tensor &tensor, const char *name) {
@@ -186,6 +186,7 @@ class Lowerer {
   }
 
   bool overlap(const lyc_tensor &tensor) const {
+    if (tensor.data == nowhere() || c_.y.data == nowhere()) return false;  // only described
     const auto *a = static_cast<const char *>(tensor.data), *b = static_cast<const char *>(c_.y.data);
     return byte_extent(tensor) > 0 && a < b + byte_extent(c_.y) && b < a + byte_extent(tensor);
   }
@@ -212,6 +213,7 @@ class Lowerer {
   }
 
   void put_convolution() {
+    require(c_.x.ndim >= 3, "x has ", c_.x.ndim, " axes; a convolution has a batch, channels and 1 to 3 axes of space");
     f_.x = spatial_activation(c_.x, layer_.channels, "x");
     f_.y = spatial_activation(c_.y, layer_.channels, "y");
     require(c_.x.ndim == c_.y.ndim, "x has ", c_.x.ndim, " axes, y has ", c_.y.ndim);
@@ -260,7 +262,7 @@ class Lowerer {
   void put_norm() {
     const bool grouped = layer_.kind == LYC_LAYER_GROUP_NORM;
     ops::Layer &to = f_.layer;
-    to.kind = grouped                              ? LayerKind::kGroupNorm
+    to.kind = grouped                               ? LayerKind::kGroupNorm
               : layer_.kind == LYC_LAYER_LAYER_NORM ? LayerKind::kLayerNorm
                                                     : LayerKind::kRmsNorm;
     to.epsilon = layer_.epsilon > 0.0 ? layer_.epsilon : kDefaultEpsilon;
@@ -269,8 +271,8 @@ class Lowerer {
     if (grouped) {
       f_.x = spatial_activation(c_.x, layer_.channels, "x");
       f_.y = spatial_activation(c_.y, layer_.channels, "y");
-      require(layer_.groups >= 1 && f_.x.channels % layer_.groups == 0, f_.x.channels,
-              " channels do not divide into ", layer_.groups, " groups");
+      require(layer_.groups >= 1 && f_.x.channels % layer_.groups == 0, f_.x.channels, " channels do not divide into ",
+              layer_.groups, " groups");
       to.groups = layer_.groups;
     } else {
       const int axes = norm_axes();
@@ -282,32 +284,25 @@ class Lowerer {
       put_positions(leading_axes(c_.x, c_.y, c_.x.ndim - axes), f_.x, f_.y);
     }
     weight_ = norm_weight();
-    check_extents(f_.y.channels, 1);
+    if (weight_.numel() != f_.y.channels)
+      fail(LYC_ERROR_MISMATCH, "the norm's weight is ", extents_text(weight_), ", y has ", f_.y.channels, " channels");
   }
 
   // As many as make up the weight's elements.
   int norm_axes() const {
     if (c_.weight) return c_.weight->ndim;
+    const std::int64_t values = definition_.shape.out * std::max<std::int64_t>(1, definition_.shape.columns);
     std::int64_t count = 1;
     for (int axes = 1; axes <= c_.x.ndim; ++axes)
-      if ((count *= c_.x.shape[c_.x.ndim - axes]) == definition_.shape.out) return axes;
+      if ((count *= c_.x.shape[c_.x.ndim - axes]) == values) return axes;
     return 1;
   }
 
-  // The values of a norm's weight, in a row.
-  ops::Operand norm_weight() {
+  ops::Operand norm_weight() const {
+    if (c_.weight) return operand_on(*c_.module.context, *c_.weight, "weight");
     ops::Operand weight;
-    if (c_.weight) {
-      check_activation(*c_.module.context, *c_.weight, "weight");
-      check_float(*c_.weight, "weight");
-      require(c_.weight->ndim == 1 || is_contiguous(*c_.weight), "weight is not contiguous");
-      weight.data = c_.weight->data;
-      weight.dtype = c_.weight->dtype;
-      weight.out = numel(*c_.weight);
-      weight.stride_out = c_.weight->ndim == 1 ? c_.weight->strides[0] : 1;
-    } else {
-      weight.out = f_.y.channels;
-    }
+    weight.out = definition_.shape.out;
+    weight.in = std::max<std::int64_t>(1, definition_.shape.columns);
     return weight;
   }
 
@@ -321,7 +316,7 @@ class Lowerer {
     const Shape &shown = definition_.shape.kernel;
     weight.kernel_dims = c_.x.ndim - 2;
     for (int d = 0; d < weight.kernel_dims; ++d)
-      weight.kernel[d] = layer_.kernel[d]                              ? layer_.kernel[d]
+      weight.kernel[d] = layer_.kernel[d]                             ? layer_.kernel[d]
                          : static_cast<std::size_t>(d) < shown.size() ? shown[static_cast<std::size_t>(d)]
                                                                       : 1;
     return weight;
@@ -337,20 +332,30 @@ class Lowerer {
     const bool needed = c_.whole || definition_.needs_base();
     require(!needed || weight_.data, "weight is NULL, but the delta depends on it");
     arrays_.begin_target(needed ? weight_ : ops::Operand(), extents_only(weight_));
-    if (definition_.has_part(LYC_PART_WEIGHT)) lyc::lower(definition_, weight_, {}, arrays_);
+    if (!definition_.has_part(LYC_PART_WEIGHT)) return;
+    Placement placement;
+    placement.forward = true;
+    lyc::lower(definition_, weight_, placement, arrays_);
+    if (definition_.shape.dealt == 1) return;
+    if (definition_.shape.dealt != f_.layer.groups)
+      fail(LYC_ERROR_MISMATCH, "the factors are for ", definition_.shape.dealt, " groups, the layer has ",
+           f_.layer.groups);
+    if (f_.path == ops::Path::kRebuilt)
+      fail(LYC_ERROR_UNSUPPORTED, "the factors see all groups, a weight only its own: it cannot be rebuilt");
+    f_.path = ops::Path::kFactored;
   }
 
   void lower_bias() {
     const bool changed = definition_.has_part(LYC_PART_BIAS), given = c_.whole && c_.bias;
     if (!changed && !given) return;
+    if (layer_.kind == LYC_LAYER_EMBEDDING) fail(LYC_ERROR_UNSUPPORTED, "an embedding has no bias");
     ops::Operand bias, out;
     out.out = f_.y.channels;
-    out.stride_out = 1;
-    if (layer_.kind == LYC_LAYER_EMBEDDING) fail(LYC_ERROR_UNSUPPORTED, "an embedding has no bias");
+    if (f_.layer.kind != LayerKind::kConv) out = extents_only(weight_);
     if (given) {
       bias = operand_on(*c_.module.context, *c_.bias, "bias");
-      if (bias.out != out.out || bias.in * bias.kernel_size() != 1)
-        fail(LYC_ERROR_MISMATCH, "bias has ", bias.out, " values, y has ", out.out, " channels");
+      if (!same_extents(bias, out))
+        fail(LYC_ERROR_MISMATCH, "bias is ", extents_text(bias), ", y has ", f_.y.channels, " channels");
     }
     arrays_.begin_target(bias, extents_only(out));
     if (!changed) return;

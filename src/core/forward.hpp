@@ -1,5 +1,5 @@
-// One layer's forward pass with one module: public tensors become activations with canonical axes here, as weights do in
-// core/operand.hpp.
+// One layer's forward pass with one module: public tensors become activations with canonical axes here, as weights do
+// in core/operand.hpp.
 #pragma once
 
 #include <string>

@@ -363,6 +363,7 @@ class Builder {
     if (f_.whole) {
       sum.has_addend = true;
       sum.addend = x_;
+      sum.addend.stride_group = p.out() * x_.tensor.stride_channel;
     }
     sum.adapter = !f_.whole;
     const View to = sum.to;

@@ -284,6 +284,8 @@ class RotationRun {
     gathered_ = change_factors_ + kPanel;
     change_ = gathered_ + r_.block_size * kPanel;
     across_ = change_ + count * kPanel;
+    direct_ = r_.stages == 1 && !plan.along_rows && plan.lines.empty() && !r_.rescale.data && scale == 1.0;
+    if (direct_) change_stride_ = region.stride;
   }
 
   void run() {
@@ -292,8 +294,12 @@ class RotationRun {
     for (lane_ = 0; lane_ < lanes; lane_ += kPanel) {
       lanes_ = std::min(kPanel, lanes - lane_);
       take_base();
-      std::fill(change_, change_ + (end_ - begin_) * kPanel, 0.0f);
+      if (direct_)
+        change_ = region_.sum + line(begin_) * region_.stride + lane_;
+      else
+        std::fill(change_, change_ + (end_ - begin_) * kPanel, 0.0f);
       for (std::int64_t at = begin_; at < end_; at += plan_.window()) turn(r_.stages - 1, at);
+      if (direct_) continue;
       if (plan_.along_rows)
         add_columns();
       else
@@ -312,7 +318,7 @@ class RotationRun {
     return plan_.along_rows ? across_ + (element - begin_) * kPanel
                             : region_.base + line(element) * region_.stride + lane_;
   }
-  float *change(std::int64_t element) const { return change_ + (element - begin_) * kPanel; }
+  float *change(std::int64_t element) const { return change_ + (element - begin_) * change_stride_; }
 
   // -- Lanes that are rows: lines become rows for the time being -----------------------------------------------
 
@@ -358,15 +364,19 @@ class RotationRun {
     std::int64_t starts[2];
     for (std::int64_t run = 0; run < plan_.runs(); ++run) {
       starts[run] = window + run_start(stage, block, run);
-      for (std::int64_t i = 0; i < length; ++i)
-        k_.merge(LYC_DTYPE_F32, base(starts[run] + i), change(starts[run] + i), kPanel, LYC_DTYPE_F32,
-                 gathered_ + (run * length + i) * kPanel);
+      for (std::int64_t i = 0; i < length; ++i) gather(stage, starts[run] + i, gathered_ + (run * length + i) * kPanel);
     }
     const std::int64_t matrix = stage * r_.blocks + window / n + block;
     const float *left = left_ + (plan_.matrices() == 1 ? 0 : matrix) * plan_.packed_floats();
     for (std::int64_t run = 0; run < plan_.runs(); ++run)
       for (std::int64_t i = 0; i < length; i += kTileRows, left += n * kTileRows)
         add_product(left, std::min(kTileRows, length - i), change(starts[run] + i));
+  }
+
+  // A line as the stage before left it.
+  void gather(std::int64_t stage, std::int64_t element, float *to) {
+    if (stage == 0) return k_.load(LYC_DTYPE_F32, base(element), kPanel, to);
+    k_.merge(LYC_DTYPE_F32, base(element), change(element), kPanel, LYC_DTYPE_F32, to);
   }
 
   // Where a run of a block begins, from its window's first element on.
@@ -376,9 +386,10 @@ class RotationRun {
   }
 
   void add_product(const float *left, std::int64_t rows, float *to) {
-    if (rows == kTileRows) return k_.product(left, gathered_, r_.block_size, 1, {to, kPanel, nullptr, false});
+    if (rows == kTileRows) return k_.product(left, gathered_, r_.block_size, 1, {to, change_stride_, nullptr, false});
     k_.product(left, gathered_, r_.block_size, 1, {tile_, kPanel, nullptr, true});
-    k_.scaled(tile_, 1.0f, rows * kPanel, {to, 0, nullptr, false});
+    for (std::int64_t i = 0; i < rows; ++i)
+      k_.scaled(tile_ + i * kPanel, 1.0f, kPanel, {to + i * change_stride_, 0, nullptr, false});
   }
 
   // -- The difference: scale * (rescale * (W + change) - W) -----------------------------------------------------
@@ -412,7 +423,8 @@ class RotationRun {
   const float *left_;
   double scale_;
   const Region &region_;
-  std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0;
+  std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0, change_stride_ = kPanel;
+  bool direct_;  // one stage, whose products go straight into the sum
   float *tile_, *weight_factors_, *change_factors_, *gathered_, *change_, *across_;
 };
 

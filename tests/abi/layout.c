@@ -15,6 +15,9 @@ SIZE_IS(lyc_device_type, 4);
 SIZE_IS(lyc_layout, 4);
 SIZE_IS(lyc_dora_rule, 4);
 SIZE_IS(lyc_dora_axis, 4);
+SIZE_IS(lyc_layer_kind, 4);
+SIZE_IS(lyc_channels, 4);
+SIZE_IS(lyc_path, 4);
 SIZE_IS(lyc_part, 4);
 SIZE_IS(lyc_batch_op, 4);
 
@@ -99,6 +102,19 @@ FIELD_AT(lyc_module_info, needs_base, 40);
 FIELD_AT(lyc_module_info, invertible, 44);
 FIELD_AT(lyc_module_info, out_features, 48);
 FIELD_AT(lyc_module_info, in_elements, 56);
+
+SIZE_IS(lyc_layer, 128);
+FIELD_AT(lyc_layer, struct_size, 0);
+FIELD_AT(lyc_layer, kind, 4);
+FIELD_AT(lyc_layer, channels, 8);
+FIELD_AT(lyc_layer, path, 12);
+FIELD_AT(lyc_layer, groups, 16);
+FIELD_AT(lyc_layer, reserved_, 20);
+FIELD_AT(lyc_layer, stride, 24);
+FIELD_AT(lyc_layer, padding, 48);
+FIELD_AT(lyc_layer, dilation, 72);
+FIELD_AT(lyc_layer, kernel, 96);
+FIELD_AT(lyc_layer, epsilon, 120);
 
 SIZE_IS(lyc_batch_item, 56);
 FIELD_AT(lyc_batch_item, module, 0);

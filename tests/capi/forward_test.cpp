@@ -383,6 +383,55 @@ TEST_F(ForwardTest, Norms) {
   }
 }
 
+// PEFT: down sees all groups, the rank is dealt to them. No weight does that, so nothing can be merged.
+TEST_F(ForwardTest, GroupedConvolutionsOfPeftHaveAForwardOnly) {
+  const Tensor up = random_tensor({8, 2, 1, 1}, 1), down = random_tensor({4, 6, 3, 3}, 2);
+  const Tensor x = random_tensor({2, 6, 5, 4}, 3), weight = random_tensor({8, 3, 3, 3}, 5),
+               bias = random_tensor({8}, 7);
+  lyc_module_options options;
+  lyc_module_options_init(&options, sizeof options);
+  options.origin = LYC_ORIGIN_PEFT;
+  const Module module = make_module(context_.get(), {{"lora_up.weight", up}, {"lora_down.weight", down}}, &options);
+
+  lyc_layer layer = make_layer(LYC_LAYER_CONV), whole = make_layer(LYC_LAYER_CONV), point = make_layer(LYC_LAYER_CONV);
+  layer.groups = point.groups = 2;
+  layer.padding[0] = layer.padding[1] = whole.padding[0] = whole.padding[1] = 1;
+  Tensor hidden({2, 4, 5, 4}, LYC_DTYPE_F32);
+  const std::vector<double> values = convolved(whole, x, down, down.values());
+  for (int64_t i = 0; i < hidden.count(); ++i) hidden.set(i, values[static_cast<std::size_t>(i)]);
+  std::vector<double> want =
+      sum(convolved(layer, x, weight, weight.values()), convolved(point, hidden, up, up.values()));
+  for (std::size_t i = 0; i < want.size(); ++i) want[i] += bias.get(static_cast<int64_t>(i) / 20 % 8);
+  const Tensor y({2, 8, 5, 4}, LYC_DTYPE_F32);
+  ok(call_forward(module, layer, x, &weight, &bias, 1, y, true));
+  EXPECT_TRUE(near(y.values(), want, tolerance(LYC_DTYPE_F32, 54)));
+
+  const Tensor before = y;
+  layer.path = LYC_PATH_REBUILT;
+  fails(call_forward(module, layer, x, &weight, &bias, 1, y, true), LYC_ERROR_UNSUPPORTED, {"all groups"});
+  layer.path = LYC_PATH_AUTO;
+  const lyc_tensor view = weight.view();
+  fails(lyc_merge(module.get(), &view, 1, nullptr, nullptr), LYC_ERROR_UNSUPPORTED,
+        {"all 2 groups", "nothing to merge"});
+  EXPECT_EQ(y.bytes, before.bytes);
+}
+
+TEST_F(ForwardTest, NormsOfSeveralAxes) {
+  const Module module =
+      make_module(context_.get(), {{"w_norm", random_tensor({3, 4}, 1)}, {"b_norm", random_tensor({3, 4}, 2)}});
+  const Module flat =
+      make_module(context_.get(), {{"w_norm", random_tensor({12}, 1)}, {"b_norm", random_tensor({12}, 2)}});
+  Tensor x = random_tensor({5, 3, 4}, 3), weight = random_tensor({3, 4}, 5), bias = random_tensor({3, 4}, 7);
+  Tensor y(x.shape, LYC_DTYPE_F32), want({5, 12}, LYC_DTYPE_F32);
+  const lyc_layer layer = make_layer(LYC_LAYER_LAYER_NORM);
+  ok(call_forward(module, layer, x, &weight, &bias, 0.5f, y, true));
+  ok(call_forward(module, layer, x, nullptr, nullptr, 0.5f, y, false));
+  x.shape = {5, 12}, weight.shape = bias.shape = {12};
+  ok(call_forward(flat, layer, x, &weight, &bias, 0.5f, want, true));
+  ok(call_forward(flat, layer, x, nullptr, nullptr, 0.5f, want, false));
+  EXPECT_EQ(y.bytes, want.bytes);
+}
+
 TEST_F(ForwardTest, FactorsOfASwitchedOffAdapterAreNotRead) {
   Tensors factors = lora(4, 6);
   factors["lora_up.weight"].set(0, kNaN);
@@ -402,7 +451,7 @@ TEST_F(ForwardTest, ExplainShowsPricesChoiceAndReason) {
     std::size_t length = 0;
     ok(lyc_forward_explain(module.get(), &layer, &from, &w, nullptr, &to, nullptr, 0, &length));
     std::string text(length + 1, '\0');
-    ok(lyc_forward_explain(module.get(), &layer, &from, &w, nullptr, &to, text.data(), text.size(), nullptr));
+    ok(lyc_forward_explain(module.get(), &layer, &from, &w, nullptr, &to, text.data(), text.size(), &length));
     return text;
   };
   const std::string low_rank = explained(make_module(context_.get(), lora(64, 64)), make_layer(LYC_LAYER_LINEAR));
@@ -461,7 +510,7 @@ TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
   layer.path = static_cast<lyc_path>(5);
   fails(add(x_view, y_view, &layer), LYC_ERROR_INVALID_ARGUMENT, {"layer.path is 5"});
   layer = make_layer(LYC_LAYER_CONV);
-  fails(add(x_view, y_view, &layer), LYC_ERROR_MISMATCH);
+  fails(add(x_view, y_view, &layer), LYC_ERROR_INVALID_ARGUMENT, {"axes of space"});
   layer.stride[0] = -1;
   fails(add(x_view, y_view, &layer), LYC_ERROR_INVALID_ARGUMENT, {"stride"});
   lyc_exec exec;

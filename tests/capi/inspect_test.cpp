@@ -49,12 +49,19 @@ TEST_F(Inspect, NormsAndScales) {
 TEST_F(Inspect, Anomalies) {
   write_file(folder_ / "a.safetensors", {{"lycoris_x.diff", filled({3, 3}, 0)},
                                          {"lycoris_y.diff", filled({3, 3}, std::numeric_limits<double>::infinity())},
-                                         {"lycoris_z.oft_blocks", filled({2, 2, 2}, 1)}});
+                                         {"lycoris_z.lora_magnitude_vector", filled({2, 2, 2}, 1)}});
   const Json report = inspect(folder_ / "a.safetensors");
   EXPECT_EQ(report["anomalies"].size(), 2u) << report["anomalies"];
   EXPECT_TRUE(report["layers"][1]["norm"].is_null());
   ASSERT_EQ(report["leftovers"].size(), 1u);
-  EXPECT_EQ(report["leftovers"][0]["keys"][0], "lycoris_z.oft_blocks");
+  EXPECT_EQ(report["leftovers"][0]["keys"][0], "lycoris_z.lora_magnitude_vector");
+}
+
+TEST_F(Inspect, WhatDependsOnTheWeightHasNoNorm) {
+  write_file(folder_ / "a.safetensors", {{"lycoris_x.oft_blocks", filled({2, 3, 3}, 0)}});
+  const Json report = inspect(folder_ / "a.safetensors");
+  EXPECT_TRUE(report["layers"][0]["norm"].is_null());
+  EXPECT_TRUE(report["anomalies"].empty());
 }
 
 TEST_F(Inspect, ModelsAndLongMetadata) {

@@ -767,13 +767,13 @@ TEST_F(MergeRules, UnmatchedLayers) {
 TEST_F(MergeRules, LeftoverKeys) {
   Tensors adapter;
   add_layer(adapter, "lycoris_block_a", factors_);
-  adapter["lycoris_block_b.oft_blocks"] = random_tensor({2, 2, 2}, 3);
+  adapter["lycoris_block_b.lora_magnitude_vector"] = random_tensor({2, 2, 2}, 3);
   write_file(at("c.safetensors"), adapter);
-  refuses(LYC_ERROR_MISMATCH, {"lycoris_block_b", "OFT"}, {"c.safetensors"});
+  refuses(LYC_ERROR_MISMATCH, {"lycoris_block_b", "DoRA"}, {"c.safetensors"});
   options_.flags = LYC_ALLOW_UNMATCHED;
   merge({"c.safetensors"});
   ASSERT_EQ(json_["adapters"][0]["leftovers"].size(), 1u);
-  EXPECT_EQ(json_["adapters"][0]["leftovers"][0]["keys"][0], "lycoris_block_b.oft_blocks");
+  EXPECT_EQ(json_["adapters"][0]["leftovers"][0]["keys"][0], "lycoris_block_b.lora_magnitude_vector");
 }
 
 TEST_F(MergeRules, Shapes) {

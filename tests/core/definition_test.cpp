@@ -125,6 +125,7 @@ TEST(Define, RefusesByName) {
   EXPECT_THAT(refusal(lora_and("hada_w1_a", {6, 2})), HasSubstr("hada_w1_a does not belong to a locon adapter"));
   EXPECT_THAT(refusal({{"lora_up.weight", {6, 0}}, {"lora_down.weight", {0, 4}}}), HasSubstr("is empty"));
   EXPECT_THAT(refusal({{"lllite_blocks", {6, 2}}}, LYC_ERROR_UNSUPPORTED), HasSubstr("lllite_blocks"));
+  EXPECT_THAT(refusal({{"oft_blocks", {6, 2}}}), HasSubstr("oft_blocks has shape [6, 2]"));
   EXPECT_THAT(refusal({{"diff", {6, 4}}, {"diff_b", {7}}}), HasSubstr("diff_b has shape [7], must have 6"));
   EXPECT_THAT(refusal({{"w_norm", {6}}, {"b_norm", {5}}}), HasSubstr("b_norm has shape [5], must have 6"));
   EXPECT_THAT(refusal({{"diff", {6, 4}}, {"dora_scale", {6, 1}}}), HasSubstr("dora_scale does not belong to a full"));

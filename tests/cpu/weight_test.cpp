@@ -225,7 +225,18 @@ class CpuBatch : public testing::Test {
 WeightCase mixed_case(std::uint64_t seed) {
   WeightCase c(seed);
   Random random(seed);
-  for (int i = 0; i < 9; ++i) c.add(random_target(random));
+  for (int i = 0; i < 9; ++i) c.add(random_target(random, i % 2 == 0));
+  TermChoice turning;
+  turning.kind = TermKind::kRotation;
+  turning.rotation.block_size = 24;
+  for (Order order : {Order::kOIHW, Order::kHWIO}) {
+    TargetChoice target = simple({1536, 1400, {1, 1, 1}}, turning);
+    target.base_order = target.out_order = order;
+    target.in_place = true;
+    c.add(target);
+    turning.rotation.order = ops::Rotation::Order::kInterleave;
+    turning.rotation.stages = 7;
+  }
   TermChoice term;
   term.rank = 3;
   c.add(simple({2048, 1030, {1, 1, 1}}, term, DoraAxis::kIn));

@@ -201,6 +201,7 @@ class WeightCase {
       case ops::TermKind::kRotation:
         term.rotation = static_cast<std::int32_t>(rotations_.size());
         rotations_.push_back(rotation(shape, choice.rotation));
+        if (random_.chance(0.5)) term.coefficient = 1.0;  // as families have it
         break;
       case ops::TermKind::kSparse:
         shape.out += choice.row_begin;

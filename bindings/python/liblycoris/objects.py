@@ -247,6 +247,20 @@ class Module:
         """weight -= dW(multiplier), exact up to rounding."""
         native.unmerge(self._native, view_of(weight, layout, stream), multiplier, stream_address(stream))
 
+    def forward(self, x: TensorLike, y: TensorLike, multiplier: float = 1.0, *, weight: Optional[TensorLike] = None,
+                layer: Optional[native.Layer] = None, layout: str = "oihw", stream: Any = None) -> None:
+        """y += op(x, dW(multiplier)); ``layer`` is the operator, None a linear one. ``weight`` where dW depends on it."""
+        native.forward(self._native, layer, view_of(x, stream=stream), view_of(weight, layout, stream), multiplier,
+                       view_of(y, stream=stream), stream_address(stream))
+
+    def forward_fused(self, x: TensorLike, weight: TensorLike, y: TensorLike, multiplier: float = 1.0, *,
+                      bias: Optional[TensorLike] = None, layer: Optional[native.Layer] = None, layout: str = "oihw",
+                      stream: Any = None) -> None:
+        """y = op(x, weight + dW(multiplier)) + bias."""
+        native.forward_fused(self._native, layer, view_of(x, stream=stream), view_of(weight, layout, stream),
+                             view_of(bias, stream=stream), multiplier, view_of(y, stream=stream),
+                             stream_address(stream))
+
     def __repr__(self) -> str:
         return f"Module(algo={self.algo!r}, shape={self.shape}, rank={self.rank}, scale={self.scale:g})"
 

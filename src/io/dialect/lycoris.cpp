@@ -223,8 +223,7 @@ bool is_kohya(const AdapterKeys &keys) {
 
 bool is_kohya_oft(const AdapterKeys &keys) {
   const std::string_view module = network_module(keys);
-  return starts_with(module, "networks.oft") || starts_with(module, "networks.boft") ||
-         any_prefix(keys, {"oft_unet_"});
+  return starts_with(module, "networks.oft") || starts_with(module, "networks.boft") || any_prefix(keys, {"oft_unet_"});
 }
 
 bool is_original(const AdapterKeys &keys) {

@@ -222,16 +222,6 @@ TEST(Lycoris, AlphaOfOneElementHasAnyShape) {
               1u);
 }
 
-TEST(Lycoris, FamiliesThatAreNotBuiltAreNamed) {
-  const auto reason = [](const Adapter &adapter) { return refusal(adapter, LYC_ERROR_UNSUPPORTED); };
-  EXPECT_THAT(reason({{{"lycoris_a.oft_blocks", {2, 2, 2}}, {"lycoris_a.alpha", {}}}}),
-              HasSubstr("unsupported family: OFT"));
-  EXPECT_THAT(reason({{{"lycoris_a.oft_blocks", {1, 2, 2, 2}}, {"lycoris_a.rescale", {4, 1}}}}),
-              HasSubstr("unsupported family: BOFT"));
-  EXPECT_THAT(reason({{{"lycoris_a.oft_blocks.0", {2, 2, 2}}, {"lycoris_a.oft_blocks.1", {2, 2, 2}}}}),
-              HasSubstr("unsupported family: OFT"));
-}
-
 TEST(Lycoris, OtherKeysAreLeftOver) {
   const AdapterRecords records = read({{{"lycoris_a.diff", {4, 4}},
                                         {"lycoris_a.lokr_t1", {4, 4}},

@@ -21,6 +21,17 @@ TEST(Dialects, AreFoundByMetadataThenKeysThenPrefixes) {
   EXPECT_EQ(dialect_of({{{"double_blocks.0.img_attn.qkv.lora_A.weight", {2, 2}}}}), "original");
 }
 
+TEST(Dialects, KohyasOftIsReadByItsOwnRules) {
+  for (const Adapter &adapter :
+       {Adapter{{{"oft_unet_a.oft_blocks", {2, 2, 2}}, {"oft_unet_a.alpha", {}}}},
+        Adapter{{{"lora_unet_a.oft_R.weight", {2, 2}}}, {{"ss_network_module", "networks.oft_v2"}}}}) {
+    const AdapterRecords records = read_adapter(adapter.keys());
+    EXPECT_EQ(records.dialect, "kohya OFT");
+    EXPECT_EQ(records.origin, LYC_ORIGIN_KOHYA);
+    EXPECT_EQ(records.layers.size(), 1u);
+  }
+}
+
 struct Refused {
   const char *dialect;
   Adapter adapter;
@@ -30,8 +41,6 @@ TEST(Dialects, WithoutAReaderAreRefusedByName) {
   const Refused cases[] = {
       {"PEFT", {{{"base_model.model.a.lora_A.weight", {2, 2}}}}},
       {"OneTrainer", {{{"lora_unet_a.lora_up.weight", {2, 2}}}, {{"ot_branch", "master"}}}},
-      {"kohya OFT", {{{"oft_unet_a.oft_blocks", {2, 2, 2}}}}},
-      {"kohya OFT", {{{"lora_unet_a.oft_R.weight", {2, 2}}}, {{"ss_network_module", "networks.oft_v2"}}}},
       {"GGUF", {{{"blk.0.attn_q.weight.lora_a", {2, 2}}}}},
       {"xlabs", {{{"double_blocks.0.processor.qkv_lora1.down.weight", {2, 2}}}}},
       {"ai-toolkit", {{{"diffusion_model.a.lora_A.weight", {2, 2}}, {"diffusion_model.a.magnitude", {2}}}}},

@@ -1,0 +1,43 @@
+// From targets with elementwise terms alone to the tables of their kernels. Pure host code.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "elementwise_table.hpp"
+#include "products.hpp"
+
+namespace lyc::cuda {
+
+struct ElementwiseGroup {
+  std::vector<ElementwiseTarget> targets;
+  PieceCounter tiles;
+};
+
+struct ElementwiseLayout {
+  std::array<ElementwiseGroup, kElementwiseKinds> groups;
+  std::vector<ElementwiseTerm> terms;  // of all groups
+  bool reads_base = false;             // also for a difference
+};
+
+class ElementwiseLayoutBuilder {
+ public:
+  ElementwiseLayoutBuilder(const ops::WeightBatch &batch, Products &products) : batch_(batch), products_(products) {}
+
+  /// Whether its terms and its memory are what these kernels take.
+  bool takes(const ops::WeightTarget &target) const;
+  void add(const ops::WeightTarget &target);
+  ElementwiseLayout take() { return std::move(layout_); }
+
+ private:
+  void add_term(const ops::WeightTarget &target, const ops::Term &term, std::int32_t multiplier_index);
+
+  const ops::WeightBatch &batch_;
+  Products &products_;
+  ElementwiseLayout layout_;
+};
+
+std::string describe(const ElementwiseLayout &layout);
+
+}  // namespace lyc::cuda
