@@ -9,12 +9,6 @@ using namespace lyc::capi;
 
 namespace {
 
-lyc_exec known_exec(const lyc_exec *exec) {
-  const lyc_exec known = read_struct(exec, "exec");
-  require(known.flags == 0, "exec.flags has unknown bits: ", known.flags);
-  return known;
-}
-
 /// A tensor whose memory may be missing: only its description counts.
 class Described {
  public:
@@ -57,7 +51,7 @@ lyc_status lyc_forward(const lyc_module *module, const lyc_layer *layer, const l
   return boundary([&] {
     const lyc_layer known = read_struct(layer, "layer");
     Forward({checked(module, "module"), known, needed(x, "x"), weight, nullptr, needed(y, "y"), false})
-        .run(multiplier, known_exec(exec));
+        .run(multiplier, read_exec(exec));
   });
 }
 
@@ -67,7 +61,7 @@ lyc_status lyc_forward_fused(const lyc_module *module, const lyc_layer *layer, c
   return boundary([&] {
     const lyc_layer known = read_struct(layer, "layer");
     Forward({checked(module, "module"), known, needed(x, "x"), &needed(weight, "weight"), bias, needed(y, "y"), true})
-        .run(multiplier, known_exec(exec));
+        .run(multiplier, read_exec(exec));
   });
 }
 

@@ -59,6 +59,7 @@ TEST_F(Parameters, CreateHasTheShapesOfTheFormat) {
       {LYC_ALGO_LOKR, LYC_MODULE_WHOLE, {6, 4}, LYC_DORA_AXIS_NONE, "lokr_w1:2,2 lokr_w2:3,2"},
       {LYC_ALGO_FULL, LYC_MODULE_BIAS, {6, 4}, LYC_DORA_AXIS_NONE, "diff:6,4 diff_b:6"},
       {LYC_ALGO_NORM, LYC_MODULE_BIAS, {6}, LYC_DORA_AXIS_NONE, "w_norm:6 b_norm:6"},
+      {LYC_ALGO_NORM, LYC_MODULE_BIAS, {4, 5}, LYC_DORA_AXIS_NONE, "w_norm:4,5 b_norm:4,5"},
   };
   for (const auto &c : cases) {
     Module module;
@@ -82,8 +83,8 @@ TEST_F(Parameters, CreateRefusesByName) {
   refused(create(LYC_ALGO_LOCON, LYC_MODULE_WHOLE, {4, 4}, &module), {"locon", "flags"});
   refused(create(LYC_ALGO_LOCON, 1u << 20, {4, 4}, &module), {"unknown bits"});
   refused(create(LYC_ALGO_LOCON, LYC_MODULE_TUCKER, {4, 4, 1, 1}, &module), {"Tucker", "kernel"});
-  refused(create(LYC_ALGO_LOCON, 0, {4}, &module), {"locon", "1 axes"});
-  refused(create(LYC_ALGO_NORM, 0, {4, 4}, &module), {"norm", "2 axes"});
+  refused(create(LYC_ALGO_LOCON, 0, {4}, &module), {"locon", "one axis"});
+  refused(create(LYC_ALGO_REPLACE, 0, {4, 4}, &module), {"replace", "from tensors only"});
   refused(create(LYC_ALGO_FULL, 0, {4, 4}, &module, 0, LYC_DORA_AXIS_OUT), {"DoRA", "full"});
   refused(create(LYC_ALGO_LOCON, 0, {4, 0}, &module), {"[4, 0]"});
   refused(create(LYC_ALGO_LOCON, 0, {}, &module), {"ndim is 0"});
