@@ -148,7 +148,7 @@ namespace LibLycoris {
   }
 
   /// <summary>Where x and y of convolutions and group norms have their channels.</summary>
-  public enum Channels {
+  public enum ChannelOrder {
     /// <summary>[N, C, S...]: PyTorch's NCHW.</summary>
     First = 0,
     /// <summary>[N, S..., C]: NHWC.</summary>
@@ -156,7 +156,7 @@ namespace LibLycoris {
   }
 
   /// <summary>How an adapter's part is computed. All agree up to the rounding of float32.</summary>
-  public enum Path {
+  public enum ForwardPath {
     /// <summary>The cheaper one.</summary>
     Auto = 0,
     /// <summary>Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA).</summary>
@@ -315,8 +315,8 @@ namespace LibLycoris.Interop {
   internal unsafe struct Layer {
     internal uint StructSize;
     internal LayerKind Kind;
-    internal Channels Channels;
-    internal Path Path;
+    internal ChannelOrder Channels;
+    internal ForwardPath Path;
     internal int Groups;
     internal uint Reserved;
     internal fixed long Stride[3];

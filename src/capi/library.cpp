@@ -15,7 +15,8 @@
 
 namespace {
 
-constexpr std::string_view kFeatures[] = {"cpu", "dora", "tucker", "safetensors", "sharded", "diffusers_folder"};
+constexpr std::string_view kFeatures[] = {"cpu",         "dora",    "tucker",          "forward",
+                                          "safetensors", "sharded", "diffusers_folder"};
 
 struct NamedSize {
   std::string_view name;

@@ -7,6 +7,7 @@
 #include "base/tensor.hpp"
 #include "core/batch.hpp"
 #include "core/operand.hpp"
+#include "core/prepare.hpp"
 
 namespace lyc {
 namespace {
@@ -127,8 +128,8 @@ ops::Operand extents_only(ops::Operand operand) {
 /// Turns one call into an ops::Forward.
 class Lowerer {
  public:
-  Lowerer(const ForwardCall &call, WeightArrays &arrays)
-      : c_(call), layer_(call.layer), definition_(call.module.definition), arrays_(arrays) {}
+  Lowerer(const ForwardCall &call, Definition &definition, std::vector<DeviceBuffer> &derived, WeightArrays &arrays)
+      : c_(call), layer_(call.layer), definition_(definition), derived_(derived), arrays_(arrays) {}
 
   ops::Forward lower() {
     check_layer(layer_);
@@ -335,6 +336,8 @@ class Lowerer {
     if (!definition_.has_part(LYC_PART_WEIGHT)) return;
     Placement placement;
     placement.forward = true;
+    if (definition_.lacks_base_state())
+      derive_base_state(*c_.module.context, definition_, weight_, placement, nullptr, derived_);
     lyc::lower(definition_, weight_, placement, arrays_);
     if (definition_.shape.dealt == 1) return;
     if (definition_.shape.dealt != f_.layer.groups)
@@ -371,7 +374,8 @@ class Lowerer {
 
   const ForwardCall &c_;
   const lyc_layer &layer_;
-  const Definition &definition_;
+  Definition &definition_;
+  std::vector<DeviceBuffer> &derived_;
   WeightArrays &arrays_;
   ops::Operand weight_;
   ops::Forward f_;
@@ -379,10 +383,10 @@ class Lowerer {
 
 }  // namespace
 
-Forward::Forward(const ForwardCall &call) : context_(*call.module.context) {
+Forward::Forward(const ForwardCall &call) : context_(*call.module.context), definition_(call.module.definition) {
   const ops::Backend &backend = *context_.backend;
   if (!backend.forward_prepare) fail(LYC_ERROR_UNSUPPORTED, "this device has no forward yet");
-  const ops::Forward forward = Lowerer(call, arrays_).lower();
+  const ops::Forward forward = Lowerer(call, definition_, derived_, arrays_).lower();
   ops::Failure failure;
   check(backend.forward_prepare(context_.device, &forward, &plan_, &failure), failure);
 }

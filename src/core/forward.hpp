@@ -35,6 +35,8 @@ class Forward {
 
  private:
   lyc_context &context_;
+  Definition definition_;  // the module's, with the base state where that is made for this call
+  std::vector<DeviceBuffer> derived_;
   WeightArrays arrays_;
   ops::ForwardPlan *plan_ = nullptr;
 };

@@ -523,7 +523,6 @@ class Builder {
 
 void check(const ops::Forward &f) {
   require(f.weights.target_count >= 1 && f.weights.target_count <= 2, "forward is for a weight and its bias");
-  require(f.x.positions() >= 0 && f.y.positions() >= 0, "activations have negative extents");
 }
 
 }  // namespace

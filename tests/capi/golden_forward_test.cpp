@@ -9,8 +9,10 @@ namespace {
 
 struct Golden {
   Tensors factors;
-  Tensor weight, bias, x, y;
+  Tensor weight, bias, mask, x, y;
   float multiplier = 1;
+  double error = 0;  // of the original's own arithmetic
+  uint32_t flags = 0;
   lyc_layer layer;
 };
 
@@ -37,10 +39,14 @@ Golden read_case(const std::string &name) {
     if (key.rfind("sd.", 0) == 0) golden.factors[key.substr(3)] = tensor;
     if (key == "base.weight") golden.weight = tensor;
     if (key == "base.bias") golden.bias = tensor;
+    if (key == "mask") golden.mask = tensor;
     if (key == "x") golden.x = tensor;
     if (key == "y") golden.y = tensor;
   }
   golden.multiplier = std::stof(metadata["multiplier"]);
+  if (metadata["compute"] == "float32") golden.error = 4e-6;
+  if (metadata["config"].find("\"last\"") != std::string::npos) golden.flags = LYC_MODULE_LAST;
+  if (metadata["config"].find("\"middle\"") != std::string::npos) golden.flags = LYC_MODULE_MIDDLE;
   golden.layer = layer_of(metadata["kind"], nlohmann::json::parse(metadata["op_args"]));
   if (name == "lokr_rs_conv2d") {  // docs/semantics.md: two whole halves have scale 1, the original trained at sqrt(4)
     const Tensor *base = &golden.weight;
@@ -64,7 +70,12 @@ class GoldenForward : public testing::TestWithParam<std::tuple<std::string, lyc_
     lyc_module_options options;
     lyc_module_options_init(&options, sizeof options);
     options.dora_rule = LYC_DORA_RULE_LYCORIS;  // these cases come from LyCORIS' own modules
+    options.flags = golden_.flags;
     module_ = make_module(context_.get(), golden_.factors, &options);
+    if (golden_.mask.shape.empty()) return;
+    golden_.mask.shape = {golden_.mask.count()};
+    const lyc_tensor mask = golden_.mask.view();
+    ok(lyc_module_write_param(module_.get(), "rank_mask", &mask));
   }
 
   // The answer, in the case's own layout of channels.
@@ -81,7 +92,10 @@ class GoldenForward : public testing::TestWithParam<std::tuple<std::string, lyc_
   }
 
   Tolerance allowed(const Tensor &y) const {
-    return tolerance(dtype_, golden_.weight.count() / golden_.weight.shape[0], static_cast<std::size_t>(y.count()));
+    const int64_t depth = golden_.weight.count() / golden_.weight.shape[0];
+    Tolerance allowed = tolerance(dtype_, depth, static_cast<std::size_t>(y.count()));
+    allowed.relative = std::max(allowed.relative, golden_.error);
+    return allowed;
   }
 
   Context context_ = make_context(2);
@@ -119,6 +133,17 @@ TEST_P(GoldenForward, AddedToTheBase) {
     twice.relative *= 2;
     EXPECT_TRUE(near(y.values(), golden_.y.values(), twice)) << "path " << path;
   }
+}
+
+// What preparing makes is what an unprepared module makes in each call.
+TEST_P(GoldenForward, PreparedOrNot) {
+  Tensor unprepared(golden_.y.shape, dtype_), prepared = unprepared;
+  ok(run(LYC_PATH_AUTO, false, true, golden_.multiplier, unprepared));
+  const Tensor weight = golden_.weight.as(dtype_);
+  const lyc_tensor view = weight.view();
+  ok(lyc_module_prepare(module_.get(), &view, nullptr));
+  ok(run(LYC_PATH_AUTO, false, true, golden_.multiplier, prepared));
+  EXPECT_EQ(prepared.bytes, unprepared.bytes);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenForward,
