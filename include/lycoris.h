@@ -4,10 +4,11 @@
  *
  * The header is the manual. It runs from simple to advanced:
  *
- *    1. Version and names        5. Contexts              9. Batches
- *    2. Errors                   6. Files                10. Networks
- *    3. Tensors                  7. Modules              11. Whole files
- *    4. Devices                  8. One weight           12. Reports
+ *    1. Version and names        5. Contexts              9. Forward
+ *    2. Errors                   6. Files                10. Batches
+ *    3. Tensors                  7. Modules              11. Networks
+ *    4. Devices                  8. One weight           12. Whole files
+ *                                                        13. Reports
  *
  * Words.   alpha: the strength a file or trainer asks for. scale: what alpha, the rank and the rules of an
  *          algorithm come to (delta = scale * product of the factors). multiplier: the strength of one call.
@@ -185,6 +186,7 @@ typedef enum lyc_layout {
   LYC_LAYOUT_OIHW          = 0, /**< [O, I, K...]: PyTorch; linear [O, I]. */
   LYC_LAYOUT_HWIO          = 1, /**< [K..., I, O]: Flame, TensorFlow, JAX; linear [I, O]. */
   LYC_LAYOUT_OHWI          = 2, /**< [O, K..., I]: channels-last weights; linear [O, I]. */
+  LYC_LAYOUT_EOI           = 3, /**< [E, O, I]: a stack of matrices, one for each expert; linear [O, I]. */
   LYC_LAYOUT_FORCE_INT32_  = 0x7fffffff
 } lyc_layout;
 
@@ -296,7 +298,7 @@ typedef struct lyc_exec {
   void    *stream;          /**< CUDA: cudaStream_t or CUstream; NULL = the legacy default stream. CPU: ignored, the
                                  work is done when the call returns. */
   void    *workspace;       /**< Scratch memory on the context's device, 256-byte aligned. NULL: the context allocates. */
-  uint64_t workspace_size;  /**< See lyc_batch_workspace_size(), lyc_weight_workspace_size(). */
+  uint64_t workspace_size;  /**< See the functions named *_workspace_size(). */
 } lyc_exec;
 
 LYC_API void lyc_exec_init(lyc_exec *exec, size_t struct_size);
@@ -393,6 +395,8 @@ typedef enum lyc_origin {
 #define LYC_MODULE_BIAS            64 /**< Full, norm: a bias difference too. */
 #define LYC_MODULE_ON_INPUT        128 /**< (IA)3: columns are scaled, not rows. */
 #define LYC_MODULE_RESCALE         256 /**< OFT, BOFT: rows are scaled after the rotation. */
+#define LYC_MODULE_LAST            512 /**< T-LoRA: starts from the smallest singular values, not the largest. */
+#define LYC_MODULE_MIDDLE          1024 /**< T-LoRA: from those in the middle. */
 
 /** What to build. Growing. */
 typedef struct lyc_module_options {
@@ -401,7 +405,8 @@ typedef struct lyc_module_options {
   lyc_algo      algo;          /**< Required by lyc_module_create(). */
   int32_t       rank;          /**< At least 1, for the low-rank families. */
   double        alpha;         /**< 0 = rank. Negative is legal. */
-  int32_t       factor;        /**< LoKr: size of the smaller part; 0 or -1 = as square as possible. */
+  int32_t       factor;        /**< LoKr: size of the smaller part; 0 or -1 = as square as possible. DyLoRA: ranks of
+                                    a block, which divide the rank; 0 or -1 = 1. */
   lyc_dora_axis dora_axis;
   lyc_dora_rule dora_rule;
   lyc_dtype     dtype;         /**< Of the parameters; default F32. */
@@ -412,6 +417,9 @@ typedef struct lyc_module_options {
   int32_t       neumann_terms; /**< OFT: terms of the Cayley map's series, -1 = the exact map, 0 = the origin's default. */
   double        coft_epsilon;  /**< OFT: constrained (COFT), |Q| of each block is at most this / sqrt(rows of the
                                     tensor); 0 = not. */
+  int32_t       experts;       /**< Matrices in the stack [E, O, I] that the factors are for (PEFT's lora_A [E*r, I],
+                                    lora_B [O, r*E]); 0 or 1 = a single one. From tensors only. */
+  uint32_t      reserved2_;
 } lyc_module_options;
 
 LYC_API void lyc_module_options_init(lyc_module_options *options, size_t struct_size);
@@ -455,7 +463,11 @@ LYC_API lyc_status lyc_module_param_count(const lyc_module *module, size_t *out_
 LYC_API lyc_status lyc_module_get_param(const lyc_module *module, size_t index, const char **out_name,
                                         lyc_tensor *out_tensor);
 
-/** Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's device. It must
+/** Families of low-rank products (LoCon, DyLoRA, T-LoRA) have one more parameter that files have not and the list above
+ *  leaves out: `rank_mask`, [rank], each rank's strength, 1 until it is bound or written. DyLoRA at rank q is q ones and
+ *  zeros after them.
+ *
+ *  Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's device. It must
  *  stay until the module is gone or the parameter is bound anew; values may change between calls. */
 LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 
@@ -464,11 +476,23 @@ LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, c
 LYC_API lyc_status lyc_module_write_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *name, const lyc_tensor *tensor);
 
+/** Make what the module needs from the layer's pristine weight `base`, once, on the context's device. T-LoRA: the
+ *  singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer and
+ *  base_q_layer.weight; needs_base is 0 afterwards. Other families need nothing, and base may be NULL. Waits. Without
+ *  it a T-LoRA whose file has no such parameters makes them anew in every call, on the CPU.
+ *  Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot). */
+LYC_API lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec);
+
+/** Write the same delta as a module of another family, with F32 parameters of its own in the same context. LOCON takes
+ *  what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives rank 2r; a rank_mask in
+ *  use is worked in. Reads the parameters back. Errors: UNSUPPORTED (the delta has no such form, or was not prepared). */
+LYC_API lyc_status lyc_module_convert(lyc_module *module, lyc_algo algo, lyc_module **out_module);
+
 /* == 8. One weight ====================================================================================
  * Arithmetic is in F32 with one rounding at the store, whatever the dtypes. Multiplier 0 leaves every bit as it is.
  * A base of fewer rows or another shape than the module's delta is an error, never cut or reshaped; the exception is
  * a 1x1 kernel, which may be there or not. Each call prepares, runs and releases a batch of one. With a CUDA context
- * that waits for the device and cannot be captured; section 9 has what does not.
+ * that waits for the device and cannot be captured; section 10 has what does not.
  */
 
 /** dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.
@@ -488,7 +512,81 @@ LYC_API lyc_status lyc_unmerge(lyc_module *module, const lyc_tensor *weight, flo
 /** Bytes of workspace that any of the three needs on a weight described by *weight (data may be NULL). */
 LYC_API lyc_status lyc_weight_workspace_size(lyc_module *module, const lyc_tensor *weight, uint64_t *out_size);
 
-/* == 9. Batches =======================================================================================
+/* == 9. Forward =======================================================================================
+ * A layer with its adapter, the weight untouched: op(x, W + dW(m)) + bias, or only what the adapter adds. Both are what
+ * the merged weight would give, but nothing is lost in rounding W + dW to 16 bits: arithmetic is in F32, with one
+ * rounding at the store of y. The library takes the cheaper path, through the factors or through the rebuilt weight, by a
+ * rule that lyc_forward_explain() shows. Bias differences (`diff_b`) are added times the multiplier.
+ *
+ * x, y, weight and bias may differ in dtype. Linear: x [..., I], y [..., O]. Convolution: x [N, C, S...], or [N, S..., C],
+ * of 1 to 3 axes S. Embedding: x [...] of I32 or I64, y [..., D], weight [V, D]. Layer and RMS norm: over the last axes,
+ * as many as the weight has. Group norm: x as for convolutions.
+ */
+
+typedef enum lyc_layer_kind {
+  LYC_LAYER_LINEAR       = 0,
+  LYC_LAYER_CONV         = 1,
+  LYC_LAYER_EMBEDDING    = 2,
+  LYC_LAYER_LAYER_NORM   = 3,
+  LYC_LAYER_GROUP_NORM   = 4,
+  LYC_LAYER_RMS_NORM     = 5,
+  LYC_LAYER_FORCE_INT32_ = 0x7fffffff
+} lyc_layer_kind;
+
+/** Where x and y of convolutions and group norms have their channels. */
+typedef enum lyc_channels {
+  LYC_CHANNELS_FIRST        = 0, /**< [N, C, S...]: PyTorch's NCHW. */
+  LYC_CHANNELS_LAST         = 1, /**< [N, S..., C]: NHWC. */
+  LYC_CHANNELS_FORCE_INT32_ = 0x7fffffff
+} lyc_channels;
+
+/** How an adapter's part is computed. All agree up to the rounding of float32. */
+typedef enum lyc_path {
+  LYC_PATH_AUTO         = 0, /**< The cheaper one. */
+  LYC_PATH_FACTORED     = 1, /**< Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA). */
+  LYC_PATH_REBUILT      = 2, /**< The weight, or its difference, is made in the workspace. */
+  LYC_PATH_FORCE_INT32_ = 0x7fffffff
+} lyc_path;
+
+/** The operator of the layer that a module adapts. NULL = linear. Growing. */
+typedef struct lyc_layer {
+  uint32_t       struct_size;
+  lyc_layer_kind kind;
+  lyc_channels   channels;
+  lyc_path       path;
+  int32_t        groups;       /**< Of a convolution (0 = 1), or of a group norm. */
+  uint32_t       reserved_;
+  int64_t        stride[3];    /**< Convolution, by axis of S; 0 = 1. */
+  int64_t        padding[3];   /**< Zeros on both sides. */
+  int64_t        dilation[3];  /**< 0 = 1. */
+  int64_t        kernel[3];    /**< Only where neither `weight` nor the factors show it; 0 = 1. */
+  double         epsilon;      /**< Norms; 0 = 1e-5. */
+} lyc_layer;
+
+LYC_API void lyc_layer_init(lyc_layer *layer, size_t struct_size);
+
+/** y += op(x, dW(multiplier)). `weight` is the pristine weight; NULL where needs_base is 0. Multiplier 0 leaves every bit
+ *  of y. Errors: MISMATCH (shapes), INVALID_ARGUMENT (dtypes, y overlaps x or weight), UNSUPPORTED (path, device; a bias
+ *  difference that depends on the bias). */
+LYC_API lyc_status lyc_forward(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                               const lyc_tensor *weight, float multiplier, const lyc_tensor *y, const lyc_exec *exec);
+
+/** y = op(x, weight + dW(multiplier)) + bias. `bias` may be NULL. */
+LYC_API lyc_status lyc_forward_fused(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                                     const lyc_tensor *weight, const lyc_tensor *bias, float multiplier,
+                                     const lyc_tensor *y, const lyc_exec *exec);
+
+/** Bytes of workspace that either of them needs on tensors as described (data may be NULL; weight and bias too). */
+LYC_API lyc_status lyc_forward_workspace_size(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                                              const lyc_tensor *weight, const lyc_tensor *bias, const lyc_tensor *y,
+                                              uint64_t *out_size);
+
+/** What either would do, as text: prices of the paths, the choice, its steps, or why there is none. */
+LYC_API lyc_status lyc_forward_explain(const lyc_module *module, const lyc_layer *layer, const lyc_tensor *x,
+                                       const lyc_tensor *weight, const lyc_tensor *bias, const lyc_tensor *y,
+                                       char *buffer, size_t capacity, size_t *out_length);
+
+/* == 10. Batches ======================================================================================
  * A batch is many weights in one submission, prepared once and run often. Preparing may allocate and copy; running
  * does neither, and on CUDA does not wait and can be captured into a graph. A batch borrows the addresses of its
  * weights, and of the parameters as they were bound, until it is released; changed values are seen. Several items on
@@ -522,8 +620,9 @@ typedef struct lyc_batch_item {
   int64_t           row_count;        /**< How many rows it takes. 0 = all, and the weight must have as many. */
   int32_t           multiplier_index; /**< Which of the run's multipliers counts. */
   lyc_part          part;
-  const lyc_tensor *weight;           /**< For a bias whose difference depends on the layer's weight (PEFT's GLORA): that
-                                           weight, pristine. NULL otherwise. */
+  const lyc_tensor *weight;           /**< For a bias whose difference is made from the layer's weight (PEFT's GLORA):
+                                           that weight, pristine, which no item of the batch may change. NULL
+                                           otherwise. */
 } lyc_batch_item;
 
 /** Prepare items for running. Errors: as lyc_merge(); INVALID_ARGUMENT (weights overlap without being the same). */
@@ -544,7 +643,7 @@ LYC_API lyc_status lyc_batch_run(lyc_batch *batch, lyc_batch_op op, const lyc_te
 /** What a run does, as text: groups, kernels, tiles, workspace, launches. */
 LYC_API lyc_status lyc_batch_explain(const lyc_batch *batch, char *buffer, size_t capacity, size_t *out_length);
 
-/* == 10. Networks =====================================================================================
+/* == 11. Networks =====================================================================================
  * A network is an adapter file in memory: modules, and the names of the layers they belong to. */
 
 typedef struct lyc_network lyc_network;
@@ -603,7 +702,7 @@ LYC_API lyc_status lyc_batch_create_from_networks(lyc_context *context, lyc_netw
                                                   const lyc_match_options *options, lyc_batch **out_batch,
                                                   lyc_report **out_report);
 
-/* == 11. Whole files ================================================================================== */
+/* == 12. Whole files ================================================================================== */
 
 /** Called now and then, on the calling thread. Return nonzero to cancel. */
 typedef int32_t (*lyc_progress_fn)(void *user_data, uint64_t done_bytes, uint64_t total_bytes);
@@ -639,7 +738,7 @@ LYC_API lyc_status lyc_merge_files(lyc_context *context, const char *base_path, 
 /** Look into a base or adapter file: dialect, algorithms, ranks, alphas, layers, dtypes, norms, anomalies. */
 LYC_API lyc_status lyc_inspect_file(lyc_context *context, const char *path, lyc_report **out_report);
 
-/* == 12. Reports ====================================================================================== */
+/* == 13. Reports ====================================================================================== */
 
 /** Figures of a report; 0 where they do not apply. Growing. */
 typedef struct lyc_report_info {

@@ -100,6 +100,8 @@ namespace LibLycoris {
     HWIO = 1,
     /// <summary>[O, K..., I]: channels-last weights; linear [O, I].</summary>
     OHWI = 2,
+    /// <summary>[E, O, I]: a stack of matrices, one for each expert; linear [O, I].</summary>
+    EOI = 3,
   }
 
   /// <summary>How a DoRA magnitude g acts, with V = W + dW and n = its norm. All are the same at multiplier m =
@@ -136,6 +138,33 @@ namespace LibLycoris {
     Onetrainer = 3,
   }
 
+  public enum lyc_layer_kind {
+    Linear = 0,
+    Conv = 1,
+    Embedding = 2,
+    LayerNorm = 3,
+    GroupNorm = 4,
+    RmsNorm = 5,
+  }
+
+  /// <summary>Where x and y of convolutions and group norms have their channels.</summary>
+  public enum lyc_channels {
+    /// <summary>[N, C, S...]: PyTorch's NCHW.</summary>
+    First = 0,
+    /// <summary>[N, S..., C]: NHWC.</summary>
+    Last = 1,
+  }
+
+  /// <summary>How an adapter's part is computed. All agree up to the rounding of float32.</summary>
+  public enum lyc_path {
+    /// <summary>The cheaper one.</summary>
+    Auto = 0,
+    /// <summary>Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA).</summary>
+    Factored = 1,
+    /// <summary>The weight, or its difference, is made in the workspace.</summary>
+    Rebuilt = 2,
+  }
+
   /// <summary>Which tensor of the layer.</summary>
   public enum Part {
     Weight = 0,
@@ -169,6 +198,8 @@ namespace LibLycoris.Interop {
     internal const uint ModuleBias = 64;
     internal const uint ModuleOnInput = 128;
     internal const uint ModuleRescale = 256;
+    internal const uint ModuleLast = 512;
+    internal const uint ModuleMiddle = 1024;
     internal const uint AllowUnmatched = 1;
     internal const uint Overwrite = 2;
   }
@@ -260,6 +291,8 @@ namespace LibLycoris.Interop {
     internal lyc_origin Origin;
     internal int NeumannTerms;
     internal double CoftEpsilon;
+    internal int Experts;
+    internal uint Reserved2;
   }
 
   [StructLayout(LayoutKind.Sequential)]
@@ -276,6 +309,21 @@ namespace LibLycoris.Interop {
     internal int Invertible;
     internal long OutFeatures;
     internal long InElements;
+  }
+
+  [StructLayout(LayoutKind.Sequential)]
+  internal unsafe struct lyc_layer {
+    internal uint StructSize;
+    internal lyc_layer_kind Kind;
+    internal lyc_channels Channels;
+    internal lyc_path Path;
+    internal int Groups;
+    internal uint Reserved;
+    internal fixed long Stride[3];
+    internal fixed long Padding[3];
+    internal fixed long Dilation[3];
+    internal fixed long Kernel[3];
+    internal double Epsilon;
   }
 
   [StructLayout(LayoutKind.Sequential)]

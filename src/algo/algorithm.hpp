@@ -40,6 +40,7 @@ struct FactorSpec {
 class Factors {
  public:
   void set(std::string name, const lyc_tensor &tensor);
+  void erase(std::string_view name);
   const lyc_tensor *find(std::string_view name) const;
   const lyc_tensor &at(std::string_view name) const;  // FORMAT error naming what is missing
   bool has(std::string_view name) const { return find(name) != nullptr; }
@@ -55,20 +56,25 @@ struct Traits {
   std::uint32_t flags = 0;         // LYC_MODULE_* that were asked for
   std::int32_t neumann_terms = 0;  // OFT; 0: what the origin's programs do by default
   double coft_epsilon = 0;         // OFT; 0: no limit
+  std::int64_t experts = 1;        // matrices of a stack that the factors are for
+  Shape dense;                     // sparse: the extents of the difference
 };
 
 /// The delta that factors make: `out` rows, `columns` = in * kernel size. 0: as many as the weight has.
 struct DeltaShape {
   std::int64_t out = 0, columns = 0;
-  std::int64_t rank = 0;     // what alpha is divided by; 0: nothing is low-rank, and the scale is 1
-  Shape kernel;              // where the factors show it
-  std::uint32_t flags = 0;   // LYC_MODULE_* that the factors show
-  bool weight = true;        // changes the weight
-  bool bias = false;         // changes the bias, by lower_bias
-  bool reads_base = false;   // depends on the weight
-  bool whole_rows = false;   // rows cannot be computed without the others
-  bool replaces = false;     // is the new weight, not a difference
-  std::int64_t experts = 1;  // so many deltas, for the matrices of a stack [experts, out, in]
+  std::int64_t rank = 0;           // what alpha is divided by; 0: nothing is low-rank, and the scale is 1
+  Shape kernel;                    // where the factors show it
+  std::uint32_t flags = 0;         // LYC_MODULE_* that the factors show
+  bool weight = true;              // changes the weight
+  bool bias = false;               // changes the bias, by lower_bias
+  bool bias_optional = false;      // and is none the worse where the layer has none
+  bool bias_reads_weight = false;  // lower_bias needs Lowering::weight
+  bool reads_base = false;         // depends on the weight
+  bool whole_rows = false;         // rows cannot be computed without the others
+  bool replaces = false;           // is the new weight, not a difference
+  bool transposed = false;         // factors are those of the transpose: a magnitude of one axis is for columns
+  std::int64_t experts = 1;        // so many deltas, for the matrices of a stack [experts, out, in]
 };
 
 /// What `lower` sees, and where it puts terms; their coefficients are multiplied by the scale afterwards.
@@ -81,6 +87,7 @@ struct Lowering {
   const ops::Operand &weight;  // lower_bias: the layer's weight, if it is at hand
   std::vector<ops::Term> &terms;
   std::vector<ops::Rotation> &rotations;
+  double scale = 1;  // lower_bias: what the terms of the weight are multiplied by
 
   ops::Term &add(ops::TermKind kind = ops::TermKind::kProduct) {
     terms.emplace_back().kind = kind;
@@ -95,6 +102,18 @@ struct Lowering {
 /// Factors that are not in files: singular triplets of the pristine weight, as many as the rank.
 struct BaseState {
   const char *u, *sigma, *v;  // suffixes: [O, r], [1, r], [r, I]
+};
+
+/// Factors that files store otherwise than terms need them: rewritten once, when a module is made.
+struct Rewritten {
+  std::string name;
+  lyc_dtype dtype;
+  Shape shape;
+  std::vector<char> bytes;
+};
+struct Rewriting {
+  const char *const *stored;                                           // suffixes; nullptr-terminated
+  std::vector<Rewritten> (*rewrite)(const Factors &, const Traits &);  // factors in CPU memory
 };
 
 struct Algorithm {
@@ -112,6 +131,8 @@ struct Algorithm {
   void (*lower)(Lowering &);                                // the weight's terms
   void (*lower_bias)(Lowering &) = nullptr;                 // the bias's, where that is more than `bias`
   const BaseState *base_state = nullptr;
+  const Rewriting *rewriting = nullptr;
+  bool rank_mask = false;  // a mask of ranks may go with it
   bool (*owns)(const Factors &) = nullptr;  // tells families with the same signature apart; null: all are its own
   std::string_view marker = {};             // suffix whose values do not count, of any type; empty: none
 };
@@ -137,7 +158,13 @@ ops::Operand transposed(const lyc_tensor &tensor);
 ops::Operand taps(const lyc_tensor &tensor, std::int64_t in, const Shape &kernel);
 /// A single vector [n, 1...] or [1, n, 1...] -> out = n.
 ops::Operand column(const lyc_tensor &tensor);
+/// One value for each row or each input of the layer's weight, or a single one -> the weight's extents, by strides of
+/// 0.
+ops::Operand along_rows(const lyc_tensor &tensor, const LayerShape &layer);
+ops::Operand along_inputs(const lyc_tensor &tensor, const LayerShape &layer);
 
+/// Values of a vector: at most one axis is above 1.
+std::int64_t values_of(const Factors &factors, std::string_view suffix);
 /// Extent of axis 0, and the product of the others; FORMAT errors name `suffix`.
 std::int64_t rows_of(const Factors &factors, std::string_view suffix);
 std::int64_t columns_of(const Factors &factors, std::string_view suffix);

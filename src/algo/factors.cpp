@@ -13,6 +13,23 @@ ops::Operand operand(const lyc_tensor &tensor) {
   return result;
 }
 
+/// Extents of the layer's weight, strides 0.
+ops::Operand spread(const lyc_tensor &tensor, const LayerShape &layer) {
+  ops::Operand result = operand(tensor);
+  result.out = layer.out;
+  result.in = layer.in;
+  result.kernel_dims = static_cast<std::int32_t>(layer.kernel.size());
+  std::copy(layer.kernel.begin(), layer.kernel.end(), result.kernel);
+  return result;
+}
+
+std::int64_t vector_stride(const lyc_tensor &tensor, std::int64_t extent, const char *what) {
+  const std::int64_t count = numel(tensor);
+  if (count != 1 && count != extent)
+    fail(LYC_ERROR_MISMATCH, "a factor has ", count, " values for ", extent, what);
+  return count == 1 ? 0 : 1;
+}
+
 }  // namespace
 
 std::int64_t LayerShape::kernel_size() const {
@@ -28,6 +45,11 @@ void Factors::set(std::string name, const lyc_tensor &tensor) {
       return;
     }
   tensors_.emplace_back(std::move(name), tensor);
+}
+
+void Factors::erase(std::string_view name) {
+  tensors_.erase(std::remove_if(tensors_.begin(), tensors_.end(), [&](const auto &entry) { return entry.first == name; }),
+                 tensors_.end());
 }
 
 const lyc_tensor *Factors::find(std::string_view name) const {
@@ -79,6 +101,26 @@ ops::Operand column(const lyc_tensor &tensor) {
   result.out = numel(tensor);
   result.stride_out = 1;
   return result;
+}
+
+ops::Operand along_rows(const lyc_tensor &tensor, const LayerShape &layer) {
+  ops::Operand result = spread(tensor, layer);
+  result.stride_out = vector_stride(tensor, layer.out, " rows");
+  return result;
+}
+
+ops::Operand along_inputs(const lyc_tensor &tensor, const LayerShape &layer) {
+  ops::Operand result = spread(tensor, layer);
+  result.stride_in = vector_stride(tensor, layer.in, " inputs");
+  return result;
+}
+
+std::int64_t values_of(const Factors &factors, std::string_view suffix) {
+  const Shape shape = shape_of(factors.at(suffix));
+  const std::int64_t count = numel(factors.at(suffix));
+  if (std::none_of(shape.begin(), shape.end(), [&](std::int64_t extent) { return extent == count; }) && !shape.empty())
+    fail(LYC_ERROR_FORMAT, suffix, " has shape ", shape_text(shape), ", must be a vector");
+  return count;
 }
 
 std::int64_t rows_of(const Factors &factors, std::string_view suffix) {

@@ -1,4 +1,5 @@
-// Differences of norm layers (LayerNorm, GroupNorm, RMSNorm): dw = w_norm, db = b_norm. No rank, no alpha.
+// Differences of norm layers (LayerNorm, GroupNorm, RMSNorm): dw = w_norm, db = b_norm, of one or more axes. No rank, no
+// alpha.
 #include "algo/families.hpp"
 
 namespace lyc::algo {
@@ -7,8 +8,10 @@ namespace {
 constexpr const char *kSuffixes[] = {"w_norm", "b_norm", nullptr};
 
 std::vector<FactorSpec> factors(const Spec &spec, const LayerShape &layer) {
-  std::vector<FactorSpec> list = {{"w_norm", {layer.out}}};
-  if (spec.flags & LYC_MODULE_BIAS) list.push_back({"b_norm", {layer.out}});
+  const bool one_axis = layer.in == 1 && layer.kernel.empty();
+  const Shape shape = one_axis ? Shape{layer.out} : join({layer.out, layer.in}, layer.kernel);
+  std::vector<FactorSpec> list = {{"w_norm", shape}};
+  if (spec.flags & LYC_MODULE_BIAS) list.push_back({"b_norm", shape});
   return list;
 }
 
@@ -17,8 +20,7 @@ DeltaShape describe(const Factors &f, const Traits &) {
   shape.out = rows_of(f, f.has("w_norm") ? "w_norm" : "b_norm");
   shape.weight = f.has("w_norm");
   if (!shape.weight) return shape;  // a bias difference alone
-  require_equal(numel(f.at("w_norm")), "w_norm", shape.out, "its first axis", "values");
-  shape.columns = 1;
+  shape.columns = numel(f.at("w_norm")) / shape.out;
   return shape;
 }
 

@@ -152,8 +152,8 @@ void lower(Lowering &to) {
 
 }  // namespace
 
-const Algorithm kOft = {LYC_ALGO_OFT, "oft",  kAliases, kSuffixes, kSignature, {},      LYC_MODULE_RESCALE,
-                        false,        false,  factors,  describe,  lower,      nullptr, nullptr,
-                        owns,         kScaled};
+const Algorithm kOft = {LYC_ALGO_OFT, "oft", kAliases, kSuffixes, kSignature, {},      LYC_MODULE_RESCALE,
+                        false,        false, factors,  describe,  lower,      nullptr, nullptr,
+                        nullptr,      false, owns,     kScaled};
 
 }  // namespace lyc::algo

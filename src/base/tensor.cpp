@@ -55,7 +55,7 @@ void check_tensor(const lyc_tensor &tensor, const std::string &what) {
           " are possible");
   require(tensor.device_type == LYC_DEVICE_CPU || tensor.device_type == LYC_DEVICE_CUDA, what,
           " has an unknown device type ", static_cast<int>(tensor.device_type));
-  require(tensor.layout >= LYC_LAYOUT_OIHW && tensor.layout <= LYC_LAYOUT_OHWI, what, " has an unknown layout ",
+  require(tensor.layout >= LYC_LAYOUT_OIHW && tensor.layout <= LYC_LAYOUT_EOI, what, " has an unknown layout ",
           static_cast<int>(tensor.layout));
   require((tensor.flags & ~std::uint32_t{LYC_TENSOR_READ_ONLY}) == 0, what, " has unknown flags ", tensor.flags);
   for (std::uint64_t word : tensor.reserved_) require(word == 0, what, " has a reserved field that is not 0");

@@ -28,6 +28,7 @@ constexpr NamedSize kSizes[] = {
     LYC_SIZE(lyc_context_options), LYC_SIZE(lyc_context_info),    LYC_SIZE(lyc_exec),
     LYC_SIZE(lyc_module_options),  LYC_SIZE(lyc_module_info),     LYC_SIZE(lyc_batch_item),
     LYC_SIZE(lyc_network_options), LYC_SIZE(lyc_multiplier_rule), LYC_SIZE(lyc_match_options),
+    LYC_SIZE(lyc_layer),
     LYC_SIZE(lyc_merge_options),   LYC_SIZE(lyc_report_info),
 };
 #undef LYC_SIZE

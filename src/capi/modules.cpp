@@ -1,5 +1,6 @@
 #include "capi/boundary.hpp"
 #include "capi/options.hpp"
+#include "core/convert.hpp"
 #include "core/module.hpp"
 
 using namespace lyc;
@@ -78,4 +79,15 @@ lyc_status lyc_module_write_param(lyc_module *module, const char *name, const ly
 
 lyc_status lyc_module_read_param(const lyc_module *module, const char *name, const lyc_tensor *tensor) {
   return boundary([&] { checked(module, "module").read(&needed(name, "name"), needed(tensor, "tensor")); });
+}
+
+lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec) {
+  return boundary([&] { checked(module, "module").prepare(base, read_exec(exec).stream); });
+}
+
+lyc_status lyc_module_convert(lyc_module *module, lyc_algo algo, lyc_module **out_module) {
+  return boundary([&] {
+    clear(out_module, "out_module");
+    *out_module = convert(checked(module, "module"), algo).detach();
+  });
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.hpp"
+#include "lycoris.h"
 
 namespace lyc::capi {
 
@@ -42,6 +43,12 @@ T read_struct(const T *object, const char *name) {
            " bytes of options) does not know");
   std::memcpy(&known, object, std::min(size, sizeof known));
   known.struct_size = sizeof known;
+  return known;
+}
+
+inline lyc_exec read_exec(const lyc_exec *exec) {
+  const lyc_exec known = read_struct(exec, "exec");
+  require(known.flags == 0, "exec.flags has unknown bits: ", known.flags);
   return known;
 }
 

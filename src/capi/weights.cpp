@@ -8,12 +8,6 @@ using namespace lyc::capi;
 
 namespace {
 
-lyc_exec known_exec(const lyc_exec *exec) {
-  const lyc_exec known = read_struct(exec, "exec");
-  require(known.flags == 0, "exec.flags has unknown bits: ", known.flags);
-  return known;
-}
-
 /// One module is a batch of one.
 Ref<lyc_batch> batch_of_one(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out) {
   lyc_batch_item item{};
@@ -26,7 +20,7 @@ Ref<lyc_batch> batch_of_one(lyc_module &module, const lyc_tensor *base, const ly
 void run_one(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out, lyc_batch_op op, float multiplier,
              const lyc_exec *exec) {
   const lyc_tensor multipliers = make_tensor(&multiplier, LYC_DTYPE_F32, {1});
-  batch_of_one(module, base, out)->run(op, &multipliers, known_exec(exec));
+  batch_of_one(module, base, out)->run(op, &multipliers, read_exec(exec));
 }
 
 }  // namespace
@@ -80,7 +74,7 @@ lyc_status lyc_batch_workspace_size(const lyc_batch *batch, uint64_t *out_size) 
 }
 
 lyc_status lyc_batch_run(lyc_batch *batch, lyc_batch_op op, const lyc_tensor *multipliers, const lyc_exec *exec) {
-  return boundary([&] { checked(batch, "batch").run(op, multipliers, known_exec(exec)); });
+  return boundary([&] { checked(batch, "batch").run(op, multipliers, read_exec(exec)); });
 }
 
 lyc_status lyc_batch_explain(const lyc_batch *batch, char *buffer, size_t capacity, size_t *out_length) {

@@ -27,11 +27,16 @@ std::vector<float> read_rows(const io::TensorFile &file, std::size_t index, std:
   return values;
 }
 
-double read_alpha(const io::TensorFile &file, std::size_t index) {
+std::vector<double> read_setting(const io::TensorFile &file, std::size_t index, std::string_view name) {
   const io::TensorInfo &info = file.tensors()[index];
-  if (info.size != dtype_size(info.dtype))
-    fail(LYC_ERROR_FORMAT, "alpha has shape ", shape_text(info.shape), ", must be a single number");
-  return read_element(read_tensor(file, index).data(), info.dtype, 0);
+  const std::uint64_t count = info.size / dtype_size(info.dtype);
+  if (count < 1 || count > kMaxSettingValues)
+    fail(LYC_ERROR_FORMAT, name, " has shape ", shape_text(info.shape), ", must have a few values");
+  const std::vector<char> bytes = read_tensor(file, index);
+  std::vector<double> values;
+  for (std::uint64_t i = 0; i < count; ++i)
+    values.push_back(read_element(bytes.data(), info.dtype, static_cast<std::int64_t>(i)));
+  return values;
 }
 
 /// Records of the same layer, one of its weight and one of its bias, are one layer.
@@ -50,8 +55,8 @@ AdapterLayer read_layer(const AdapterFile &adapter, const std::vector<io::LayerR
       const io::TensorInfo &info = adapter.file.tensors()[factor.tensor];
       names.emplace_back(factor.name);
       factors.set(names.back(), make_tensor(nullptr, info.dtype, info.shape));
-      if (factor.name == kAlphaName)
-        request.traits.alpha = read_alpha(adapter.file, factor.tensor);
+      if (is_setting(factor.name))
+        request.set(factor.name, read_setting(adapter.file, factor.tensor, factor.name));
       else
         layer.tensors.emplace_back(factor.name, factor.tensor);
     }
@@ -120,12 +125,13 @@ AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule) {
 Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, lyc_context &context,
                       std::vector<DeviceBuffer> &buffers) {
   Definition definition = layer.definition;
+  std::vector<std::vector<char>> bytes;
   for (const auto &[name, index] : layer.tensors) {
     const io::TensorInfo &info = adapter.file.tensors()[index];
-    const std::vector<char> bytes = read_tensor(adapter.file, index);
-    definition.factors.set(
-        name, copy_to_device(context, make_tensor(const_cast<char *>(bytes.data()), info.dtype, info.shape), buffers));
+    bytes.push_back(read_tensor(adapter.file, index));
+    definition.factors.set(name, make_tensor(bytes.back().data(), info.dtype, info.shape));
   }
+  place_factors(context, definition, buffers);
   return definition;
 }
 

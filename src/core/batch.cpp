@@ -6,13 +6,15 @@
 #include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "core/operand.hpp"
+#include "core/prepare.hpp"
 
 namespace lyc {
 namespace {
 
 constexpr std::int32_t kMaxMultiplierIndex = 1 << 20;
 
-BatchItem checked_item(const lyc_context &context, const lyc_batch_item &item) {
+/// What can be said of an item without looking at its tensors.
+void check_item(const lyc_context &context, const lyc_batch_item &item) {
   require(item.module != nullptr && item.module->alive(), "module is not a live handle");
   require(item.module->context.get() == &context, "the module belongs to another context");
   require(item.base || item.out, "neither base nor out is given");
@@ -21,12 +23,21 @@ BatchItem checked_item(const lyc_context &context, const lyc_batch_item &item) {
   require(item.multiplier_index >= 0 && item.multiplier_index < kMaxMultiplierIndex, "multiplier_index is ",
           item.multiplier_index, ", must be 0 to ", kMaxMultiplierIndex - 1);
   require(item.row_begin >= 0 && item.row_count >= 0, "row_begin and row_count must not be negative");
-  BatchItem result{item.module, {}, {}, {item.row_begin, item.row_count, item.multiplier_index, item.part}};
   const Definition &definition = item.module->definition;
   if (!definition.has_part(item.part))
     fail(LYC_ERROR_NOT_FOUND, "the module has no delta for the ", item.part == LYC_PART_BIAS ? "bias" : "weight");
-  if (item.base) result.base = operand_on(context, *item.base, "base");
   require(item.base || !definition.needs_base(), "base is NULL, but the delta depends on the weight");
+  const bool reads_weight = item.part == LYC_PART_BIAS && definition.shape.bias_reads_weight;
+  require((item.weight != nullptr) == reads_weight,
+          reads_weight ? "weight is NULL, but the bias's difference is made from the layer's weight"
+                       : "weight is given, but the difference is not made from it");
+}
+
+/// An item on one matrix.
+BatchItem checked_item(const lyc_context &context, const lyc_batch_item &item, std::int64_t expert) {
+  BatchItem result{item.module, {}, {}, {item.row_begin, item.row_count, item.multiplier_index, item.part, expert}, {}};
+  if (item.base) result.base = operand_on(context, *item.base, "base");
+  if (item.weight) result.weight = operand_on(context, *item.weight, "weight");
   const lyc_tensor &out = item.out ? *item.out : *item.base;
   result.out = operand_on(context, out, "out");
   require(!(out.flags & LYC_TENSOR_READ_ONLY), "out is read-only");
@@ -37,6 +48,20 @@ BatchItem checked_item(const lyc_context &context, const lyc_batch_item &item) {
   require(same_memory(result.base, result.out) || !may_overlap(result.base, result.out),
           "base and out overlap without being the same");
   return result;
+}
+
+/// One item, or one for each matrix of a stack.
+void append_checked(const lyc_context &context, const lyc_batch_item &item, std::vector<BatchItem> &items) {
+  check_item(context, item);
+  const std::int64_t experts = item.module->definition.shape.experts;
+  if (experts == 1) return items.push_back(checked_item(context, item, 0));
+  for (std::int64_t expert = 0; expert < experts; ++expert) {
+    lyc_tensor base = {}, out = {};
+    lyc_batch_item one = item;
+    if (item.base) base = matrix_of_stack(*item.base, experts, expert, "base"), one.base = &base;
+    if (item.out) out = matrix_of_stack(*item.out, experts, expert, "out"), one.out = &out;
+    items.push_back(checked_item(context, one, expert));
+  }
 }
 
 bool same_target(const BatchItem &a, const BatchItem &b) {
@@ -78,6 +103,16 @@ void check_disjoint(const std::vector<ops::WeightTarget> &targets) {
   }
 }
 
+/// Targets are computed in no order: a bias cannot be made from a weight that the same batch changes.
+void check_weights_stay(const std::vector<BatchItem> &items) {
+  for (const BatchItem &item : items) {
+    if (!item.weight.data) continue;
+    for (const BatchItem &other : items)
+      require(!may_overlap(item.weight, other.out),
+              "a bias is made from a weight that the same batch changes: give the bias a batch of its own, run first");
+  }
+}
+
 }  // namespace
 
 ops::Operand operand_on(const lyc_context &context, const lyc_tensor &tensor, const std::string &what) {
@@ -93,7 +128,7 @@ std::vector<BatchItem> checked_items(const lyc_context &context, const lyc_batch
   result.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
     try {
-      result.push_back(checked_item(context, items[i]));
+      append_checked(context, items[i], result);
     } catch (const Error &error) {
       if (count == 1) throw;
       throw Error(error.status(), concat("item ", i, ": ", error.what()), error.native_code());
@@ -105,26 +140,35 @@ std::vector<BatchItem> checked_items(const lyc_context &context, const lyc_batch
 Ref<lyc_batch> create_batch(lyc_context &context, const std::vector<BatchItem> &items, std::int32_t multiplier_count) {
   WeightArrays arrays;
   std::vector<Ref<lyc_module>> modules;
+  std::vector<DeviceBuffer> derived;
   const BatchItem *previous = nullptr;
   for (std::size_t index : target_order(items)) {
     const BatchItem &item = items[index];
     if (!previous || !same_target(*previous, item)) arrays.begin_target(item.base, item.out);
-    lower(item.module->definition, item.out, item.placement, arrays);
+    Definition definition = item.module->definition;
+    if (definition.lacks_base_state())
+      derive_base_state(context, definition, item.base, item.placement, nullptr, derived);
+    lower(definition, item.out, item.placement, arrays, item.weight);
     modules.push_back(Ref<lyc_module>::share(*item.module));
     multiplier_count = std::max(multiplier_count, item.placement.multiplier_index + 1);
     previous = &item;
   }
   check_disjoint(arrays.targets);
-  return Ref<lyc_batch>(new lyc_batch(Ref<lyc_context>::share(context), std::move(modules), arrays, multiplier_count));
+  check_weights_stay(items);
+  return Ref<lyc_batch>(new lyc_batch(Ref<lyc_context>::share(context), std::move(modules), std::move(derived), arrays,
+                                      multiplier_count));
 }
 
 }  // namespace lyc
 
 using namespace lyc;
 
-lyc_batch::lyc_batch(Ref<lyc_context> owner, std::vector<Ref<lyc_module>> modules, const WeightArrays &arrays,
-                     std::int32_t multiplier_count)
-    : context(std::move(owner)), modules_(std::move(modules)), multiplier_count_(multiplier_count) {
+lyc_batch::lyc_batch(Ref<lyc_context> owner, std::vector<Ref<lyc_module>> modules, std::vector<DeviceBuffer> derived,
+                     const WeightArrays &arrays, std::int32_t multiplier_count)
+    : context(std::move(owner)),
+      modules_(std::move(modules)),
+      derived_(std::move(derived)),
+      multiplier_count_(multiplier_count) {
   for (const Ref<lyc_module> &module : modules_) invertible_ = invertible_ && module->definition.invertible();
   for (const ops::WeightTarget &target : arrays.targets) {
     has_bases_ = has_bases_ && target.base.data != nullptr;

@@ -11,8 +11,10 @@
 namespace lyc {
 namespace {
 
+constexpr const char *kOnInputName = "on_input", *kReshapeName = "reshape_weight", *kDenseName = "bias_size";
+
 bool contains(const char *const *list, std::string_view name) {
-  for (; *list; ++list)
+  for (; list && *list; ++list)
     if (name == *list) return true;
   return false;
 }
@@ -22,7 +24,8 @@ ops::DoraAxis magnitude_axis(const lyc_tensor &magnitude, const algo::DeltaShape
   const Shape extents = shape_of(magnitude);
   const std::int64_t count = numel(magnitude);
   const std::int64_t in = shape.columns / std::max<std::int64_t>(1, algo::LayerShape{0, 0, shape.kernel}.kernel_size());
-  if (!extents.empty() && extents[0] == count && count == shape.out) return ops::DoraAxis::kOut;
+  const bool by_column = shape.transposed && extents.size() == 1;
+  if (!by_column && !extents.empty() && extents[0] == count && count == shape.out) return ops::DoraAxis::kOut;
   if (extents.size() >= 2 && extents[0] == 1 && extents[1] == count && shape.columns % count == 0)
     return ops::DoraAxis::kIn;
   if (extents.size() == 1 && count == in) return ops::DoraAxis::kIn;
@@ -30,8 +33,14 @@ ops::DoraAxis magnitude_axis(const lyc_tensor &magnitude, const algo::DeltaShape
        ", which is neither one value per output (", shape.out, ") nor one per input (", in, ")");
 }
 
-void check_factor(const std::string &name, const lyc_tensor &tensor) {
-  if (!is_arithmetic(tensor.dtype))
+/// Names that the core itself gives a meaning.
+bool is_common(const algo::Algorithm &algorithm, std::string_view name) {
+  return (algorithm.dora && name == kMagnitudeName) || (algorithm.low_rank && name == kScalarName) ||
+         (algorithm.rank_mask && name == kRankMaskName);
+}
+
+void check_factor(const algo::Algorithm &algorithm, const std::string &name, const lyc_tensor &tensor) {
+  if (!is_arithmetic(tensor.dtype) && !is_stored(algorithm, name))
     fail(LYC_ERROR_UNSUPPORTED, name, " is ", dtype_name(tensor.dtype), "; f32, f16 and bf16 can be computed with");
   if (numel(tensor) == 0) fail(LYC_ERROR_FORMAT, name, " is empty: shape ", shape_text(shape_of(tensor)));
 }
@@ -45,7 +54,10 @@ void check_sizes(const Definition &definition) {
            count == 1 ? " value" : " values");
   };
   require_count(kScalarName, 1);
-  if (definition.shape.out) require_count(definition.algorithm->bias, definition.shape.out);
+  require_count(kRankMaskName, definition.shape.rank);
+  const lyc_tensor *bias = definition.factors.find(definition.algorithm->bias);
+  if (bias && definition.shape.out && bias->shape[0] != definition.shape.out)
+    require_count(definition.algorithm->bias, definition.shape.out);
 }
 
 bool kernel_is_one(const Shape &kernel) {
@@ -68,7 +80,50 @@ ops::Adapter dora_adapter(const Definition &definition, const Placement &placeme
   return adapter;
 }
 
+Shape extents_of(std::string_view name, const std::vector<double> &values) {
+  Shape extents;
+  for (const double value : values) {
+    if (!(value >= 1 && value <= 0x1p53 && value == std::floor(value)))
+      fail(LYC_ERROR_FORMAT, name, " has an extent of ", value);
+    extents.push_back(static_cast<std::int64_t>(value));
+  }
+  checked_numel(extents.data(), extents.size(), std::string(name));
+  return extents;
+}
+
+void mask_ranks(ops::Product &product, const lyc_tensor &mask) {
+  if (product.whole()) return;
+  if (product.rank() != numel(mask))
+    fail(LYC_ERROR_FORMAT, kRankMaskName, " has ", numel(mask), " values for ", product.rank(), " ranks");
+  product.mask = algo::column(mask);
+}
+
 }  // namespace
+
+bool is_setting(std::string_view name) {
+  return name == kAlphaName || name == kOnInputName || name == kReshapeName || name == kDenseName;
+}
+
+bool is_stored(const algo::Algorithm &algorithm, std::string_view name) {
+  return algorithm.rewriting && contains(algorithm.rewriting->stored, name);
+}
+
+void Request::set(std::string_view name, const std::vector<double> &values) {
+  if (name == kReshapeName || name == kDenseName) {
+    (name == kReshapeName ? reshape : traits.dense) = extents_of(name, values);
+    return;
+  }
+  if (values.size() != 1)
+    fail(LYC_ERROR_FORMAT, name, " has ", values.size(), " values, must be a single number");
+  if (name == kAlphaName) {
+    traits.alpha = values[0];
+  } else {
+    if (values[0] != 0.0 && values[0] != 1.0) fail(LYC_ERROR_FORMAT, name, " is ", values[0], ", must be 0 or 1");
+    traits.flags = (traits.flags & ~std::uint32_t{LYC_MODULE_ON_INPUT}) | (values[0] != 0.0 ? LYC_MODULE_ON_INPUT : 0u);
+  }
+}
+
+bool Definition::lacks_base_state() const { return algorithm->base_state && !factors.has(algorithm->base_state->u); }
 
 bool Definition::has_part(lyc_part part) const {
   return part == LYC_PART_BIAS ? shape.bias || factors.has(algorithm->bias) : shape.weight;
@@ -84,32 +139,36 @@ double resolve_scale(const Request &request, std::int64_t rank) {
 
 Definition define(const algo::Factors &tensors, const std::vector<std::string> &names, const Request &request) {
   Definition result;
-  result.algorithm = algo::recognise(tensors);
+  result.algorithm = request.algorithm ? request.algorithm : algo::recognise(tensors);
   if (!result.algorithm) {
     std::string list;
     for (const std::string &name : names) list += (list.empty() ? "" : ", ") + name;
     fail(LYC_ERROR_UNSUPPORTED, "no adapter family that the library knows has the tensors ", list);
   }
   for (const std::string &name : names) {
-    if (name == kAlphaName) continue;
-    const bool common = result.algorithm->low_rank && (name == kMagnitudeName || name == kScalarName);
-    if (!common && !contains(result.algorithm->suffixes, name))
+    if (is_setting(name)) continue;
+    if (!is_common(*result.algorithm, name) && !contains(result.algorithm->suffixes, name))
       fail(LYC_ERROR_FORMAT, name, " does not belong to a ", result.algorithm->name, " adapter");
-    if (name != result.algorithm->marker) check_factor(name, tensors.at(name));
-    result.names.push_back(name);
+    if (name != result.algorithm->marker) check_factor(*result.algorithm, name, tensors.at(name));
+    if (name != kRankMaskName) result.names.push_back(name);
     result.factors.set(name, tensors.at(name));
   }
   result.traits = request.traits;
+  result.reshape = request.reshape;
   result.shape = result.algorithm->describe(result.factors, result.traits);
   check_sizes(result);
   result.scale = resolve_scale(request, result.shape.rank);
   result.alpha = request.traits.alpha.value_or(static_cast<double>(result.shape.rank));
+  if ((request.traits.flags & LYC_MODULE_LAST) && (request.traits.flags & LYC_MODULE_MIDDLE))
+    fail(LYC_ERROR_INVALID_ARGUMENT, "flags ask for the last and for the middle singular values");
   result.flags = result.shape.flags | (request.rank_stabilised ? LYC_MODULE_RANK_STABILISED : 0u) |
+                 (result.algorithm->base_state ? request.traits.flags & (LYC_MODULE_LAST | LYC_MODULE_MIDDLE) : 0u) |
                  (result.factors.has(kScalarName) ? LYC_MODULE_SCALAR : 0u) |
                  (result.factors.has(result.algorithm->bias) ? LYC_MODULE_BIAS : 0u);
   if (const lyc_tensor *magnitude = result.factors.find(kMagnitudeName)) {
     result.dora_axis = magnitude_axis(*magnitude, result.shape);
     result.dora_rule = request.dora_rule;
+    if (result.shape.experts > 1) fail(LYC_ERROR_UNSUPPORTED, "DoRA on a stack of matrices");
   }
   return result;
 }
@@ -126,7 +185,9 @@ void check_fits(const Definition &definition, const ops::Operand &weight, const 
     mismatch("rows ", placement.row_begin, " to ", placement.row_begin + rows, " are not all in the delta");
   if (weight.out != rows) mismatch("rows do not fit");
   if (placement.part == LYC_PART_BIAS) {
-    if (weight.in * weight.kernel_size() != 1) mismatch("a bias has one axis");
+    const lyc_tensor *bias = definition.factors.find(definition.algorithm->bias);
+    const std::int64_t columns = bias && shape.out ? numel(*bias) / shape.out : 1;  // norms may have more axes
+    if (weight.in * weight.kernel_size() != columns) mismatch("a bias has one axis");
     return;
   }
   if (shape.columns && weight.in * weight.kernel_size() != shape.columns) mismatch("columns do not fit");
@@ -173,24 +234,28 @@ void lower(const Definition &definition, const ops::Operand &target, const Place
   const auto first = arrays.terms.size();
   ops::Adapter adapter;
   const algo::Algorithm &algorithm = *definition.algorithm;
-  const algo::LayerShape layer{definition.shape.out ? definition.shape.out : target.out, target.in,
-                               Shape(target.kernel, target.kernel + target.kernel_dims)};
-  algo::Lowering to{definition.factors, layer,  definition.shape, definition.traits,
-                    placement.expert,   weight, arrays.terms,     arrays.rotations};
+  const algo::LayerShape layer{definition.shape.out ? definition.shape.out : placement.row_begin + target.out,
+                               target.in, Shape(target.kernel, target.kernel + target.kernel_dims)};
+  algo::Lowering to{definition.factors, layer,        definition.shape, definition.traits, placement.expert,
+                    weight,             arrays.terms, arrays.rotations, definition.scale};
   if (placement.part == LYC_PART_WEIGHT) {
+    if (definition.lacks_base_state())
+      fail(LYC_ERROR_UNSUPPORTED, "the ", algorithm.name,
+           " module was not prepared: what it starts from is made from the pristine weight by lyc_module_prepare()");
     algorithm.lower(to);
     adapter = dora_adapter(definition, placement, target.out);
-    adapter.replaces = definition.shape.replaces;
     for (std::size_t i = first; i < arrays.terms.size(); ++i) {
       arrays.terms[i].coefficient *= definition.scale;
       if (const lyc_tensor *scalar = definition.factors.find(kScalarName))
         arrays.terms[i].scalar = algo::column(*scalar);
+      if (const lyc_tensor *mask = definition.factors.find(kRankMaskName)) mask_ranks(arrays.terms[i].p, *mask);
     }
   } else if (algorithm.lower_bias) {
     algorithm.lower_bias(to);
   } else {
-    to.add().p.down = algo::column(definition.factors.at(algorithm.bias));
+    to.add().p.down = algo::taps(definition.factors.at(algorithm.bias), layer.in, layer.kernel);
   }
+  adapter.replaces = definition.shape.replaces;
   for (std::size_t i = first; i < arrays.terms.size(); ++i) arrays.terms[i].row_begin = placement.row_begin;
   adapter.first_term = static_cast<std::int32_t>(first);
   adapter.term_count = static_cast<std::int32_t>(arrays.terms.size() - first);

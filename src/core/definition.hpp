@@ -12,13 +12,24 @@
 namespace lyc {
 
 inline constexpr const char *kAlphaName = "alpha", *kMagnitudeName = "dora_scale", *kScalarName = "scalar";
+inline constexpr const char *kRankMaskName = "rank_mask";
+
+/// Whether a tensor of this name says how the factors are meant. Its values are read when a module is made: they are
+/// few, of any numeric type.
+bool is_setting(std::string_view name);
+inline constexpr std::int64_t kMaxSettingValues = LYC_MAX_DIMS;
 
 /// What was asked for, or stands in a file.
 struct Request {
+  const algo::Algorithm *algorithm = nullptr;  // null: found by the tensors
   algo::Traits traits;  // alpha, where it is a scale: absent or 0 means the rank
   bool rank_stabilised = false;
+  Shape reshape;                   // to which the weight is padded first; empty: not at all
   std::int64_t divisor_parts = 1;  // a fused pair of so many parts, whose alpha is that of one part (kohya split_qkv)
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
+
+  /// Take the values of a setting. FORMAT if they make no sense.
+  void set(std::string_view name, const std::vector<double> &values);
 };
 
 struct Definition {
@@ -27,18 +38,26 @@ struct Definition {
   std::vector<std::string> names;  // the factors' names, in the order of files
   algo::DeltaShape shape;
   algo::Traits traits;
+  Shape reshape;    // what the weight is padded to before anything else; empty: nothing
   double alpha = 0;  // as requested; the rank where it was absent
   double scale = 1;
   std::uint32_t flags = 0;  // LYC_MODULE_*
   ops::DoraAxis dora_axis = ops::DoraAxis::kNone;
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
 
-  bool needs_base() const { return shape.reads_base || dora_axis != ops::DoraAxis::kNone; }
+  /// Whether the factors do not include those that are made from the pristine weight.
+  bool lacks_base_state() const;
+  bool needs_base() const { return shape.reads_base || dora_axis != ops::DoraAxis::kNone || lacks_base_state(); }
   bool invertible() const { return !needs_base() && !shape.replaces; }
   bool has_part(lyc_part part) const;
   /// Whether rows of the delta can be computed without the others.
-  bool row_separable() const { return !shape.whole_rows && dora_axis != ops::DoraAxis::kIn; }
+  bool row_separable() const {
+    return !shape.whole_rows && dora_axis != ops::DoraAxis::kIn && !lacks_base_state();
+  }
 };
+
+/// Whether only files have a tensor of this name: what the family makes of it takes its place.
+bool is_stored(const algo::Algorithm &algorithm, std::string_view name);
 
 /// From tensors by suffix. Throws FORMAT or UNSUPPORTED; messages do not name the layer, callers put it in front.
 Definition define(const algo::Factors &tensors, const std::vector<std::string> &names, const Request &request);

@@ -45,6 +45,13 @@ double delta_norm(const Definition &definition, lyc_context &context) {
   return std::sqrt(squares);
 }
 
+/// Whether there is a delta without a base weight, whose extents the factors show.
+bool has_norm(const Definition &definition) {
+  const algo::DeltaShape &shape = definition.shape;
+  return definition.has_part(LYC_PART_WEIGHT) && !shape.reads_base && !definition.lacks_base_state() && shape.out > 0 &&
+         shape.columns > 0 && shape.experts == 1;
+}
+
 Json describe_tensors(const io::TensorFile &file) {
   std::map<std::string, std::uint64_t> counts, bytes;
   std::uint64_t parameters = 0;
@@ -80,9 +87,7 @@ void describe_adapter(const AdapterFile &adapter, lyc_context &context, Json &co
     Json entry = describe_layer(layer.name, layer.definition);
     std::vector<DeviceBuffer> buffers;
     const Definition loaded = load_layer(adapter, layer, context, buffers);
-    if (loaded.shape.reads_base) {
-      entry["norm"] = nullptr;  // there is a delta only of a weight
-    } else if (loaded.has_part(LYC_PART_WEIGHT)) {
+    if (has_norm(loaded)) {
       const double norm = delta_norm(loaded, context);
       entry["norm"] = norm;  // null in JSON where it is not finite
       if (!std::isfinite(norm)) anomalies.push_back(layer.name + ": values that are not finite");

@@ -24,7 +24,7 @@ std::vector<io::AdaptedLayer> adapted_layers(const MatchSource &source) {
   std::vector<io::AdaptedLayer> layers;
   for (std::size_t i = 0; i < source.layers.size(); ++i)
     layers.push_back({source.layers[i], source.definitions[i]->has_part(LYC_PART_WEIGHT),
-                      source.definitions[i]->has_part(LYC_PART_BIAS)});
+                      source.definitions[i]->has_part(LYC_PART_BIAS), source.definitions[i]->shape.bias_optional});
   return layers;
 }
 
@@ -36,18 +36,23 @@ std::vector<Assignment> assign(const io::Resolution &resolution, const Definitio
   for (lyc_part part : {LYC_PART_WEIGHT, LYC_PART_BIAS}) {
     if (!definition.has_part(part)) continue;
     for (const io::RowTarget &target : resolution.targets) {
+      if (part == LYC_PART_BIAS && !target.bias) continue;  // it is optional
       const std::size_t tensor = part == LYC_PART_WEIGHT ? *target.weight : *target.bias;
-      if (definition.shape.out && resolution.adapter_rows != definition.shape.out)
-        fail(LYC_ERROR_MISMATCH, "the delta has ", definition.shape.out, " rows, ", base[tensor].name, " takes ",
-             resolution.adapter_rows);
+      const bool padded = part == LYC_PART_WEIGHT && !definition.reshape.empty();
+      if (padded && (resolution.targets.size() != 1 || target.base_row != 0 || target.rows != base[tensor].dim(0)))
+        fail(LYC_ERROR_UNSUPPORTED, "reshape_weight on a part of ", base[tensor].name);
+      const std::int64_t rows = padded ? definition.reshape[0] : resolution.adapter_rows;
+      if (definition.shape.out && rows != definition.shape.out)
+        fail(LYC_ERROR_MISMATCH, "the delta has ", definition.shape.out, " rows, ", base[tensor].name, " takes ", rows);
       if (!is_used(filter, base[tensor].name, layer)) continue;
       Assignment assignment;
       assignment.tensor = tensor;
       assignment.part = part;
       assignment.base_row = target.base_row;
-      assignment.rows = target.rows;
+      assignment.rows = padded ? rows : target.rows;
       assignment.adapter_row = target.adapter_row;
       assignment.transposed = target.transposed && part == LYC_PART_WEIGHT;
+      if (part == LYC_PART_BIAS) assignment.weight = target.weight;
       assignments.push_back(assignment);
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct Assignment {
   lyc_part part = LYC_PART_WEIGHT;
   std::int64_t base_row = 0, rows = 0, adapter_row = 0;
   bool transposed = false;  // the base stores this weight as [in, out]
+  std::optional<std::size_t> weight;  // of a bias: its layer's weight, with the same rows
 };
 
 enum class Outcome { kMatched, kExcluded, kUnmatched };

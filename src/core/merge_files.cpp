@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <set>
@@ -16,6 +17,7 @@
 #include "base/wildcard.hpp"
 #include "core/execute.hpp"
 #include "core/operand.hpp"
+#include "core/prepare.hpp"
 #include "io/container/model_writer.hpp"
 
 // The output is cut into jobs: runs of untouched tensors, copied as bytes, and row blocks of touched ones, each read,
@@ -61,6 +63,8 @@ struct Worker {
   Scratch input, output;
   std::size_t tensor = SIZE_MAX;        // whose factors are here
   std::vector<Definition> definitions;  // beside its assignments
+  std::vector<ops::Operand> weights;    // beside them, too: of biases that are made from the weight
+  std::vector<std::vector<char>> bytes;  // of the weights
   std::vector<DeviceBuffer> factors;
 };
 
@@ -74,6 +78,7 @@ class Merge {
  private:
   // Deciding
   void check_paths() const;
+  void pad_tensors();
   void check_tensors() const;
   float multiplier_of(const Assignment &assignment) const;
   lyc_dtype out_dtype(std::size_t tensor) const;
@@ -90,6 +95,8 @@ class Merge {
   void run_job(const Job &job, Worker &worker);
   void copy(const Job &job);
   void load_factors(std::size_t tensor, Worker &worker) const;
+  ops::Operand layer_weight(const Assignment &assignment, Worker &worker) const;
+  void read_rows(std::size_t tensor, std::int64_t row, std::int64_t count, char *to) const;
   void compute(const Job &job, Worker &worker);
   void tell_progress() const;
   Ref<lyc_report> report(double seconds) const;
@@ -98,6 +105,7 @@ class Merge {
   const MergeRequest &request_;
   io::TensorFile base_;
   std::vector<io::TensorEntry> entries_;
+  std::vector<Shape> shapes_;  // of the output's tensors
   std::vector<AdapterFile> adapters_;
   std::vector<MatchSource> sources_;
   Match match_;
@@ -138,6 +146,7 @@ Merge::Merge(lyc_context &context, const MergeRequest &request)
   for (const AdapterFile &adapter : adapters_) sources_.push_back(source_of(adapter));
   match_ = match(entries_, request.base, sources_, request.filter);
   require_matched(match_, request.base, sources_, request.allow_unmatched);
+  pad_tensors();
   check_tensors();
   plan();
 }
@@ -158,6 +167,23 @@ void Merge::check_paths() const {
           gives_folder ? " is a file; a folder has to be written there" : " is a folder; a file has to be written");
 }
 
+/// Adapters may ask for a larger weight (reshape_weight): zeros at the end of its axes, before anything is added.
+void Merge::pad_tensors() {
+  for (const io::TensorInfo &info : base_.tensors()) shapes_.push_back(info.shape);
+  for (const Assignment &assignment : match_.assignments) {
+    const Shape &wanted = sources_[assignment.source].definitions[assignment.layer]->reshape;
+    if (wanted.empty() || assignment.part != LYC_PART_WEIGHT) continue;
+    const io::TensorInfo &info = base_.tensors()[assignment.tensor];
+    Shape &shape = shapes_[assignment.tensor];
+    bool fits = wanted.size() == info.shape.size() && (shape == info.shape || shape == wanted);
+    for (std::size_t d = 0; fits && d < wanted.size(); ++d) fits = wanted[d] >= info.shape[d];
+    if (!fits)
+      fail(LYC_ERROR_MISMATCH, sources_[assignment.source].name, ": reshape_weight asks for ", shape_text(wanted), ", ",
+           info.name, " is ", shape_text(info.shape), "; a weight can be padded to one larger size only");
+    shape = wanted;
+  }
+}
+
 /// What an adapter changes must be something that can be computed with.
 void Merge::check_tensors() const {
   for (const Assignment &assignment : match_.assignments) {
@@ -166,7 +192,7 @@ void Merge::check_tensors() const {
       fail(LYC_ERROR_UNSUPPORTED, request_.base, ": ", info.name, " is ", info.dtype_text,
            "; an adapter can be merged into F32, F16 and BF16 only");
     try {
-      lyc_tensor tensor = make_tensor(nowhere(), info.dtype, info.shape);
+      lyc_tensor tensor = make_tensor(nowhere(), info.dtype, shapes_[assignment.tensor]);
       tensor.capacity = 0;
       if (assignment.transposed) tensor.layout = LYC_LAYOUT_HWIO;
       const ops::Operand rows = slice_rows(weight_operand(tensor, info.name), assignment.base_row, assignment.rows);
@@ -208,7 +234,7 @@ void Merge::plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row
 
 /// Whether anything of the tensor in the file will be different.
 bool Merge::is_changed(std::size_t tensor) const {
-  return active_of_[tensor].first != active_of_[tensor].second || out_dtype(tensor) != base_.tensors()[tensor].dtype;
+  return shapes_[tensor] != base_.tensors()[tensor].shape || active_of_[tensor].first != active_of_[tensor].second || out_dtype(tensor) != base_.tensors()[tensor].dtype;
 }
 
 void Merge::plan_tensor(std::size_t tensor) {
@@ -219,8 +245,9 @@ void Merge::plan_tensor(std::size_t tensor) {
     const bool whole = std::any_of(active_.begin() + first, active_.begin() + last, [&](const Assignment &a) {
       return a.transposed || !sources_[a.source].definitions[a.layer]->row_separable();
     });
-    const auto elements = static_cast<std::int64_t>(info.size / dtype_size(info.dtype));
-    const std::int64_t rows = first == last ? elements : info.shape[0];
+    const Shape &shape = shapes_[tensor];
+    const std::int64_t elements = checked_numel(shape.data(), shape.size(), info.name);
+    const std::int64_t rows = first == last && shape == info.shape ? elements : shape[0];
     plan_blocks(tensor, rows, static_cast<std::uint64_t>(elements / rows) * dtype_size(out_dtype(tensor)), whole);
     return;
   }
@@ -244,6 +271,7 @@ void Merge::plan() {
       multipliers_.push_back(multiplier);
     }
     active_of_.emplace_back(first, static_cast<std::ptrdiff_t>(active_.size()));
+    if (first == active_of_.back().second) shapes_[tensor] = base_.tensors()[tensor].shape;  // nobody asks for more
     plan_tensor(tensor);
   }
   for (const Job &job : jobs_) out_bytes_ += job.bytes;
@@ -279,8 +307,8 @@ io::Metadata Merge::out_metadata(const io::Shard &shard) const {
 io::ModelWriter Merge::make_writer() const {
   std::vector<io::TensorInfo> tensors = base_.tensors();
   for (std::size_t i = 0; i < tensors.size(); ++i)
-    if (out_dtype(i) != tensors[i].dtype)
-      tensors[i] = io::make_tensor_info(tensors[i].name, out_dtype(i), tensors[i].shape);
+    if (out_dtype(i) != tensors[i].dtype || shapes_[i] != tensors[i].shape)
+      tensors[i] = io::make_tensor_info(tensors[i].name, out_dtype(i), shapes_[i]);
   return io::ModelWriter(request_.output, base_, std::move(tensors),
                          [this](const io::Shard &shard) { return out_metadata(shard); });
 }
@@ -294,12 +322,55 @@ void Merge::load_factors(std::size_t tensor, Worker &worker) const {
   if (worker.tensor == tensor) return;
   worker.tensor = tensor;
   worker.definitions.clear();
+  worker.weights.clear();
+  worker.bytes.clear();
   worker.factors.clear();
   for (std::ptrdiff_t i = active_of_[tensor].first; i < active_of_[tensor].second; ++i) {
     const Assignment &assignment = active_[static_cast<std::size_t>(i)];
     const AdapterFile &adapter = adapters_[assignment.source];
     worker.definitions.push_back(
         load_layer(adapter, adapter.layers[assignment.layer], *worker.context, worker.factors));
+    Definition &definition = worker.definitions.back();
+    if (definition.lacks_base_state())
+      derive_base_state(*worker.context, definition, layer_weight(assignment, worker),
+                        {assignment.adapter_row, assignment.rows}, nullptr, worker.factors);
+    const bool reads_weight = assignment.part == LYC_PART_BIAS && definition.shape.bias_reads_weight;
+    worker.weights.push_back(reads_weight ? layer_weight(assignment, worker) : ops::Operand{});
+  }
+}
+
+/// The pristine weight of an assignment's layer.
+ops::Operand Merge::layer_weight(const Assignment &assignment, Worker &worker) const {
+  const std::size_t index = assignment.part == LYC_PART_WEIGHT ? assignment.tensor : assignment.weight.value();
+  const io::TensorInfo &info = base_.tensors()[index];
+  worker.bytes.emplace_back(info.size);
+  base_.read(index, worker.bytes.back().data(), 0, info.size);
+  lyc_tensor tensor = make_tensor(worker.bytes.back().data(), info.dtype, info.shape);
+  if (assignment.transposed) tensor.layout = LYC_LAYOUT_HWIO;
+  return slice_rows(weight_operand(tensor, info.name), assignment.base_row, assignment.rows);
+}
+
+/// Rows of the base, padded with zeros to the shape of the output.
+void Merge::read_rows(std::size_t tensor, std::int64_t row, std::int64_t count, char *to) const {
+  const io::TensorInfo &info = base_.tensors()[tensor];
+  const Shape &wide = shapes_[tensor], &narrow = info.shape;
+  const auto element = static_cast<std::int64_t>(dtype_size(info.dtype));
+  const std::int64_t wide_row = checked_numel(wide.data() + 1, wide.size() - 1, info.name);
+  const std::int64_t narrow_row = checked_numel(narrow.data() + 1, narrow.size() - 1, info.name);
+  const std::int64_t stored = std::clamp<std::int64_t>(narrow[0] - row, 0, count);
+  std::vector<char> bytes(static_cast<std::size_t>(stored * narrow_row * element));
+  base_.read(tensor, bytes.data(), static_cast<std::uint64_t>(row * narrow_row * element), bytes.size());
+  std::memset(to, 0, static_cast<std::size_t>(count * wide_row * element));
+  const std::int64_t run = narrow.back();
+  for (std::int64_t from = 0; from < stored * narrow_row; from += run) {
+    std::int64_t rest = from / run, at = 0, stride = wide.back();
+    for (std::size_t d = narrow.size() - 1; d-- > 0;) {
+      const std::int64_t extent = d == 0 ? stored : narrow[d];
+      at += rest % extent * stride;
+      rest /= extent;
+      stride *= wide[d];
+    }
+    std::memcpy(to + at * element, bytes.data() + from * element, static_cast<std::size_t>(run * element));
   }
 }
 
@@ -309,7 +380,8 @@ void Merge::compute(const Job &job, Worker &worker) {
   const Assignment *const begin = active_.data() + first, *const end = active_.data() + last;
   const lyc_dtype dtype = out_dtype(job.tensor);
 
-  Shape shape = begin != end ? info.shape : Shape{job.row_count};
+  const bool padded = shapes_[job.tensor] != info.shape;
+  Shape shape = begin != end || padded ? shapes_[job.tensor] : Shape{job.row_count};
   shape[0] = job.row_count;
   const std::int64_t row_elements = checked_numel(shape.data() + 1, shape.size() - 1, info.name);
   const auto elements = static_cast<std::size_t>(row_elements * job.row_count);
@@ -317,7 +389,10 @@ void Merge::compute(const Job &job, Worker &worker) {
   const std::size_t in_size = elements * dtype_size(info.dtype), out_size = elements * dtype_size(dtype);
   char *const input = worker.input.get(in_size);
   char *const output = dtype == info.dtype ? input : worker.output.get(out_size);
-  base_.read(job.tensor, input, offset * dtype_size(info.dtype), in_size);
+  if (padded)
+    read_rows(job.tensor, job.row_begin, job.row_count, input);
+  else
+    base_.read(job.tensor, input, offset * dtype_size(info.dtype), in_size);
 
   lyc_tensor from = make_tensor(input, info.dtype, shape), to = make_tensor(output, dtype, shape);
   if (begin != end && begin->transposed) from.layout = to.layout = LYC_LAYOUT_HWIO;
@@ -340,8 +415,9 @@ void Merge::compute(const Job &job, Worker &worker) {
     const ops::Operand weight = slice_rows(out, from_row, part.row_count);
     arrays.begin_target(slice_rows(base, from_row, part.row_count), weight);
     for (const Assignment *a : segment.assignments) {
-      lower(worker.definitions[static_cast<std::size_t>(a - begin)], weight,
-            placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())), arrays);
+      const auto index = static_cast<std::size_t>(a - begin);
+      lower(worker.definitions[index], weight,
+            placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())), arrays, worker.weights[index]);
       multipliers.push_back(multipliers_[static_cast<std::size_t>(a - active_.data())]);
     }
     row = to_row;

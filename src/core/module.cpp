@@ -1,19 +1,20 @@
 #include "core/module.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
+#include "core/batch.hpp"
+#include "core/prepare.hpp"
 
 namespace {
 
 using namespace lyc;
 
-constexpr std::uint32_t kOptionFlags = LYC_MODULE_TUCKER | LYC_MODULE_RANK_STABILISED | LYC_MODULE_SCALAR |
-                                       LYC_MODULE_DECOMPOSE_BOTH | LYC_MODULE_WHOLE | LYC_MODULE_UNBALANCED |
-                                       LYC_MODULE_BIAS;
+constexpr std::uint32_t kOptionFlags = 2 * LYC_MODULE_MIDDLE - 1;  // all that there are
 
 algo::LayerShape layer_shape(const lyc_module_options &options) {
   require(options.ndim >= 1 && options.ndim <= 5, "ndim is ", options.ndim, ", must be 1 to 5");
@@ -40,8 +41,8 @@ algo::Spec checked_spec(const algo::Algorithm &algorithm, const lyc_module_optio
           static_cast<int>(options.dora_axis), ", must be 0, 1 or 2");
   require(!(options.flags & LYC_MODULE_TUCKER) || layer.has_kernel(),
           "a Tucker core needs a convolution with a kernel above 1");
-  require(algorithm.id == LYC_ALGO_NORM ? options.ndim == 1 : options.ndim != 1 || algorithm.id == LYC_ALGO_FULL,
-          algorithm.name, " does not exist for weights of ", options.ndim, " axes");
+  require(options.ndim != 1 || algorithm.id == LYC_ALGO_NORM || algorithm.id == LYC_ALGO_FULL, algorithm.name,
+          " does not exist for weights of one axis");
   return {options.rank, options.flags, options.factor};
 }
 
@@ -71,6 +72,8 @@ Request request_of(const lyc_module_options &options) {
   request.traits.flags = options.flags;
   request.traits.neumann_terms = options.neumann_terms;
   request.traits.coft_epsilon = options.coft_epsilon;
+  require(options.experts >= 0, "experts is ", options.experts, ", must not be negative");
+  request.traits.experts = std::max<std::int64_t>(options.experts, 1);
   request.rank_stabilised = options.flags & LYC_MODULE_RANK_STABILISED;
   request.dora_rule = resolve_dora_rule(options.dora_rule, ops::DoraRule::kInterpolate);
   return request;
@@ -82,16 +85,47 @@ void require_on_device(const lyc_context &context, const lyc_tensor &tensor, con
           name, " is not on the context's device");
 }
 
-/// alpha as files store it: one number of any numeric type, shape [] or [1].
-double read_alpha(lyc_context &context, const lyc_tensor &tensor) {
-  check_tensor(tensor, kAlphaName);
-  if (numel(tensor) != 1)
-    fail(LYC_ERROR_FORMAT, "alpha has shape ", shape_text(shape_of(tensor)), ", must be a single number");
-  if (tensor.device_type == LYC_DEVICE_CPU) return read_element(tensor.data, tensor.dtype, 0);
-  require_on_device(context, tensor, kAlphaName);
-  char bytes[8] = {};
-  read_device(context, bytes, tensor.data, dtype_size(tensor.dtype));
-  return read_element(bytes, tensor.dtype, 0);
+/// The bytes of a contiguous tensor, wherever it is.
+std::vector<char> bytes_of(lyc_context &context, const lyc_tensor &tensor, const std::string &name) {
+  std::vector<char> bytes(byte_extent(tensor));
+  if (tensor.device_type == LYC_DEVICE_CPU) {
+    std::memcpy(bytes.data(), tensor.data, bytes.size());
+  } else {
+    require_on_device(context, tensor, name);
+    read_device(context, bytes.data(), tensor.data, bytes.size());
+  }
+  return bytes;
+}
+
+std::vector<double> read_setting(lyc_context &context, const lyc_tensor &tensor, const std::string &name) {
+  const std::int64_t count = numel(tensor);
+  if (count < 1 || count > kMaxSettingValues)
+    fail(LYC_ERROR_FORMAT, name, " has shape ", shape_text(shape_of(tensor)), ", must have a few values");
+  const std::vector<char> bytes = bytes_of(context, tensor, name);
+  std::vector<double> values;
+  for (std::int64_t i = 0; i < count; ++i) values.push_back(read_element(bytes.data(), tensor.dtype, i));
+  return values;
+}
+
+/// Put what the family makes of the tensors that only files have in their place.
+void rewrite_stored(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
+  const algo::Rewriting *rewriting = definition.algorithm->rewriting;
+  if (!rewriting || !definition.factors.has(rewriting->stored[0])) return;
+  algo::Factors stored;
+  std::vector<std::vector<char>> bytes;
+  for (const char *const *name = rewriting->stored; *name; ++name) {
+    const lyc_tensor *tensor = definition.factors.find(*name);
+    if (!tensor) continue;
+    bytes.push_back(bytes_of(context, *tensor, *name));
+    stored.set(*name, make_tensor(bytes.back().data(), tensor->dtype, shape_of(*tensor)));
+    definition.factors.erase(*name);
+    definition.names.erase(std::find(definition.names.begin(), definition.names.end(), *name));
+  }
+  for (algo::Rewritten &factor : rewriting->rewrite(stored, definition.traits)) {
+    if (is_arithmetic(factor.dtype)) definition.names.push_back(factor.name);
+    const lyc_tensor tensor = make_tensor(factor.bytes.data(), factor.dtype, factor.shape);
+    definition.factors.set(factor.name, copy_to_device(context, tensor, buffers));
+  }
 }
 
 }  // namespace
@@ -115,17 +149,37 @@ lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::v
   return result;
 }
 
+void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
+  std::vector<std::string> names = definition.names;
+  if (definition.factors.has(kRankMaskName)) names.push_back(kRankMaskName);
+  for (const std::string &name : names) {
+    const lyc_tensor &tensor = definition.factors.at(name);
+    if (is_stored(*definition.algorithm, name)) continue;
+    if (tensor.device_type == LYC_DEVICE_CPU)
+      definition.factors.set(name, copy_to_device(context, tensor, buffers));
+    else
+      require_on_device(context, tensor, name);
+  }
+  rewrite_stored(context, definition, buffers);
+}
+
 }  // namespace lyc
 
 lyc_module::lyc_module(Ref<lyc_context> owner, Definition what, std::vector<DeviceBuffer> owned)
-    : context(std::move(owner)), definition(std::move(what)), owned_(std::move(owned)) {}
+    : context(std::move(owner)), definition(std::move(what)), owned_(std::move(owned)) {
+  if (!definition.reshape.empty())
+    fail(LYC_ERROR_UNSUPPORTED, "reshape_weight makes the layer's weight larger, which only lyc_merge_files() can do");
+}
 
 Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options) {
   const algo::Algorithm *algorithm = algo::find_algorithm(options.algo);
   require(algorithm != nullptr, "algo is ", static_cast<int>(options.algo), ", not a family that can be created");
   const lyc_dtype dtype = options.dtype == LYC_DTYPE_NONE ? LYC_DTYPE_F32 : options.dtype;
   require(is_arithmetic(dtype), "dtype is ", dtype_name(dtype), ", parameters are f32, f16 or bf16");
-  const Request request = request_of(options);
+  require(algorithm->factors != nullptr, algorithm->name, " modules come from tensors only");
+  require(options.experts <= 1, "experts is ", options.experts, "; modules of stacks come from tensors only");
+  Request request = request_of(options);
+  request.algorithm = algorithm;
   std::vector<DeviceBuffer> owned;
   std::vector<std::string> names;
   algo::Factors factors;
@@ -143,26 +197,23 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
 Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options,
                                    const std::vector<std::string> &names, const lyc_tensor *tensors) {
   Request request = request_of(options);
-  std::vector<DeviceBuffer> owned;
+  request.algorithm = algo::find_algorithm(options.algo);
+  require(options.algo == LYC_ALGO_NONE || request.algorithm, "algo is ", static_cast<int>(options.algo),
+          ", not a family that is known");
   algo::Factors factors;
   for (std::size_t i = 0; i < names.size(); ++i) {
     const lyc_tensor &tensor = tensors[i];
     require(!factors.has(names[i]), names[i], " is there twice");
-    if (names[i] == kAlphaName) {
-      request.traits.alpha = read_alpha(context, tensor);
-      factors.set(names[i], tensor);
-      continue;
-    }
     check_tensor(tensor, names[i]);
     require(is_contiguous(tensor), names[i], " is not contiguous");
-    if (tensor.device_type == LYC_DEVICE_CPU) {
-      factors.set(names[i], copy_to_device(context, tensor, owned));
-    } else {
-      require_on_device(context, tensor, names[i]);
-      factors.set(names[i], tensor);
-    }
+    factors.set(names[i], tensor);
+    if (is_setting(names[i])) request.set(names[i], read_setting(context, tensor, names[i]));
   }
   Definition definition = define(factors, names, request);
+  if (definition.shape.experts != request.traits.experts)
+    fail(LYC_ERROR_UNSUPPORTED, definition.algorithm->name, " has no factors for a stack of matrices");
+  std::vector<DeviceBuffer> owned;
+  place_factors(context, definition, owned);
   if (options.ndim != 0) {
     const algo::LayerShape layer = layer_shape(options);
     const auto differs = [](std::int64_t known, std::int64_t wanted) { return known != 0 && known != wanted; };
@@ -175,11 +226,20 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
 
 const lyc_tensor &lyc_module::factor(const std::string &name) const {
   const lyc_tensor *tensor = definition.factors.find(name);
-  if (!tensor) fail(LYC_ERROR_NOT_FOUND, "the module has no parameter ", name);
+  if (!tensor || !is_arithmetic(tensor->dtype)) fail(LYC_ERROR_NOT_FOUND, "the module has no parameter ", name);
   return *tensor;
 }
 
+/// A mask is there from when it is first spoken of.
+void lyc_module::add_rank_mask(const std::string &name) {
+  if (name != kRankMaskName || !definition.algorithm->rank_mask || definition.factors.has(name)) return;
+  const std::vector<float> ones(static_cast<std::size_t>(definition.shape.rank), 1.0f);
+  const lyc_tensor mask = make_tensor(const_cast<float *>(ones.data()), LYC_DTYPE_F32, {definition.shape.rank});
+  definition.factors.set(name, copy_to_device(*context, mask, owned_));
+}
+
 void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
+  add_rank_mask(name);
   const lyc_tensor &known = factor(name);
   check_tensor(tensor, name);
   require_on_device(*context, tensor, name);
@@ -219,6 +279,7 @@ void check_host_copy(const lyc_tensor &tensor, const lyc_tensor &known, const st
 }  // namespace
 
 void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
+  add_rank_mask(name);
   const lyc_tensor &known = factor(name);
   check_host_copy(tensor, known, name);
   require(!(known.flags & LYC_TENSOR_READ_ONLY), name, " is bound to read-only memory");
@@ -234,4 +295,10 @@ void lyc_module::read(const std::string &name, const lyc_tensor &tensor) const {
   read_device(*context, stored.data(), known.data, stored.size());
   const std::vector<char> values = converted(stored.data(), known.dtype, tensor.dtype, numel(known));
   std::memcpy(tensor.data, values.data(), values.size());
+}
+
+void lyc_module::prepare(const lyc_tensor *base, void *stream) {
+  if (!definition.lacks_base_state()) return;
+  require(base != nullptr, "base is NULL, but the ", definition.algorithm->name, " module starts from the weight");
+  derive_base_state(*context, definition, operand_on(*context, *base, "base"), {}, stream, owned_);
 }

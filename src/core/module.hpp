@@ -23,11 +23,15 @@ struct lyc_module final : lyc::Object {
   void write(const std::string &name, const lyc_tensor &tensor);
   void read(const std::string &name, const lyc_tensor &tensor) const;
 
+  /// Make what is made from the pristine weight `base`, which may be null where nothing is.
+  void prepare(const lyc_tensor *base, void *stream);
+
   lyc::Ref<lyc_context> context;
   lyc::Definition definition;
 
  private:
   const lyc_tensor &factor(const std::string &name) const;
+  void add_rank_mask(const std::string &name);
 
   std::vector<lyc::DeviceBuffer> owned_;
 };
@@ -39,5 +43,8 @@ ops::DoraRule resolve_dora_rule(lyc_dora_rule requested, ops::DoraRule otherwise
 
 /// Copy one tensor to the context's device. `buffers` takes the memory.
 lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers);
+
+/// Bring a definition's factors to the context's device: those in CPU memory are copied, those that are there stay.
+void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers);
 
 }  // namespace lyc

@@ -91,7 +91,10 @@ std::vector<BatchItem> items_of(const Match &match, const BaseTable &table, cons
         } catch (const Error &error) {
           throw Error(error.status(), concat(network.path, ": ", entry.name, ": ", error.what()));
         }
-        items.push_back({entry.module.get(), rows, rows, placement});
+        BatchItem item{entry.module.get(), rows, rows, placement, {}};
+        if (a->part == LYC_PART_BIAS && entry.module->definition.shape.bias_reads_weight && a->weight)
+          item.weight = slice_rows(table.operands[*a->weight], a->base_row, a->rows);
+        items.push_back(item);
       }
     first = last;
   }

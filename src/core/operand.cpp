@@ -79,6 +79,7 @@ ops::Operand weight_operand(const lyc_tensor &tensor, const std::string &what) {
   const int kernel_dims = tensor.ndim - 2;
   require(tensor.ndim >= 1 && kernel_dims <= ops::kMaxKernelDims, what, " has ", tensor.ndim,
           " axes; weights have 1 (norm, bias), 2 (linear) or 3 to 5 (convolution)");
+  require(tensor.layout != LYC_LAYOUT_EOI || tensor.ndim <= 2, what, " is a stack of matrices, the delta is of one");
   ops::Operand result;
   result.data = tensor.data;
   result.dtype = tensor.dtype;
@@ -101,6 +102,24 @@ ops::Operand weight_operand(const lyc_tensor &tensor, const std::string &what) {
     result.stride_kernel[d] = tensor.strides[kernel + d];
   }
   return result;
+}
+
+lyc_tensor matrix_of_stack(const lyc_tensor &stack, std::int64_t experts, std::int64_t expert,
+                           const std::string &what) {
+  check_tensor(stack, what);
+  require(stack.layout == LYC_LAYOUT_EOI && stack.ndim == 3, what, " is not a stack of matrices: layout EOI, 3 axes");
+  if (stack.shape[0] != experts)
+    fail(LYC_ERROR_MISMATCH, what, " is a stack of ", stack.shape[0], " matrices, the delta of ", experts);
+  lyc_tensor matrix = stack;
+  matrix.data = static_cast<char *>(stack.data) + expert * stack.strides[0] * static_cast<std::int64_t>(dtype_size(stack.dtype));
+  matrix.ndim = 2;
+  matrix.capacity = 0;  // checked with the stack
+  for (int d = 0; d < 2; ++d) {
+    matrix.shape[d] = stack.shape[d + 1];
+    matrix.strides[d] = stack.strides[d + 1];
+  }
+  matrix.shape[2] = matrix.strides[2] = 0;
+  return matrix;
 }
 
 ops::Operand slice_rows(ops::Operand operand, std::int64_t begin, std::int64_t count) {

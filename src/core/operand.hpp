@@ -12,6 +12,9 @@ namespace lyc {
 /// `what` ("base", "out", a tensor's name) begins the messages. Only F32, F16 and BF16 of 1 to 5 axes.
 ops::Operand weight_operand(const lyc_tensor &tensor, const std::string &what);
 
+/// One matrix of a stack [E, O, I], which must have `experts`.
+lyc_tensor matrix_of_stack(const lyc_tensor &stack, std::int64_t experts, std::int64_t expert, const std::string &what);
+
 /// Rows begin .. begin + count - 1 of a weight.
 ops::Operand slice_rows(ops::Operand operand, std::int64_t begin, std::int64_t count);
 

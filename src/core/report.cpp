@@ -20,6 +20,7 @@ Json describe_layer(const std::string &name, const Definition &definition) {
   layer["columns"] = definition.shape.columns;
   if (definition.flags & LYC_MODULE_TUCKER) layer["tucker"] = true;
   if (definition.flags & LYC_MODULE_BIAS) layer["bias"] = true;
+  if (definition.needs_base()) layer["needs_base"] = true;
   if (definition.dora_axis != ops::DoraAxis::kNone)
     layer["dora"] = definition.dora_axis == ops::DoraAxis::kOut ? "out" : "in";
   return layer;

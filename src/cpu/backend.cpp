@@ -9,7 +9,9 @@
 #include "base/error.hpp"
 #include "base/os.hpp"
 #include "cpu/context.hpp"
+#include "cpu/forward_plan.hpp"
 #include "cpu/processor.hpp"
+#include "cpu/singular.hpp"
 #include "cpu/weight_plan.hpp"
 #include "ops/guard.hpp"
 
@@ -18,6 +20,7 @@ namespace {
 
 using ops::BackendContext;
 using ops::Failure;
+using ops::ForwardPlan;
 using ops::guard;
 using ops::WeightPlan;
 
@@ -82,14 +85,19 @@ lyc_status weight_run(WeightPlan *plan, const ops::RunOptions *options, Failure 
   return guard(failure, [&] { run(*plan, *options); });
 }
 
-std::size_t weight_explain(const WeightPlan *plan, char *buffer, std::size_t capacity) {
+template <typename Plan>
+std::size_t put_explanation(const Plan &plan, char *buffer, std::size_t capacity) {
   std::size_t length = 0;
   guard(nullptr, [&] {
-    const std::string text = explain(*plan);
+    const std::string text = explain(plan);
     length = text.size();
     if (capacity) std::snprintf(buffer, capacity, "%s", text.c_str());
   });
   return length;
+}
+
+std::size_t weight_explain(const WeightPlan *plan, char *buffer, std::size_t capacity) {
+  return put_explanation(*plan, buffer, capacity);
 }
 
 void weight_release(WeightPlan *plan) { delete plan; }
@@ -99,10 +107,33 @@ lyc_status rotation_prepare(BackendContext *context, const ops::Rotation *rotati
   return guard(failure, [&] { prepare_rotation(*context, *rotation, *rests); });
 }
 
+lyc_status singular_triplets(BackendContext *, const ops::Operand *matrix, std::int64_t first, const ops::Operand *u,
+                             const ops::Operand *sigma, const ops::Operand *v, void *, Failure *failure) {
+  return guard(failure, [&] { cpu::singular_triplets(*matrix, first, *u, *sigma, *v); });
+}
+
+lyc_status forward_prepare(BackendContext *context, const ops::Forward *forward, ForwardPlan **plan, Failure *failure) {
+  *plan = nullptr;
+  return guard(failure, [&] { *plan = prepare(*context, *forward).release(); });
+}
+
+void forward_info(const ForwardPlan *plan, ops::ForwardPlanInfo *info) { *info = {workspace_size(*plan), 0, 0}; }
+
+lyc_status forward_run(ForwardPlan *plan, const ops::ForwardRun *options, Failure *failure) {
+  return guard(failure, [&] { run(*plan, *options); });
+}
+
+std::size_t forward_explain(const ForwardPlan *plan, char *buffer, std::size_t capacity) {
+  return put_explanation(*plan, buffer, capacity);
+}
+
+void forward_release(ForwardPlan *plan) { delete plan; }
+
 constexpr ops::Backend kBackend = {
-    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,    context_create,
-    context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,    memory_copy,
-    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release, rotation_prepare,
+    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,     context_create,
+    context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,     memory_copy,
+    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release,  rotation_prepare,
+    singular_triplets,    forward_prepare, forward_info,    forward_run,    forward_explain, forward_release,
 };
 
 }  // namespace

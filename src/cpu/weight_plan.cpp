@@ -1,7 +1,6 @@
 #include "cpu/weight_plan.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <map>
 
 #include "base/dtype.hpp"
@@ -12,35 +11,6 @@ namespace {
 
 using ops::Operand;
 using ops::TermKind;
-
-constexpr Position kCacheLine = 16;  // in floats
-
-// Sizes come from files: their products are checked.
-Position multiply(Position a, Position b) {
-  if (a != 0 && b > std::numeric_limits<std::int64_t>::max() / sizeof(float) / a)
-    fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
-  return a * b;
-}
-
-Position multiply(std::int64_t a, std::int64_t b) {
-  return multiply(static_cast<Position>(a), static_cast<Position>(b));
-}
-
-/// Hands out parts of a workspace.
-class Layout {
- public:
-  Position take(Position floats) {
-    const Position at = size_;
-    size_ += (multiply(floats, 1) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    if (size_ > std::numeric_limits<std::int64_t>::max() / sizeof(float))
-      fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
-    return at;
-  }
-  Position size() const { return size_; }
-
- private:
-  Position size_ = 0;
-};
 
 void check_operand(const Operand &operand, const char *name) {
   require(operand.data != nullptr, name, " is absent");

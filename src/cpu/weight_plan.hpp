@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cpu/context.hpp"
+#include "cpu/layout.hpp"
 #include "cpu/matrix.hpp"
 #include "cpu/rotation.hpp"
 #include "ops/backend.hpp"
@@ -39,9 +40,6 @@ inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multipli
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
-/// Positions in the workspace count floats.
-using Position = std::uint64_t;
 
 /// A factor and where its packed copy lies: `lines` rows of a left factor or columns of a right one, by `rank`.
 struct Factor {
@@ -124,8 +122,7 @@ struct Step {
   const TermPlan *term;
   const ProductPlan *product;
   const Factor *factor;  // pack only
-  std::int64_t
-      begin;  // block, panel, row or matrix; of a projection onto columns: the panels of all positions in a row
+  std::int64_t begin;    // block, panel, row or matrix; of a projection onto columns: all positions' panels in a row
 };
 
 struct TargetPlan {

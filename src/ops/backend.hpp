@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "lycoris.h"
+#include "ops/forward.hpp"
 #include "ops/weight.hpp"
 
 namespace lyc::ops {
@@ -23,6 +24,7 @@ struct BackendContextOptions {
 
 struct BackendContext;  // a device, opened: threads, handles
 struct WeightPlan;      // a prepared WeightBatch
+struct ForwardPlan;     // a prepared Forward
 
 struct WeightPlanInfo {
   std::uint64_t workspace_size;  // bytes for one run, 256-byte aligned
@@ -70,6 +72,17 @@ struct Backend {
   // R - I of every stage and block into `rests` [stages * blocks, b * b] F32, for Rotation::prepared.
   lyc_status (*rotation_prepare)(BackendContext *context, const Rotation *rotation, const Operand *rests, void *stream,
                                  Failure *failure);
+  // Of the matrix [out, in * kernel]: singular triplets `first` and so on, as many as u has columns, by falling
+  // singular value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates, waits. Null: the device cannot.
+  lyc_status (*singular_triplets)(BackendContext *context, const Operand *matrix, std::int64_t first, const Operand *u,
+                                  const Operand *sigma, const Operand *v, void *stream, Failure *failure);
+
+  // The same for forward; all null where the back end cannot. A plan is run by one thread at a time.
+  lyc_status (*forward_prepare)(BackendContext *context, const Forward *forward, ForwardPlan **plan, Failure *failure);
+  void (*forward_info)(const ForwardPlan *plan, ForwardPlanInfo *info);
+  lyc_status (*forward_run)(ForwardPlan *plan, const ForwardRun *run, Failure *failure);
+  std::size_t (*forward_explain)(const ForwardPlan *plan, char *buffer, std::size_t capacity);
+  void (*forward_release)(ForwardPlan *plan);
 };
 
 /// The CPU back end, always there (src/cpu/backend.cpp).

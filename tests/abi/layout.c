@@ -67,7 +67,7 @@ FIELD_AT(lyc_exec, stream, 8);
 FIELD_AT(lyc_exec, workspace, 16);
 FIELD_AT(lyc_exec, workspace_size, 24);
 
-SIZE_IS(lyc_module_options, 104);
+SIZE_IS(lyc_module_options, 112);
 FIELD_AT(lyc_module_options, struct_size, 0);
 FIELD_AT(lyc_module_options, flags, 4);
 FIELD_AT(lyc_module_options, algo, 8);
@@ -83,6 +83,8 @@ FIELD_AT(lyc_module_options, shape, 48);
 FIELD_AT(lyc_module_options, origin, 88);
 FIELD_AT(lyc_module_options, neumann_terms, 92);
 FIELD_AT(lyc_module_options, coft_epsilon, 96);
+FIELD_AT(lyc_module_options, experts, 104);
+FIELD_AT(lyc_module_options, reserved2_, 108);
 
 SIZE_IS(lyc_module_info, 64);
 FIELD_AT(lyc_module_info, struct_size, 0);

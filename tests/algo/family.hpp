@@ -11,6 +11,7 @@
 #include "base/error.hpp"
 #include "reference/weight_reference.hpp"
 #include "support/random.hpp"
+#include "support/tensor.hpp"
 
 namespace lyc::test {
 
@@ -73,6 +74,13 @@ inline void expect_delta(lyc_algo id, const Filled &filled, const algo::LayerSha
     for (std::int64_t i = 0; i < layer.in; ++i)
       for (std::int64_t k = 0; k < layer.kernel_size(); ++k, ++index)
         ASSERT_NEAR(got[index], delta(o, i, k), 1e-12) << o << ", " << i << ", " << k;
+}
+
+/// The extents of a layer's weight, for a base of random values.
+inline Shape extents(const algo::LayerShape &layer) {
+  Shape shape{layer.out, layer.in, {1, 1, 1}};
+  std::copy(layer.kernel.begin(), layer.kernel.end(), shape.kernel);
+  return shape;
 }
 
 inline algo::DeltaShape describe(lyc_algo id, const Shapes &shapes) {

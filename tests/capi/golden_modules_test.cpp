@@ -10,9 +10,10 @@ namespace {
 
 struct Golden {
   Tensors factors;
-  Tensor base, base_bias, delta, merged, merged_bias;
+  Tensor base, base_bias, delta, merged, merged_bias, mask;
   float multiplier = 1;
   double error = 0;  // of the original's own arithmetic
+  uint32_t flags = 0;
 };
 
 /// The original trains rank-stabilised LoKr with two whole halves at scale sqrt(rank), which its own file does not say
@@ -35,9 +36,12 @@ Golden read_case(const std::string &name) {
     if (key == "delta") golden.delta = tensor;
     if (key == "merged") golden.merged = tensor;
     if (key == "merged_bias") golden.merged_bias = tensor;
+    if (key == "mask") golden.mask = tensor;
   }
   golden.multiplier = std::stof(metadata["multiplier"]);
   if (metadata["compute"] == "float32") golden.error = 4e-6;
+  if (metadata["config"].find("\"last\"") != std::string::npos) golden.flags = LYC_MODULE_LAST;
+  if (metadata["config"].find("\"middle\"") != std::string::npos) golden.flags = LYC_MODULE_MIDDLE;
   if (name == "lokr_rs_conv2d") undo_scale_of_whole_halves(golden, 4.0);
   return golden;
 }
@@ -50,7 +54,13 @@ class GoldenModule : public testing::TestWithParam<std::tuple<std::string, lyc_d
     lyc_module_options options;
     lyc_module_options_init(&options, sizeof options);
     options.dora_rule = LYC_DORA_RULE_LYCORIS;  // these cases come from LyCORIS' own modules
+    options.flags = golden_.flags;
     module_ = make_module(context_.get(), golden_.factors, &options);
+    if (!golden_.mask.shape.empty()) {
+      golden_.mask.shape = {golden_.mask.count()};
+      const lyc_tensor mask = golden_.mask.view();
+      ok(lyc_module_write_param(module_.get(), "rank_mask", &mask));
+    }
     lyc_module_info_init(&info_, sizeof info_);
     ok(lyc_module_get_info(module_.get(), &info_));
     length_ = std::max<int64_t>(info_.rank, 1) * (info_.dora_axis ? golden_.base.count() : 1);
@@ -92,6 +102,14 @@ TEST_P(GoldenModule, MergeToAnotherTensorAndInPlace) {
   EXPECT_TRUE(near(out.values(), golden_.merged.values(), allowed()));
   ok(lyc_merge(module_.get(), &in_place_view, golden_.multiplier, nullptr, nullptr));
   EXPECT_EQ(in_place.bytes, out.bytes);
+}
+
+TEST_P(GoldenModule, PreparedGivesTheSameBits) {
+  if (!representable()) GTEST_SKIP() << "the base is not representable in this type";
+  const Tensor base = golden_.base.as(dtype_), before = merged(module_, base, golden_.multiplier);
+  const lyc_tensor view = base.view();
+  ok(lyc_module_prepare(module_.get(), &view, nullptr));
+  EXPECT_EQ(merged(module_, base, golden_.multiplier).bytes, before.bytes);
 }
 
 TEST_P(GoldenModule, Bias) {

@@ -82,10 +82,9 @@ class Reader {
     LayerRecord weight = start(group, weight_algo), bias = start(group, LYC_ALGO_NONE);
     for (const Group::Member &member : group.members) {
       const std::string_view name = member.suffix.name;
-      const bool of_bias = name == "diff_b" || name == "b_norm";
-      const bool beside_weight = !of_bias || member.suffix.algo == weight_algo;
+      const bool beside_weight = !of_bias(member) || member.suffix.algo == weight_algo;
       LayerRecord &record = beside_weight ? weight : bias;
-      (of_bias ? record.bias : record.weight) = true;
+      (of_bias(member) || name == "lora_up.bias" ? record.bias : record.weight) = true;
       if (!beside_weight) record.algo = merge_algo(record.algo, member.suffix.algo);
       record.factors.push_back({name, member.tensor});
     }
@@ -105,12 +104,21 @@ class Reader {
     return record;
   }
 
-  /// The family that adapts the weight; NONE if nothing but the bias is adapted.
+  /// A difference or value of the bias that any family may have beside it.
+  static bool of_bias(const Group::Member &member) {
+    return member.suffix.name == "diff_b" || member.suffix.name == "b_norm" || member.suffix.name == "set_bias";
+  }
+
+  /// The family that adapts the weight; NONE if nothing but the bias is adapted. A sparse residual may stand beside
+  /// another one.
   static lyc_algo find_weight_algo(const Group &group) {
     lyc_algo algo = LYC_ALGO_NONE;
-    for (const Group::Member &member : group.members)
-      if (member.suffix.name != "diff_b" && member.suffix.name != "b_norm") algo = merge_algo(algo, member.suffix.algo);
-    return algo;
+    bool sparse = false;
+    for (const Group::Member &member : group.members) {
+      sparse = sparse || member.suffix.algo == LYC_ALGO_SPARSE;
+      if (!of_bias(member) && member.suffix.algo != LYC_ALGO_SPARSE) algo = merge_algo(algo, member.suffix.algo);
+    }
+    return algo == LYC_ALGO_NONE && sparse ? LYC_ALGO_SPARSE : algo;
   }
 
   static lyc_algo merge_algo(lyc_algo a, lyc_algo b) {
@@ -132,7 +140,14 @@ class Reader {
         fail(LYC_ERROR_FORMAT, whole,
              group.has(a) ? " is there whole and factored" : " is missing, whole and factored");
     };
-    if (algo == LYC_ALGO_LOCON) {
+    if (group.has("bias_indices") || group.has("bias_values") || group.has("bias_size")) {
+      if (algo != LYC_ALGO_LOCON && algo != LYC_ALGO_SPARSE)
+        fail(LYC_ERROR_FORMAT, "a sparse residual beside factors that have none");
+      for (const char *name : {"bias_indices", "bias_values", "bias_size"}) need(name);
+    }
+    if (algo == LYC_ALGO_LOCON && (group.has("lora_embedding_A") || group.has("lora_embedding_B"))) {
+      both("lora_embedding_A", "lora_embedding_B");
+    } else if (algo == LYC_ALGO_LOCON) {
       both("lora_up.weight", "lora_down.weight");
       need("lora_up.weight");
     } else if (algo == LYC_ALGO_LOHA) {
@@ -142,8 +157,17 @@ class Reader {
       whole_or_factored("lokr_w1", "lokr_w1_a", "lokr_w1_b");
       whole_or_factored("lokr_w2", "lokr_w2_a", "lokr_w2_b");
       if (group.has("lokr_t2")) need("lokr_w2_a");
+    } else if (algo == LYC_ALGO_IA3) {
+      if (!group.has("ia3_l") && !group.has("ia3_v")) both("weight", "on_input");
+    } else if (algo == LYC_ALGO_GLORA) {
+      for (const char *name : {"a1.weight", "a2.weight", "b1.weight", "b2.weight"}) need(name);
+    } else if (algo == LYC_ALGO_TLORA) {
+      for (const char *name : {"p_layer.weight", "lambda_layer", "q_layer.weight"}) need(name);
+      both("base_p_layer.weight", "base_lambda_layer");
+      both("base_p_layer.weight", "base_q_layer.weight");
     }
-    if (group.has("dora_scale") && algo == LYC_ALGO_NORM) fail(LYC_ERROR_FORMAT, "dora_scale on a norm");
+    if (group.has("dora_scale") && algo != LYC_ALGO_LOCON && algo != LYC_ALGO_LOHA && algo != LYC_ALGO_LOKR)
+      fail(LYC_ERROR_FORMAT, "dora_scale without low-rank factors");
   }
 
   const AdapterKeys &keys_;

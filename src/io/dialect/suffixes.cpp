@@ -22,6 +22,7 @@ constexpr Suffix kSuffixes[] = {
     spelled(kUp, ".lora.up.weight"),
     spelled(kUp, "_lora.up.weight"),
     spelled(kUp, ".lora_linear_layer.up.weight"),
+    {".lora_B.bias", "lora_up.bias", LYC_ALGO_LOCON, {}},
     spelled(kDown, ".lora_A.weight"),
     spelled(kDown, ".lora_A"),
     spelled(kDown, ".lora.down.weight"),
@@ -33,31 +34,12 @@ constexpr Suffix kSuffixes[] = {
     {"_lora.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".lora_linear_layer.alpha", "alpha", LYC_ALGO_NONE, {}},
     {".dora_scale", "dora_scale", LYC_ALGO_NONE, {}},
+    {".on_input", "on_input", LYC_ALGO_IA3, {}},
+    {".reshape_weight", "reshape_weight", LYC_ALGO_NONE, {}},
+    {".bias_size", "bias_size", LYC_ALGO_SPARSE, {}},
 
-    // Means something only beside on_input; see lycoris.cpp.
-    {".weight", "weight", LYC_ALGO_NONE, {}},
-
-    unsupported("(IA)3", ".on_input"),
-    unsupported("(IA)3", ".ia3_l"),
-    unsupported("GLoRA", ".a1.weight"),
-    unsupported("GLoRA", ".a2.weight"),
-    unsupported("GLoRA", ".b1.weight"),
-    unsupported("GLoRA", ".b2.weight"),
-    unsupported("GLoRA", ".bm.weight"),
-    unsupported("T-LoRA", ".lambda_layer"),
-    unsupported("T-LoRA", ".q_layer.weight"),
-    unsupported("T-LoRA", ".p_layer.weight"),
-    unsupported("bias of an up factor", ".lora_B.bias"),
-    unsupported("bias of an up factor", ".lora_up.bias"),
-    unsupported("embedding adapter", ".lora_embedding_A"),
-    unsupported("embedding adapter", ".lora_embedding_B"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector"),
     unsupported("DoRA in PEFT's spelling", ".lora_magnitude_vector.weight"),
-    unsupported("replacement of a tensor", ".set_weight"),
-    unsupported("padding of the base", ".reshape_weight"),
-    unsupported("sparse residual", ".bias_indices"),
-    unsupported("sparse residual", ".bias_values"),
-    unsupported("sparse residual", ".bias_size"),
 };
 
 /// "lora_A.<adapter>.weight": PEFT keeps the adapter's name in the middle of some keys.

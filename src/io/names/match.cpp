@@ -44,7 +44,7 @@ std::string why_not(const std::vector<AdaptedLayer> &layers, const AdaptedLayer 
   if (!resolution) return resolution.failure;
   for (const RowTarget &target : resolution.targets) {
     if (layer.weight && !target.weight) return "the base's layer has no weight";
-    if (layer.bias && !target.bias) return "the base's layer has no bias";
+    if (layer.bias && !layer.bias_optional && !target.bias) return "the base's layer has no bias";
   }
   std::string reason;
   for_each_tensor(layer, resolution, [&](std::size_t tensor, const RowTarget &target) {

@@ -14,6 +14,7 @@ namespace lyc::io {
 struct AdaptedLayer {
   std::string_view name;
   bool weight = false, bias = false;
+  bool bias_optional = false;  // a layer of the base without one is no obstacle
 };
 
 struct MatchedLayer {

@@ -142,6 +142,60 @@ TEST(Lycoris, IncompleteLayersSayWhatIsMissing) {
             "lokr_w2_a is missing");
 }
 
+TEST(Lycoris, FamiliesAreRead) {
+  struct Case {
+    lyc_algo algo;
+    Adapter adapter;
+  };
+  const Case cases[] = {
+      {LYC_ALGO_IA3, {{{"lycoris_a.weight", {4}}, {"lycoris_a.on_input", {}}}}},
+      {LYC_ALGO_GLORA,
+       {{{"lycoris_a.a1.weight", {4, 2}},
+         {"lycoris_a.a2.weight", {2, 4}},
+         {"lycoris_a.b1.weight", {4, 2}},
+         {"lycoris_a.b2.weight", {2, 4}},
+         {"lycoris_a.alpha", {}}}}},
+      {LYC_ALGO_TLORA,
+       {{{"lycoris_a.q_layer.weight", {2, 4}},
+         {"lycoris_a.p_layer.weight", {4, 2}},
+         {"lycoris_a.lambda_layer", {1, 2}}}}},
+      {LYC_ALGO_LOCON,
+       {{{"lycoris_a.lora_up.weight", {4, 2}},
+         {"lycoris_a.lora_down.weight", {2, 4}},
+         {"lycoris_a.lora_up.bias", {4}},
+         {"lycoris_a.reshape_weight", {2}}}}},
+      {LYC_ALGO_LOCON, {{{"lycoris_a.lora_embedding_A", {2, 4}}, {"lycoris_a.lora_embedding_B", {4, 2}}}}},
+      {LYC_ALGO_LOCON,
+       {{{"lycoris_a.lora_up.weight", {4, 2}},
+         {"lycoris_a.lora_down.weight", {2, 4}},
+         {"lycoris_a.bias_indices", {2, 1}},
+         {"lycoris_a.bias_values", {1}},
+         {"lycoris_a.bias_size", {2}}}}},
+      {LYC_ALGO_SPARSE,
+       {{{"lycoris_a.bias_indices", {2, 1}}, {"lycoris_a.bias_values", {1}}, {"lycoris_a.bias_size", {2}}}}},
+      {LYC_ALGO_REPLACE, {{{"lycoris_a.set_weight", {4, 2}}}}},
+      {LYC_ALGO_PEFT_GLORA, {{{"lycoris_a.glora_A.X", {1}}, {"lycoris_a.glora_B.zeros", {1}}}}},
+  };
+  for (const Case &c : cases) {
+    const AdapterRecords records = read(c.adapter);
+    ASSERT_EQ(records.layers.size(), 1u) << c.algo;
+    EXPECT_EQ(records.layers[0].algo, c.algo);
+    EXPECT_EQ(records.layers[0].factors.size(), c.adapter.entries.size());
+    EXPECT_TRUE(records.leftovers.empty());
+  }
+}
+
+TEST(Lycoris, IncompleteLayersOfOtherFamilies) {
+  const auto reason = [](const Adapter &adapter) { return refusal(adapter, LYC_ERROR_FORMAT); };
+  EXPECT_EQ(reason({{{"lycoris_a.on_input", {}}}}), "on_input without weight");
+  EXPECT_EQ(reason({{{"lycoris_a.a1.weight", {4, 2}}, {"lycoris_a.b1.weight", {4, 2}}}}), "a2.weight is missing");
+  EXPECT_EQ(reason({{{"lycoris_a.lambda_layer", {1, 2}}}}), "p_layer.weight is missing");
+  EXPECT_EQ(reason({{{"lycoris_a.bias_indices", {2, 1}}, {"lycoris_a.bias_values", {1}}}}), "bias_size is missing");
+  EXPECT_EQ(reason({{{"lycoris_a.lora_up.bias", {4}}}}), "lora_up.weight is missing");
+  EXPECT_EQ(reason({{{"lycoris_a.lora_embedding_A", {2, 4}}}}), "lora_embedding_A without lora_embedding_B");
+  EXPECT_EQ(reason({{{"lycoris_a.reshape_weight", {2}}}}), "only reshape_weight, and no factors");
+}
+
 TEST(Lycoris, ContradictoryLayersAreRefusedAsAWhole) {
   const auto reason = [](const Adapter &adapter) { return refusal(adapter, LYC_ERROR_FORMAT); };
   EXPECT_EQ(reason({{{"diffusion_model.a.lora_up.weight", {4, 2}},
@@ -155,7 +209,8 @@ TEST(Lycoris, ContradictoryLayersAreRefusedAsAWhole) {
   EXPECT_EQ(reason({{{"lycoris_a.lora_up.weight", {4, 0}}, {"lycoris_a.lora_down.weight", {0, 4}}}}),
             "lora_up.weight has no elements");
   EXPECT_EQ(reason({{{"lycoris_a.diff", {4, 4}}, {"lycoris_a.alpha", {2}}}}), "alpha has more than one element");
-  EXPECT_EQ(reason({{{"lycoris_a.w_norm", {4}}, {"lycoris_a.dora_scale", {4}}}}), "dora_scale on a norm");
+  EXPECT_EQ(reason({{{"lycoris_a.w_norm", {4}}, {"lycoris_a.dora_scale", {4}}}}),
+            "dora_scale without low-rank factors");
 }
 
 TEST(Lycoris, AlphaOfOneElementHasAnyShape) {
@@ -167,24 +222,12 @@ TEST(Lycoris, AlphaOfOneElementHasAnyShape) {
               1u);
 }
 
-TEST(Lycoris, FamiliesThatAreNotBuiltAreNamed) {
-  const auto reason = [](const Adapter &adapter) { return refusal(adapter, LYC_ERROR_UNSUPPORTED); };
-  EXPECT_EQ(reason({{{"lycoris_a.weight", {4}}, {"lycoris_a.on_input", {}}}}),
-            "unsupported family: (IA)3 ('on_input')");
-  EXPECT_THAT(reason({{{"lycoris_a.a1.weight", {4, 2}},
-                       {"lycoris_a.a2.weight", {2, 4}},
-                       {"lycoris_a.b1.weight", {4, 2}},
-                       {"lycoris_a.b2.weight", {2, 4}},
-                       {"lycoris_a.alpha", {}}}}),
-              HasSubstr("unsupported family: GLoRA"));
-  EXPECT_THAT(reason({{{"lycoris_a.q_layer.weight", {2, 4}},
-                       {"lycoris_a.p_layer.weight", {4, 2}},
-                       {"lycoris_a.lambda_layer", {1, 2}}}}),
-              HasSubstr("unsupported family: T-LoRA"));
-  EXPECT_THAT(reason({{{"lycoris_a.lora_up.weight", {4, 2}},
-                       {"lycoris_a.lora_down.weight", {2, 4}},
-                       {"lycoris_a.lora_up.bias", {4}}}}),
-              HasSubstr("bias of an up factor"));
+TEST(Lycoris, FeaturesThatAreNotBuiltAreNamed) {
+  EXPECT_THAT(refusal({{{"lycoris_a.lora_up.weight", {4, 2}},
+                        {"lycoris_a.lora_down.weight", {2, 4}},
+                        {"lycoris_a.lora_magnitude_vector", {4}}}},
+                      LYC_ERROR_UNSUPPORTED),
+              HasSubstr("DoRA in PEFT's spelling"));
 }
 
 TEST(Lycoris, OtherKeysAreLeftOver) {

@@ -24,6 +24,10 @@ pub const LYC_MODULE_BIAS: u32 = 64;
 pub const LYC_MODULE_ON_INPUT: u32 = 128;
 /// OFT, BOFT: rows are scaled after the rotation.
 pub const LYC_MODULE_RESCALE: u32 = 256;
+/// T-LoRA: starts from the smallest singular values, not the largest.
+pub const LYC_MODULE_LAST: u32 = 512;
+/// T-LoRA: from those in the middle.
+pub const LYC_MODULE_MIDDLE: u32 = 1024;
 /// Adapter keys that find no weight are reported, and are no error. An adapter none of whose layers finds one is
 /// still an error: it is for another model.
 pub const LYC_ALLOW_UNMATCHED: u32 = 1;
@@ -133,6 +137,8 @@ enumeration! {
         HWIO = 1,
         /// \[O, K..., I\]: channels-last weights; linear \[O, I\].
         OHWI = 2,
+        /// \[E, O, I\]: a stack of matrices, one for each expert; linear \[O, I\].
+        EOI = 3,
     }
 }
 
@@ -171,6 +177,39 @@ enumeration! {
         PEFT = 2,
         /// OFT turns convolutions the other way.
         ONETRAINER = 3,
+    }
+}
+
+enumeration! {
+    lyc_layer_kind {
+        LINEAR = 0,
+        CONV = 1,
+        EMBEDDING = 2,
+        LAYER_NORM = 3,
+        GROUP_NORM = 4,
+        RMS_NORM = 5,
+    }
+}
+
+enumeration! {
+    /// Where x and y of convolutions and group norms have their channels.
+    lyc_channels {
+        /// \[N, C, S...\]: PyTorch's NCHW.
+        FIRST = 0,
+        /// \[N, S..., C\]: NHWC.
+        LAST = 1,
+    }
+}
+
+enumeration! {
+    /// How an adapter's part is computed. All agree up to the rounding of float32.
+    lyc_path {
+        /// The cheaper one.
+        AUTO = 0,
+        /// Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA).
+        FACTORED = 1,
+        /// The weight, or its difference, is made in the workspace.
+        REBUILT = 2,
     }
 }
 
@@ -298,7 +337,7 @@ pub struct lyc_exec {
     pub stream: *mut c_void,
     /// Scratch memory on the context's device, 256-byte aligned. NULL: the context allocates.
     pub workspace: *mut c_void,
-    /// See `lyc_batch_workspace_size()`, `lyc_weight_workspace_size()`.
+    /// See the functions named *_workspace_size().
     pub workspace_size: u64,
 }
 
@@ -315,7 +354,8 @@ pub struct lyc_module_options {
     pub rank: i32,
     /// 0 = rank. Negative is legal.
     pub alpha: f64,
-    /// LoKr: size of the smaller part; 0 or -1 = as square as possible.
+    /// LoKr: size of the smaller part; 0 or -1 = as square as possible. DyLoRA: ranks of a block, which divide
+    /// the rank; 0 or -1 = 1.
     pub factor: i32,
     pub dora_axis: lyc_dora_axis,
     pub dora_rule: lyc_dora_rule,
@@ -332,6 +372,10 @@ pub struct lyc_module_options {
     pub neumann_terms: i32,
     /// OFT: constrained (COFT), |Q| of each block is at most this / sqrt(rows of the tensor); 0 = not.
     pub coft_epsilon: f64,
+    /// Matrices in the stack \[E, O, I\] that the factors are for (PEFT's lora_A \[E*r, I\], lora_B \[O, r*E\]);
+    /// 0 or 1 = a single one. From tensors only.
+    pub experts: i32,
+    pub reserved2_: u32,
 }
 
 /// What a module came to. Growing.
@@ -361,6 +405,29 @@ pub struct lyc_module_info {
     pub in_elements: i64,
 }
 
+/// The operator of the layer that a module adapts. NULL = linear. Growing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct lyc_layer {
+    pub struct_size: u32,
+    pub kind: lyc_layer_kind,
+    pub channels: lyc_channels,
+    pub path: lyc_path,
+    /// Of a convolution (0 = 1), or of a group norm.
+    pub groups: i32,
+    pub reserved_: u32,
+    /// Convolution, by axis of S; 0 = 1.
+    pub stride: [i64; 3],
+    /// Zeros on both sides.
+    pub padding: [i64; 3],
+    /// 0 = 1.
+    pub dilation: [i64; 3],
+    /// Only where neither `weight` nor the factors show it; 0 = 1.
+    pub kernel: [i64; 3],
+    /// Norms; 0 = 1e-5.
+    pub epsilon: f64,
+}
+
 /// One module on one weight. Frozen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -378,8 +445,8 @@ pub struct lyc_batch_item {
     /// Which of the run's multipliers counts.
     pub multiplier_index: i32,
     pub part: lyc_part,
-    /// For a bias whose difference depends on the layer's weight (PEFT's GLORA): that weight, pristine. NULL
-    /// otherwise.
+    /// For a bias whose difference is made from the layer's weight (PEFT's GLORA): that weight, pristine, which
+    /// no item of the batch may change. NULL otherwise.
     pub weight: *const lyc_tensor,
 }
 
@@ -474,9 +541,11 @@ layout! {
     lyc_context_info { struct_size, device_type, device_index, threads }
     lyc_exec { struct_size, flags, stream, workspace, workspace_size }
     lyc_module_options { struct_size, flags, algo, rank, alpha, factor, dora_axis, dora_rule, dtype, ndim,
-        reserved_, shape, origin, neumann_terms, coft_epsilon }
+        reserved_, shape, origin, neumann_terms, coft_epsilon, experts, reserved2_ }
     lyc_module_info { struct_size, flags, algo, rank, alpha, scale, dora_axis, dora_rule, needs_base,
         invertible, out_features, in_elements }
+    lyc_layer { struct_size, kind, channels, path, groups, reserved_, stride, padding, dilation, kernel,
+        epsilon }
     lyc_batch_item { module, base, out, row_begin, row_count, multiplier_index, part, weight }
     lyc_network_options { struct_size, dora_rule }
     lyc_multiplier_rule { pattern, adapter_index, multiplier }
@@ -587,14 +656,27 @@ functions! {
     /// Parameters in the order in which files list them. `out_tensor` shows the memory in use.
     fn lyc_module_param_count(module: *const lyc_module, out_count: *mut usize) -> lyc_status;
     fn lyc_module_get_param(module: *const lyc_module, index: usize, out_name: *mut *const c_char, out_tensor: *mut lyc_tensor) -> lyc_status;
-    /// Use the caller's memory for a parameter: same shape, contiguous, F32, F16 or BF16, on the context's
-    /// device. It must stay until the module is gone or the parameter is bound anew; values may change between
-    /// calls.
+    /// Families of low-rank products (LoCon, DyLoRA, T-LoRA) have one more parameter that files have not and the
+    /// list above leaves out: `rank_mask`, \[rank\], each rank's strength, 1 until it is bound or written. DyLoRA
+    /// at rank q is q ones and zeros after them. *  Use the caller's memory for a parameter: same shape,
+    /// contiguous, F32, F16 or BF16, on the context's device. It must stay until the module is gone or the
+    /// parameter is bound anew; values may change between calls.
     fn lyc_module_bind_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     /// Copy values into, or out of, a parameter; dtypes are converted, CPU tensors only. Not for use while work
     /// that reads the parameter is under way.
     fn lyc_module_write_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     fn lyc_module_read_param(module: *const lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
+    /// Make what the module needs from the layer's pristine weight `base`, once, on the context's device. T-LoRA:
+    /// the singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer and
+    /// base_q_layer.weight; needs_base is 0 afterwards. Other families need nothing, and base may be NULL. Waits.
+    /// Without it a T-LoRA whose file has no such parameters makes them anew in every call, on the CPU. Errors:
+    /// INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot).
+    fn lyc_module_prepare(module: *mut lyc_module, base: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
+    /// Write the same delta as a module of another family, with F32 parameters of its own in the same context.
+    /// LOCON takes what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives
+    /// rank 2r; a rank_mask in use is worked in. Reads the parameters back. Errors: UNSUPPORTED (the delta has no
+    /// such form, or was not prepared).
+    fn lyc_module_convert(module: *mut lyc_module, algo: lyc_algo, out_module: *mut *mut lyc_module) -> lyc_status;
     /// dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.
     /// Errors: INVALID_ARGUMENT (base missing, dtype, overlap of base and out), MISMATCH (shape).
     fn lyc_get_diff_weight(module: *mut lyc_module, base: *const lyc_tensor, multiplier: f32, out: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
@@ -606,6 +688,18 @@ functions! {
     fn lyc_unmerge(module: *mut lyc_module, weight: *const lyc_tensor, multiplier: f32, exec: *const lyc_exec) -> lyc_status;
     /// Bytes of workspace that any of the three needs on a weight described by *weight (data may be NULL).
     fn lyc_weight_workspace_size(module: *mut lyc_module, weight: *const lyc_tensor, out_size: *mut u64) -> lyc_status;
+    fn lyc_layer_init(layer: *mut lyc_layer, struct_size: usize);
+    /// y += op(x, dW(multiplier)). `weight` is the pristine weight; NULL where needs_base is 0. Multiplier 0
+    /// leaves every bit of y. Errors: MISMATCH (shapes), INVALID_ARGUMENT (dtypes, y overlaps x or weight),
+    /// UNSUPPORTED (path, device; a bias difference that depends on the bias).
+    fn lyc_forward(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, multiplier: f32, y: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
+    /// y = op(x, weight + dW(multiplier)) + bias. `bias` may be NULL.
+    fn lyc_forward_fused(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, bias: *const lyc_tensor, multiplier: f32, y: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
+    /// Bytes of workspace that either of them needs on tensors as described (data may be NULL; weight and bias
+    /// too).
+    fn lyc_forward_workspace_size(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, bias: *const lyc_tensor, y: *const lyc_tensor, out_size: *mut u64) -> lyc_status;
+    /// What either would do, as text: prices of the paths, the choice, its steps, or why there is none.
+    fn lyc_forward_explain(module: *const lyc_module, layer: *const lyc_layer, x: *const lyc_tensor, weight: *const lyc_tensor, bias: *const lyc_tensor, y: *const lyc_tensor, buffer: *mut c_char, capacity: usize, out_length: *mut usize) -> lyc_status;
     /// Prepare items for running. Errors: as `lyc_merge()`; INVALID_ARGUMENT (weights overlap without being the
     /// same).
     fn lyc_batch_create(context: *mut lyc_context, items: *const lyc_batch_item, item_count: usize, out_batch: *mut *mut lyc_batch) -> lyc_status;

@@ -1,0 +1,586 @@
+#include "cpu/forward_plan.hpp"
+
+#include <algorithm>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+
+namespace lyc::cpu {
+namespace {
+
+using ops::Activation;
+using ops::LayerKind;
+using ops::Operand;
+using ops::TermKind;
+
+constexpr double kPricePerByte = 2.0;  // in multiplications: what a core does while it moves a byte
+
+Operand scratch_matrix(std::int64_t rows, std::int64_t columns) {
+  static char nowhere;  // the address comes at the run
+  Operand operand;
+  operand.data = &nowhere;
+  operand.dtype = LYC_DTYPE_F32;
+  operand.out = rows;
+  operand.in = columns;
+  operand.stride_out = columns;
+  operand.stride_in = 1;
+  return operand;
+}
+
+/// A float32 copy of an operand's extents, dense; kernel axes outside the inputs or inside.
+Operand scratch_like(const Operand &like, bool taps_outside) {
+  Operand operand = scratch_matrix(like.out, like.in);
+  operand.kernel_dims = like.kernel_dims;
+  std::int64_t step = taps_outside ? like.in : 1;
+  for (int d = ops::kMaxKernelDims - 1; d >= 0; --d) {
+    operand.kernel[d] = like.kernel[d];
+    operand.stride_kernel[d] = step;
+    step *= like.kernel[d];
+  }
+  operand.stride_in = taps_outside ? 1 : step;
+  operand.stride_out = like.in * like.kernel_size();
+  return operand;
+}
+
+Matrix as_matrix(const Operand &operand, bool taps_outside) {
+  Matrix matrix = {static_cast<char *>(operand.data), operand.dtype, {}, {}};
+  matrix.rows.add(operand.out, operand.stride_out);
+  if (!taps_outside) matrix.columns.add(operand.in, operand.stride_in);
+  for (int d = 0; d < ops::kMaxKernelDims; ++d) matrix.columns.add(operand.kernel[d], operand.stride_kernel[d]);
+  if (taps_outside) matrix.columns.add(operand.in, operand.stride_in);
+  return matrix;
+}
+
+bool absent(const Operand &operand) { return operand.data == nullptr; }
+
+/// Multiplications to make one element of a term.
+double depth_of(const ops::Product &product) {
+  return product.whole() ? 1.0 : static_cast<double>(product.rank()) + (product.tucker() ? 1.0 : 0.0);
+}
+
+double depth_of(const ops::Term &term, const ops::WeightBatch &batch) {
+  switch (term.kind) {
+    case TermKind::kHadamard:
+      return depth_of(term.p) + depth_of(term.q);
+    case TermKind::kKronecker:
+    case TermKind::kSparse:
+      return 1.0;
+    case TermKind::kRotation: {
+      const ops::Rotation &rotation = batch.rotations[term.rotation];
+      return static_cast<double>(rotation.stages * rotation.block_size);
+    }
+    default:
+      return depth_of(term.p);
+  }
+}
+
+/// Builds one recipe; `refuse` where the path does not exist.
+class Builder {
+ public:
+  Builder(ops::BackendContext &context, const ops::Forward &forward)
+      : context_(context), f_(forward), weight_(forward.weights.targets[0].out) {
+    x_.tensor = f_.x;
+    y_.tensor = f_.y;
+  }
+
+  Recipe rebuilt() {
+    add_bias();
+    switch (f_.layer.kind) {
+      case LayerKind::kConv:
+        add_whole_weight();
+        break;
+      case LayerKind::kEmbedding:
+        add_rows_of_table();
+        break;
+      default:
+        recipe_.weight_at = rebuild_weight(0, scratch_like(weight_, false));
+        recipe_.price += 8.0 * static_cast<double>(f_.x.positions() * f_.x.channels);
+    }
+    return finish();
+  }
+
+  Recipe factored() {
+    add_bias();
+    const bool embedding = f_.layer.kind == LayerKind::kEmbedding;
+    if (f_.layer.kind != LayerKind::kConv && !embedding) refuse("a norm has no factored form");
+    const ops::WeightTarget &target = f_.weights.targets[0];
+    if (target.adapter_count != 1) refuse("it is for one adapter");
+    const ops::Adapter &adapter = f_.weights.adapters[target.first_adapter];
+    if (adapter.dora_axis != ops::DoraAxis::kNone) refuse("DoRA divides by norms of the whole weight");
+    if (adapter.replaces) refuse("the adapter is a whole weight");
+    Sum last = last_sum();
+    Source base = source(x_, weight_, target.base, true);
+    if (f_.whole && embedding) add_table(last, as_matrix(target.base, false));
+    for (std::int32_t i = 0; i < adapter.term_count; ++i)
+      embedding ? add_embedding_term(adapter.first_term + i, last) : add_term(adapter.first_term + i, last, base);
+    if (!embedding && (f_.whole || base_used_)) last.sources.push_back(base);
+    add_sum(std::move(last));
+    return finish();
+  }
+
+ private:
+  [[noreturn]] static void refuse(const char *why) { fail(LYC_ERROR_UNSUPPORTED, "no factored form: ", why); }
+
+  Recipe finish() {
+    recipe_.size = layout_.size();
+    return std::move(recipe_);
+  }
+
+  // -- Rebuilt -------------------------------------------------------------------------------------------------
+
+  Position rebuild(const ops::WeightBatch &batch, ops::WeightTarget target, const Operand &out, ops::WeightOp op,
+                   bool plain) {
+    target.out = out;
+    if (op == ops::WeightOp::kDiff && !needs_base(batch, target)) target.base = {};
+    ops::WeightBatch one = batch;
+    one.targets = &target;
+    one.target_count = 1;
+    Rebuild item;
+    item.plan = prepare(context_, one);
+    item.op = op;
+    item.to = layout_.take(static_cast<Position>(out.numel()));
+    item.plain = plain;
+    recipe_.scratch = std::max(recipe_.scratch, item.plan->workspace_floats);
+    double depth = 0.0;
+    for (std::int32_t a = 0; a < target.adapter_count; ++a) {
+      const ops::Adapter &adapter = batch.adapters[target.first_adapter + a];
+      const double passes = adapter.dora_axis == ops::DoraAxis::kNone ? 1.0 : 2.0;
+      for (std::int32_t t = 0; t < adapter.term_count; ++t)
+        depth += passes * depth_of(batch.terms[adapter.first_term + t], batch);
+    }
+    const double bytes = static_cast<double>(dtype_size(LYC_DTYPE_F32)) +
+                         (absent(target.base) ? 0.0 : static_cast<double>(dtype_size(target.base.dtype)));
+    recipe_.price += static_cast<double>(out.numel()) * (depth + kPricePerByte * bytes);
+    const Position at = item.to;
+    recipe_.rebuilds.push_back(std::move(item));
+    return at;
+  }
+
+  static bool needs_base(const ops::WeightBatch &batch, const ops::WeightTarget &target) {
+    for (std::int32_t a = 0; a < target.adapter_count; ++a) {
+      const ops::Adapter &adapter = batch.adapters[target.first_adapter + a];
+      if (adapter.dora_axis != ops::DoraAxis::kNone || adapter.replaces) return true;
+      for (std::int32_t t = 0; t < adapter.term_count; ++t)
+        if (reads_base(batch.terms[adapter.first_term + t].kind)) return true;
+    }
+    return false;
+  }
+
+  Position rebuild_weight(std::int64_t target, const Operand &out) {
+    return rebuild(f_.weights, f_.weights.targets[target], out,
+                   f_.whole && !absent(f_.weights.targets[target].base) ? ops::WeightOp::kMerge : ops::WeightOp::kDiff,
+                   false);
+  }
+
+  /// A product alone, as a matrix.
+  Position rebuild_product(const ops::Product &product, const Operand &out) {
+    ops::Term term;
+    term.p = product;
+    ops::Adapter adapter;
+    adapter.term_count = 1;
+    ops::WeightBatch batch;
+    batch.terms = &term;
+    batch.adapters = &adapter;
+    batch.term_count = batch.adapter_count = batch.multiplier_count = 1;
+    ops::WeightTarget target;
+    target.adapter_count = 1;
+    return rebuild(batch, target, out, ops::WeightOp::kDiff, true);
+  }
+
+  void add_bias() {
+    if (f_.weights.target_count < 2) return;
+    const ops::WeightTarget &target = f_.weights.targets[1];
+    if (target.adapter_count) {
+      recipe_.bias_at = rebuild_weight(1, scratch_like(target.out, false));
+    } else {
+      recipe_.bias = as_matrix(target.base, false);
+      recipe_.bias_at = layout_.take(static_cast<Position>(target.out.out));
+    }
+  }
+
+  void add_whole_weight() {
+    Sum last = last_sum();
+    const bool base_only = f_.whole && f_.weights.targets[0].adapter_count == 0;
+    if (f_.weights.targets[0].adapter_count || base_only) {
+      Source weight = source(x_, weight_, base_only ? f_.weights.targets[0].base : Operand(), true);
+      if (!base_only) {
+        const Operand out = scratch_like(weight_, weight.taps_outside);
+        weight.weight = as_matrix(out, weight.taps_outside);
+        weight.weight.data = nullptr;
+        weight.weight_at = rebuild_weight(0, out);
+      }
+      last.sources.push_back(weight);
+    }
+    add_sum(std::move(last));
+  }
+
+  void add_rows_of_table() {
+    Sum last = last_sum();
+    const ops::WeightTarget &target = f_.weights.targets[0];
+    if (target.adapter_count) {
+      const Operand out = scratch_like(weight_, false);
+      Matrix table = as_matrix(out, false);
+      table.data = nullptr;
+      add_table(last, table);
+      recipe_.gathers.back().table_at = rebuild_weight(0, out);
+    } else if (f_.whole) {
+      add_table(last, as_matrix(target.base, false));
+    }
+    add_sum(std::move(last));
+  }
+
+  // Rows of a table, gathered, go into the sum.
+  void add_table(Sum &sum, const Matrix &table) {
+    sum.has_addend = true;
+    sum.addend = scratch_view(f_.y, table.columns.size());
+    recipe_.gathers.push_back({table, 0, sum.addend, false});
+  }
+
+  // -- Factored ------------------------------------------------------------------------------------------------
+
+  void add_term(std::int32_t index, Sum &last, Source &base) {
+    const ops::Term &term = f_.weights.terms[index];
+    if (term.row_begin != 0) refuse("the adapter is a part of another");
+    switch (term.kind) {
+      case TermKind::kProduct:
+        return term.p.whole() ? add_whole(index, last) : add_low_rank(index, last);
+      case TermKind::kKronecker:
+        return add_kronecker(index, last);
+      case TermKind::kBaseHadamard:
+        return scale_base(index, base);
+      case TermKind::kBaseProduct:
+        return turn_input(index, base);
+      case TermKind::kHadamard:
+        refuse("a Hadamard product does not split");
+      case TermKind::kSparse:
+        refuse("single elements are added to the weight");
+      case TermKind::kRotation:
+        refuse("a rotation is applied to the weight");
+    }
+  }
+
+  // D x, with the weight where it is.
+  void add_whole(std::int32_t index, Sum &last) {
+    const Operand &whole = f_.weights.terms[index].p.down;
+    last.sources.push_back(scaled(source(x_, weight_, whole, true), index));
+  }
+
+  // up (l * (down x)); with a core, up (l * (core (down x))), the core having the window.
+  void add_low_rank(std::int32_t index, Sum &last) {
+    const ops::Product &p = f_.weights.terms[index].p;
+    // PEFT's grouped convolutions: the first factor sees all groups, its outputs are dealt to them.
+    const bool dealt = p.down.in != weight_.in;
+    const std::int64_t groups = dealt ? 1 : f_.layer.groups;
+    if (dealt && (p.tucker() || p.down.in != f_.x.channels || p.down.out != p.up.in * f_.layer.groups))
+      refuse("the factors see other inputs than the weight");
+    View hidden = x_;
+    if (p.tucker()) hidden = product(x_, f_.x, groups, p.down, false);
+    hidden = product(hidden, f_.y, groups, p.kernel_holder(), true);
+    hidden.stride_group = hidden.tensor.stride_channel * p.up.in;
+    Source out = scaled(source(hidden, p.up, p.up, false), index);
+    out.scaling.vector = p.diagonal;
+    out.scaling.mask = p.mask;
+    last.sources.push_back(out);
+  }
+
+  // h[i1] = Q x[i1], as so many groups; y[o1, o2] = sum_i1 P[o1, i1] h[i1, o2], as OQ groups.
+  void add_kronecker(std::int32_t index, Sum &last) {
+    if (f_.layer.groups != 1) refuse("the groups of a convolution cut a Kronecker product");
+    if (last.has_addend) refuse("several Kronecker products");
+    const ops::Term &term = f_.weights.terms[index];
+    const Operand p = extents(term.p), q = extents(term.q);
+    const bool outside = taps_outside(x_, q);
+    const Operand p_out = scratch_matrix(p.out, p.in), q_out = scratch_like(q, outside);
+    const Position p_at = rebuild_product(term.p, p_out), q_at = rebuild_product(term.q, q_out);
+
+    Sum first;
+    first.groups = p.in;
+    first.outputs = q.out;
+    first.to = scratch_view(f_.y, p.in * q.out);
+    first.to.stride_group = q.out * first.to.tensor.stride_channel;
+    View parts = x_;
+    parts.stride_group = q.in * parts.tensor.stride_channel;
+    Source inner = source(parts, q, q_out, true);
+    inner.weight.data = nullptr;
+    inner.weight_at = q_at;
+    inner.shared = inner.adapter = true;
+    first.sources.push_back(inner);
+    first.adapter = true;
+    View hidden = first.to;
+    add_sum(std::move(first));
+
+    Sum second;
+    second.groups = q.out;
+    second.outputs = p.out;
+    second.to = scratch_view(f_.y, p.out * q.out);
+    View all = second.to;
+    second.to.stride_group = second.to.tensor.stride_channel;
+    second.to.tensor.stride_channel *= q.out;
+    hidden.stride_group = hidden.tensor.stride_channel;
+    hidden.tensor.stride_channel *= q.out;
+    Source outer = scaled(source(hidden, p, p_out, false), index);
+    outer.weight.data = nullptr;
+    outer.weight_at = p_at;
+    outer.shared = true;
+    second.sources.push_back(outer);
+    second.adapter = true;
+    add_sum(std::move(second));
+    last.has_addend = last.addend_is_adapters = true;
+    last.addend = all;
+  }
+
+  // (v o W) x, v by row or by column: where the base is read, it is multiplied.
+  void scale_base(std::int32_t index, Source &base) {
+    const Operand &v = f_.weights.terms[index].p.down;
+    const bool flat = v.stride_kernel[0] == 0 && v.stride_kernel[1] == 0 && v.stride_kernel[2] == 0;
+    const bool rows = v.stride_in == 0, columns = v.stride_out == 0;
+    if (!f_.weights.terms[index].p.whole() || !flat || !(rows || columns)) refuse("a Hadamard product does not split");
+    use_base(base);
+    base.scaling.kind = rows ? Scaling::Kind::kRows : Scaling::Kind::kColumns;
+    base.scaling.term = index;
+    base.scaling.vector = v;
+    base.scaling.one = f_.whole ? 1.0f : 0.0f;
+    base.scaling.at = layout_.take(static_cast<Position>(rows ? weight_.out : weight_.in * weight_.kernel_size()));
+  }
+
+  // (W P) x = W (P x): in y = W (x + P x) the base is read once.
+  void turn_input(std::int32_t index, Source &base) {
+    const ops::Product &p = f_.weights.terms[index].p;
+    use_base(base);
+    View hidden = x_;
+    if (!p.whole()) hidden = product(x_, f_.x, f_.layer.groups, p.down, false);
+    Sum sum;
+    sum.groups = f_.layer.groups;
+    sum.outputs = p.out();
+    sum.to = scratch_view(f_.x, f_.x.channels);
+    sum.to.stride_group = p.out() * sum.to.tensor.stride_channel;
+    const Operand &last = p.whole() ? p.down : p.up;
+    Source turned = scaled(source(hidden, last, last, false), index);
+    turned.scaling.vector = p.diagonal;
+    turned.scaling.mask = p.mask;
+    turned.shared = true;
+    sum.sources.push_back(turned);
+    if (f_.whole) {
+      sum.has_addend = true;
+      sum.addend = x_;
+    }
+    sum.adapter = !f_.whole;
+    const View to = sum.to;
+    add_sum(std::move(sum));
+    const Operand weight = f_.weights.targets[0].base;
+    base = source(to, weight_, weight, true);
+  }
+
+  void use_base(const Source &base) {
+    if (base_used_) refuse("several terms that are made from the weight");
+    if (!base.weight) fail(LYC_ERROR_INVALID_ARGUMENT, "the weight is absent");
+    base_used_ = true;
+  }
+
+  // Rows of `up`, gathered, times `down`.
+  void add_embedding_term(std::int32_t index, Sum &last) {
+    const ops::Term &term = f_.weights.terms[index];
+    if (term.kind != TermKind::kProduct || term.p.whole() || term.p.tucker())
+      refuse("only low-rank products split into rows of a table");
+    Gather gather = {as_matrix(term.p.up, false), 0, scratch_view(f_.y, term.p.rank()), true};
+    recipe_.gathers.push_back(gather);
+    Operand down = term.p.down;
+    std::swap(down.out, down.in);
+    std::swap(down.stride_out, down.stride_in);
+    Source source_of_rows = scaled(source(gather.to, down, down, false), index);
+    source_of_rows.scaling.vector = term.p.diagonal;
+    source_of_rows.scaling.mask = term.p.mask;
+    last.sources.push_back(source_of_rows);
+  }
+
+  static Operand extents(const ops::Product &product) {
+    Operand shape = product.kernel_holder();
+    shape.out = product.out();
+    shape.in = product.in();
+    return shape;
+  }
+
+  // -- Parts ---------------------------------------------------------------------------------------------------
+
+  Sum last_sum() const {
+    Sum sum;
+    sum.groups = f_.layer.groups;
+    sum.outputs = f_.y.channels / f_.layer.groups;
+    sum.to = y_;
+    sum.to.stride_group = sum.outputs * y_.tensor.stride_channel;
+    sum.keep = !f_.whole;
+    sum.has_bias = f_.weights.target_count > 1;
+    return sum;
+  }
+
+  /// float32 activations, channel after channel, with the positions of another tensor.
+  View scratch_view(const Activation &like, std::int64_t channels) {
+    View view;
+    view.tensor = like;
+    view.tensor.data = nullptr;
+    view.tensor.dtype = LYC_DTYPE_F32;
+    view.tensor.channels = channels;
+    std::int64_t step = 1;
+    for (int d = ops::kMaxKernelDims - 1; d >= 0; --d) {
+      view.tensor.stride_space[d] = step;
+      step *= like.space[d];
+    }
+    view.tensor.stride_batch = step;
+    view.tensor.stride_channel = step * like.batch;
+    view.at = layout_.take(static_cast<Position>(view.tensor.stride_channel * channels));
+    return view;
+  }
+
+  static bool taps_outside(const View &x, const Operand &weight) {
+    return x.tensor.stride_channel == 1 && weight.kernel_size() > 1;
+  }
+
+  /// Activations through `weight` (of the extents of `shape`), with the layer's window or none.
+  Source source(View x, const Operand &shape, const Operand &weight, bool window) const {
+    Source result;
+    if (x.stride_group == 0) x.stride_group = shape.in * x.tensor.stride_channel;
+    result.x = x;
+    result.inputs = shape.in;
+    if (window) result.window = f_.layer;
+    std::copy(shape.kernel, shape.kernel + ops::kMaxKernelDims, result.kernel);
+    result.taps_outside = taps_outside(x, shape);
+    result.weight = as_matrix(weight, result.taps_outside);
+    return result;
+  }
+
+  Source scaled(Source result, std::int32_t term) {
+    result.adapter = true;
+    result.scaling.kind = Scaling::Kind::kTerm;
+    result.scaling.term = term;
+    result.scaling.at = layout_.take(static_cast<Position>(result.depth()));
+    return result;
+  }
+
+  /// weight x for each group, into the workspace: what lies between two factors.
+  View product(const View &x, const Activation &positions, std::int64_t groups, const Operand &weight, bool window) {
+    Sum sum;
+    sum.groups = groups;
+    sum.outputs = weight.out;
+    sum.to = scratch_view(positions, groups * weight.out);
+    sum.to.stride_group = weight.out * sum.to.tensor.stride_channel;
+    View from = x;
+    from.stride_group = weight.in * x.tensor.stride_channel;
+    Source only = source(from, weight, weight, window);
+    only.shared = only.adapter = true;
+    sum.sources.push_back(only);
+    sum.adapter = true;
+    View to = sum.to;
+    to.stride_group = 0;
+    add_sum(std::move(sum));
+    return to;
+  }
+
+  void add_sum(Sum sum) {
+    sum.positions = sum.to.tensor.positions();
+    sum.positions_in_rows = sum.to.tensor.data && sum.to.tensor.stride_channel == 1;
+    std::int64_t depth = 0;
+    for (const Source &source : sum.sources) depth += source.depth();
+    const std::int64_t across = std::max<std::int64_t>(1, depth * sum.groups);
+    const std::int64_t fitting = std::clamp(kPackedFloats / across, kPositions, kMaxPositions);
+    const std::int64_t blocks = std::max<std::int64_t>(1, ceil_div(sum.positions, fitting));
+    sum.block = round_up(std::max<std::int64_t>(1, ceil_div(sum.positions, blocks)), kPositions);
+    Layout scratch;
+    for (const Source &source : sum.sources)
+      sum.packed_at.push_back(scratch.take(multiply(sum.block, source.depth() * sum.groups)));
+    sum.packed_size = scratch.size();
+    sum.thread_size = thread_floats(sum);
+    const auto threads = static_cast<Position>(context_.pool.threads());
+    recipe_.scratch = std::max(recipe_.scratch, sum.packed_size + threads * sum.thread_size);
+    add_price(sum, blocks);
+    recipe_.sums.push_back(std::move(sum));
+  }
+
+  static Position thread_floats(const Sum &sum) {
+    return static_cast<Position>(tile_floats(sum) + kDepth * kMaxOutputs + kGatherFloats + 2 * row_floats(sum));
+  }
+
+  void add_price(const Sum &sum, std::int64_t blocks) {
+    const double positions = static_cast<double>(sum.positions * sum.groups);
+    for (const Source &source : sum.sources) {
+      const double depth = static_cast<double>(source.depth());
+      const double weights = depth * static_cast<double>(sum.outputs * (source.shared ? 1 : sum.groups));
+      const double element = static_cast<double>(dtype_size(source.weight.dtype));
+      recipe_.price += positions * depth * static_cast<double>(round_up(sum.outputs, kTileRows));
+      recipe_.price += kPricePerByte * (weights * element * static_cast<double>(blocks) + 8.0 * positions * depth);
+    }
+    recipe_.price += kPricePerByte * 8.0 * positions * static_cast<double>(sum.outputs);
+  }
+
+  ops::BackendContext &context_;
+  const ops::Forward &f_;
+  const Operand weight_;
+  View x_, y_;
+  bool base_used_ = false;
+  Layout layout_;
+  Recipe recipe_;
+};
+
+void check(const ops::Forward &f) {
+  require(f.weights.target_count >= 1 && f.weights.target_count <= 2, "forward is for a weight and its bias");
+  require(f.x.positions() >= 0 && f.y.positions() >= 0, "activations have negative extents");
+}
+
+}  // namespace
+
+std::unique_ptr<ops::ForwardPlan> prepare(ops::BackendContext &context, const ops::Forward &forward) {
+  check(forward);
+  auto plan = std::make_unique<ops::ForwardPlan>(context);
+  const ops::WeightBatch &batch = forward.weights;
+  plan->targets.assign(batch.targets, batch.targets + batch.target_count);
+  plan->adapters.assign(batch.adapters, batch.adapters + batch.adapter_count);
+  plan->terms.assign(batch.terms, batch.terms + batch.term_count);
+  plan->rotations.assign(batch.rotations, batch.rotations + batch.rotation_count);
+  plan->forward = forward;
+  ops::WeightBatch &own = plan->forward.weights;
+  own.targets = plan->targets.data();
+  own.adapters = plan->adapters.data();
+  own.terms = plan->terms.data();
+  own.rotations = plan->rotations.data();
+
+  Recipe factored, rebuilt;
+  if (forward.path != ops::Path::kRebuilt && own.targets[0].adapter_count > 0) try {
+      factored = Builder(context, plan->forward).factored();
+      plan->factored = true;
+      plan->prices[0] = factored.price;
+    } catch (const Error &error) {
+      if (error.status() != LYC_ERROR_UNSUPPORTED || forward.path == ops::Path::kFactored) throw;
+      plan->refusal = error.what();
+    }
+  if (forward.path != ops::Path::kFactored || own.targets[0].adapter_count == 0) {
+    rebuilt = Builder(context, plan->forward).rebuilt();
+    plan->prices[1] = rebuilt.price;
+    if (rebuilt.price < factored.price) plan->factored = false;
+  }
+  plan->recipe = std::move(plan->factored ? factored : rebuilt);
+  return plan;
+}
+
+std::uint64_t workspace_size(const ops::ForwardPlan &plan) {
+  constexpr std::uint64_t kUnit = 256;
+  return ((plan.recipe.size + plan.recipe.scratch) * sizeof(float) + kUnit - 1) / kUnit * kUnit;
+}
+
+std::string explain(const ops::ForwardPlan &plan) {
+  const auto price = [](double value) { return value > 0.0 ? concat(static_cast<std::int64_t>(value)) : "none"; };
+  std::string text = concat("cpu ", plan.context.kernels.name, ", threads ", plan.context.pool.threads(), ", path ",
+                            plan.factored ? "factored" : "rebuilt", ", price factored ", price(plan.prices[0]),
+                            ", rebuilt ", price(plan.prices[1]), ", workspace ", workspace_size(plan), " bytes\n");
+  if (!plan.refusal.empty()) text += plan.refusal + "\n";
+  for (const Rebuild &rebuild : plan.recipe.rebuilds) text += "rebuild " + explain(*rebuild.plan);
+  for (const Gather &gather : plan.recipe.gathers) text += concat("gather rows of ", gather.table.columns.size(), "\n");
+  for (const Sum &sum : plan.recipe.sums) {
+    text += concat("sum ", sum.positions, " positions (", sum.block, " at a time) x ", sum.groups * sum.outputs,
+                   " outputs, groups ", sum.groups, ":");
+    for (const Source &source : sum.sources)
+      text += concat(source.adapter ? " adapter" : " weight", " depth ", source.depth());
+    text += sum.has_addend ? " and what was made before\n" : "\n";
+  }
+  return text;
+}
+
+}  // namespace lyc::cpu

@@ -1,0 +1,141 @@
+// A prepared Forward: what is rebuilt, what is gathered, and the sums that lead to y.
+//
+//   rebuild  weights, biases, halves of Kronecker products, by the WeightPlan, as float32 in the workspace
+//   gather   rows of a table (embeddings)
+//   sums     y and what is between: each a sum of matrix products of activations, in one pass over what it makes
+//
+// A sum goes through its positions block by block. Of a block all activations are packed, window by window (never more
+// than kPackedFloats of them); then threads take tiles of outputs, packing the weights as they go, kDepth deep, which
+// are read once for each block. Partial sums over kDepth, added in order, so results do not depend on threads.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/weight_plan.hpp"
+#include "ops/forward.hpp"
+
+namespace lyc::cpu {
+
+inline constexpr std::int64_t kDepth = 256;             // of the packed weights: they stay in the second cache
+inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows and panels end there
+inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
+inline constexpr std::int64_t kPackedFloats = std::int64_t{8} << 20;
+inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
+inline constexpr std::int64_t kGatherFloats = kPanel * (kPanel + 16);
+
+/// Activations, the caller's or (data null) at `at` in the workspace. Channel c of group g lies at g * stride_group +
+/// c * stride_channel.
+struct View {
+  ops::Activation tensor;
+  Position at = 0;
+  std::int64_t stride_group = 0;
+};
+
+/// What multiplies a source's weights. With c = coefficient * scalar * multiplier of the term:
+///   kPlain    nothing          kTerm  c, and diagonal and mask by column
+///   kRows     one + c v[row]   kColumns  one + c v[input]
+struct Scaling {
+  enum class Kind { kPlain, kTerm, kRows, kColumns } kind = Kind::kPlain;
+  std::int32_t term = -1;
+  float one = 0.0f;
+  ops::Operand vector, mask;  // of a kTerm: diagonal and mask
+  Position at = 0;            // as float32, one for each row or column
+};
+
+/// One product of a sum: windows of activations times a matrix.
+struct Source {
+  View x;
+  std::int64_t inputs = 0;  // channels that an output sees
+  ops::Layer window;
+  std::int64_t kernel[ops::kMaxKernelDims] = {1, 1, 1};
+  bool taps_outside = false;  // along the depth: tap * inputs + channel, otherwise channel * taps + tap
+  Matrix weight;              // outputs x depth; data null: at weight_at
+  Position weight_at = 0;
+  bool shared = false;   // by all groups
+  bool adapter = false;  // the adapter's: left out at multiplier 0
+  Scaling scaling;
+
+  std::int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  std::int64_t depth() const { return inputs * taps(); }
+};
+
+struct Sum {
+  std::int64_t groups = 1, outputs = 0;  // of each group
+  std::vector<Source> sources;
+  View to;
+  bool keep = false;  // adds to what is there
+  bool has_addend = false, addend_is_adapters = false;
+  View addend;
+  bool has_bias = false;
+  bool adapter = false;  // the adapter's as a whole
+
+  bool positions_in_rows = false;
+  std::int64_t positions = 0, block = 0;  // of all, and packed at a time
+  std::vector<Position> packed_at;        // of each source
+  Position packed_size = 0, thread_size = 0;
+};
+
+/// A thread's tile (no two rows in one cache set), and a row of it.
+inline std::int64_t tile_floats(const Sum &sum) { return (kPanel + 16) * (sum.block + kPanel); }
+inline std::int64_t row_floats(const Sum &sum) { return sum.block + kPanel; }
+
+/// A WeightPlan of one target, whose result stays in the workspace.
+struct Rebuild {
+  std::unique_ptr<ops::WeightPlan> plan;
+  ops::WeightOp op;
+  Position to = 0;
+  bool plain = false;  // at multiplier 1, whatever the adapter's is: it is a factor
+};
+
+struct Gather {
+  Matrix table;  // data null: at table_at
+  Position table_at = 0;
+  View to;
+  bool adapter = false;
+};
+
+/// One way to compute it.
+struct Recipe {
+  std::vector<Rebuild> rebuilds;
+  std::vector<Gather> gathers;
+  std::vector<Sum> sums;
+  Matrix bias;             // as it is; with changes it is rebuilt
+  Position bias_at = 0;    // as float32
+  Position weight_at = 0;  // norms: the rebuilt weight
+  Position size = 0;       // results; scratch follows
+  Position scratch = 0;
+  double price = 0.0;
+};
+
+}  // namespace lyc::cpu
+
+struct lyc::ops::ForwardPlan {
+  explicit ForwardPlan(BackendContext &owner) : context(owner) {}
+
+  BackendContext &context;
+  Forward forward;  // its arrays are the following
+  std::vector<Adapter> adapters;
+  std::vector<Term> terms;
+  std::vector<Rotation> rotations;
+  std::vector<WeightTarget> targets;
+  cpu::Recipe recipe;
+  bool factored = false;
+  double prices[2] = {0, 0};  // factored, rebuilt; 0: not asked for, or impossible
+  std::string refusal;        // why not factored
+};
+
+namespace lyc::cpu {
+
+/// Throws Error.
+std::unique_ptr<ops::ForwardPlan> prepare(ops::BackendContext &context, const ops::Forward &forward);
+
+void run(ops::ForwardPlan &plan, const ops::ForwardRun &run);
+
+/// Bytes of workspace for one run.
+std::uint64_t workspace_size(const ops::ForwardPlan &plan);
+
+std::string explain(const ops::ForwardPlan &plan);
+
+}  // namespace lyc::cpu

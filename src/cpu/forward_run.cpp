@@ -1,0 +1,550 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+#include "cpu/forward_plan.hpp"
+
+namespace lyc::cpu {
+namespace {
+
+using ops::Activation;
+using ops::LayerKind;
+
+char *address(const View &view, float *workspace) {
+  return static_cast<char *>(view.tensor.data ? view.tensor.data : workspace + view.at);
+}
+
+Axes position_axes(const Activation &tensor) {
+  Axes axes;
+  axes.add(tensor.batch, tensor.stride_batch);
+  for (int d = 0; d < ops::kMaxKernelDims; ++d) axes.add(tensor.space[d], tensor.stride_space[d]);
+  return axes;
+}
+
+Axes channel_axes(const Activation &tensor, std::int64_t channels) {
+  Axes axes;
+  axes.add(channels, tensor.stride_channel);
+  return axes;
+}
+
+/// rows x depth values, `stride` apart, as [depth][height], the form of packed factors; rows that are missing are 0.
+void interleave(const float *rows, std::int64_t stride, std::int64_t count, std::int64_t height, std::int64_t depth,
+                float *to) {
+  if (count < height) std::fill(to, to + depth * height, 0.0f);
+  for (std::int64_t k = 0; k < depth; ++k)
+    for (std::int64_t i = 0; i < count; ++i) to[k * height + i] = rows[i * stride + k];
+}
+
+/// Where windows of a source begin, and the values under them, as float32.
+class Windows {
+ public:
+  Windows(const Source &source, const Activation &positions, const Kernels &kernels, float *workspace)
+      : s_(source), to_(positions), k_(kernels), x_(address(source.x, workspace)), a_(source.x.tensor) {
+    size_ = static_cast<std::int64_t>(dtype_size(a_.dtype));
+    for (int d = 0; d < ops::kMaxKernelDims; ++d)
+      if (to_.space[d] > 1) inner_ = d;
+  }
+
+  /// By position if the channels lie side by side, by place in the window otherwise.
+  bool by_position() const { return a_.stride_channel == 1; }
+
+  /// Depth k .. k + n - 1 of one position.
+  void at_position(std::int64_t group, std::int64_t position, std::int64_t k, std::int64_t n, float *values) const {
+    const Place place = place_of(position);
+    if (s_.taps() == 1) return channels(group, place, 0, k, n, values);
+    while (n > 0) {
+      const std::int64_t part = std::min(n, s_.inputs - k % s_.inputs);
+      channels(group, place, k / s_.inputs, k % s_.inputs, part, values);
+      k += part, n -= part, values += part;
+    }
+  }
+
+  /// Positions position .. position + n - 1 of one place in the window.
+  void at_depth(std::int64_t group, std::int64_t position, std::int64_t n, std::int64_t k, float *values) const {
+    const std::int64_t taps = s_.taps();
+    const std::int64_t tap = s_.taps_outside ? k / s_.inputs : k % taps;
+    const std::int64_t channel = s_.taps_outside ? k % s_.inputs : k / taps;
+    const char *x = x_ + (group * s_.x.stride_group + channel * a_.stride_channel) * size_;
+    Place place = place_of(position);
+    while (n > 0) {
+      const std::int64_t run = std::min(n, to_.space[inner_] - place.space[inner_]);
+      line(x, place, tap, run, values);
+      values += run, n -= run;
+      next_line(place);
+    }
+  }
+
+ private:
+  struct Place {
+    std::int64_t batch, space[ops::kMaxKernelDims];
+  };
+
+  Place place_of(std::int64_t position) const {
+    Place place{};
+    for (int d = ops::kMaxKernelDims - 1; d >= 0; --d) {
+      place.space[d] = position % to_.space[d];
+      position /= to_.space[d];
+    }
+    place.batch = position;
+    return place;
+  }
+
+  void next_line(Place &place) const {
+    place.space[inner_] = 0;
+    for (int d = inner_ - 1; d >= 0; --d) {
+      if (++place.space[d] < to_.space[d]) return;
+      place.space[d] = 0;
+    }
+    ++place.batch;
+  }
+
+  std::int64_t tap_along(std::int64_t tap, int axis) const {
+    for (int d = ops::kMaxKernelDims - 1; d > axis; --d) tap /= s_.kernel[d];
+    return tap % s_.kernel[axis];
+  }
+
+  // Index into x along an axis; outside it where that is negative or beyond.
+  std::int64_t index(const Place &place, std::int64_t tap, int d) const {
+    return place.space[d] * s_.window.stride[d] - s_.window.padding[d] + tap_along(tap, d) * s_.window.dilation[d];
+  }
+
+  // Offset along all axes but `without`; false where the window is outside.
+  bool offset(const Place &place, std::int64_t tap, int without, std::int64_t &offset) const {
+    offset = place.batch * a_.stride_batch;
+    for (int d = 0; d < ops::kMaxKernelDims; ++d) {
+      if (d == without) continue;
+      const std::int64_t i = index(place, tap, d);
+      if (i < 0 || i >= a_.space[d]) return false;
+      offset += i * a_.stride_space[d];
+    }
+    return true;
+  }
+
+  void channels(std::int64_t group, const Place &place, std::int64_t tap, std::int64_t channel, std::int64_t n,
+                float *values) const {
+    std::int64_t at = 0;
+    if (!offset(place, tap, -1, at)) return std::fill(values, values + n, 0.0f);
+    at += group * s_.x.stride_group + channel * a_.stride_channel;
+    strided(x_ + at * size_, a_.stride_channel, n, values);
+  }
+
+  void line(const char *x, const Place &place, std::int64_t tap, std::int64_t n, float *values) const {
+    std::int64_t at = 0;
+    if (!offset(place, tap, inner_, at)) return std::fill(values, values + n, 0.0f);
+    const std::int64_t first = index(place, tap, inner_), step = s_.window.stride[inner_], extent = a_.space[inner_];
+    const std::int64_t begin = std::clamp<std::int64_t>(first < 0 ? ceil_div(-first, step) : 0, 0, n);
+    const std::int64_t end = std::clamp<std::int64_t>(extent > first ? ceil_div(extent - first, step) : 0, begin, n);
+    std::fill(values, values + begin, 0.0f);
+    std::fill(values + end, values + n, 0.0f);
+    if (begin == end) return;
+    at += (first + begin * step) * a_.stride_space[inner_];
+    strided(x + at * size_, step * a_.stride_space[inner_], end - begin, values + begin);
+  }
+
+  void strided(const char *from, std::int64_t stride, std::int64_t n, float *values) const {
+    if (stride == 1) return k_.load(a_.dtype, from, n, values);
+    Matrix matrix = {const_cast<char *>(from), a_.dtype, {}, {}};
+    matrix.columns.add(n, stride);
+    load(k_, matrix, 0, 0, n, values);
+  }
+
+  const Source &s_;
+  const Activation &to_;
+  const Kernels &k_;
+  const char *x_;
+  const Activation &a_;
+  std::int64_t size_;
+  int inner_ = 0;  // the axis of space along which positions are neighbours
+};
+
+/// One run.
+class ForwardRunner {
+ public:
+  ForwardRunner(ops::ForwardPlan &plan, const ops::ForwardRun &run)
+      : plan_(plan),
+        f_(plan.forward),
+        recipe_(plan.recipe),
+        k_(plan.context.kernels),
+        pool_(plan.context.pool),
+        multipliers_(run.multipliers),
+        workspace_(static_cast<float *>(run.workspace)),
+        scratch_(workspace_ + plan.recipe.size) {}
+
+  void run() {
+    if (f_.y.positions() == 0 || f_.y.channels == 0) return;
+    if (f_.layer.kind == LayerKind::kEmbedding) check_indices();
+    active_ = std::any_of(plan_.adapters.begin(), plan_.adapters.end(),
+                          [&](const ops::Adapter &adapter) { return multipliers_[adapter.multiplier_index] != 0.0f; });
+    if (!active_ && !f_.whole) return;
+    for (Rebuild &rebuild : recipe_.rebuilds) make(rebuild);
+    load_bias();
+    for (const Gather &gather : recipe_.gathers)
+      if (active_ || !gather.adapter) take_rows(gather);
+    if (f_.layer.kind != LayerKind::kConv && f_.layer.kind != LayerKind::kEmbedding) return normalise();
+    for (const Sum &sum : recipe_.sums)
+      if (active_ || !sum.adapter) add(sum);
+  }
+
+ private:
+  // -- Before the sums -----------------------------------------------------------------------------------------
+
+  void make(Rebuild &rebuild) {
+    constexpr float kOne = 1.0f;
+    for (TargetPlan &target : rebuild.plan->targets)
+      target.out.data = reinterpret_cast<char *>(workspace_ + rebuild.to);
+    ops::RunOptions options{};
+    options.op = rebuild.op;
+    options.multipliers = rebuild.plain ? &kOne : multipliers_;
+    options.workspace = scratch_;
+    cpu::run(*rebuild.plan, options);
+  }
+
+  void load_bias() {
+    if (!recipe_.bias) return;
+    Matrix row = recipe_.bias;
+    std::swap(row.rows, row.columns);
+    load(k_, row, 0, 0, row.columns.size(), workspace_ + recipe_.bias_at);
+  }
+
+  std::int64_t index_at(std::int64_t position) const {
+    const std::int64_t offset = position_axes(f_.x).offset(position);
+    return f_.x.dtype == LYC_DTYPE_I64 ? static_cast<const std::int64_t *>(f_.x.data)[offset]
+                                       : static_cast<const std::int32_t *>(f_.x.data)[offset];
+  }
+
+  void check_indices() const {
+    const std::int64_t rows = plan_.targets[0].out.out;
+    for (std::int64_t p = 0; p < f_.x.positions(); ++p)
+      require(index_at(p) >= 0 && index_at(p) < rows, "x has index ", index_at(p), " at position ", p,
+              ", the table has ", rows, " rows");
+  }
+
+  void take_rows(const Gather &gather) {
+    Matrix table = gather.table;
+    if (!table) table.data = reinterpret_cast<char *>(workspace_ + gather.table_at);
+    const std::int64_t positions = f_.x.positions(), columns = table.columns.size();
+    float *to = workspace_ + gather.to.at;
+    pool_.parallel_for(positions, [&](std::int64_t p, int) {
+      float values[kPanel];
+      for (std::int64_t c = 0; c < columns; c += kPanel) {
+        const std::int64_t n = std::min(kPanel, columns - c);
+        load(k_, table, index_at(p), c, n, values);
+        for (std::int64_t i = 0; i < n; ++i) to[(c + i) * positions + p] = values[i];
+      }
+    });
+  }
+
+  // -- Scales --------------------------------------------------------------------------------------------------
+
+  float coefficient(std::int32_t index) const {
+    const ops::Term &term = plan_.terms[static_cast<std::size_t>(index)];
+    const double scalar = term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0;
+    const float m =
+        multipliers_[plan_.adapters[static_cast<std::size_t>(plan_.targets[0].first_adapter)].multiplier_index];
+    return static_cast<float>(term.coefficient * scalar * static_cast<double>(m));
+  }
+
+  // What multiplies row r or column c of a source's weights.
+  void make_scales(const Source &source, std::int64_t rows) {
+    const Scaling &scaling = source.scaling;
+    if (scaling.kind == Scaling::Kind::kPlain) return;
+    const float c = coefficient(scaling.term);
+    float *to = workspace_ + scaling.at;
+    const auto value = [](const ops::Operand &vector, std::int64_t offset) {
+      return vector.data ? read(vector, offset) : 1.0f;
+    };
+    if (scaling.kind == Scaling::Kind::kRows) {
+      for (std::int64_t r = 0; r < rows; ++r)
+        to[r] = scaling.one + (active_ ? c * value(scaling.vector, r * scaling.vector.stride_out) : 0.0f);
+      return;
+    }
+    for (std::int64_t k = 0; k < source.depth(); ++k) {
+      const std::int64_t input = source.taps_outside ? k % source.inputs : k / source.taps();
+      if (scaling.kind == Scaling::Kind::kTerm)
+        to[k] =
+            c * value(scaling.vector, k * scaling.vector.stride_out) * value(scaling.mask, k * scaling.mask.stride_out);
+      else
+        to[k] = scaling.one + (active_ ? c * value(scaling.vector, input * scaling.vector.stride_in) : 0.0f);
+    }
+  }
+
+  // -- Sums ----------------------------------------------------------------------------------------------------
+
+  bool counts(const Source &source) const { return active_ || !source.adapter; }
+
+  void add(const Sum &sum) {
+    for (const Source &source : sum.sources)
+      if (counts(source)) make_scales(source, sum.groups * sum.outputs);
+    for (std::int64_t begin = 0; begin < sum.positions; begin += sum.block) {
+      const std::int64_t count = std::min(sum.block, sum.positions - begin);
+      for (std::size_t i = 0; i < sum.sources.size(); ++i)
+        if (counts(sum.sources[i])) pack_windows(sum, i, begin, count);
+      add_block(sum, begin, count);
+    }
+  }
+
+  static std::int64_t side(const Sum &sum) { return sum.positions_in_rows ? kTileRows : kPanel; }
+
+  struct Scratch {
+    float *tile, *weights, *gather, *row;
+  };
+  Scratch scratch(const Sum &sum, int worker) const {
+    float *tile = scratch_ + sum.packed_size + static_cast<Position>(worker) * sum.thread_size;
+    float *weights = tile + tile_floats(sum);
+    float *gather = weights + kDepth * kMaxOutputs;
+    return {tile, weights, gather, gather + kGatherFloats};
+  }
+
+  float *packed(const Sum &sum, std::size_t source, std::int64_t group) const {
+    return scratch_ + sum.packed_at[source] + static_cast<Position>(group * sum.block * sum.sources[source].depth());
+  }
+
+  void pack_windows(const Sum &sum, std::size_t index, std::int64_t begin, std::int64_t count) {
+    const Source &source = sum.sources[index];
+    const Windows windows(source, sum.to.tensor, k_, workspace_);
+    const std::int64_t height = side(sum), depth = source.depth(), blocks = ceil_div(count, height);
+    pool_.parallel_for(sum.groups * blocks, [&](std::int64_t item, int worker) {
+      const std::int64_t group = item / blocks, block = item % blocks;
+      const std::int64_t first = begin + block * height, n = std::min(height, begin + count - first);
+      float *to = packed(sum, index, group) + block * height * depth;
+      if (windows.by_position())
+        pack_by_position(windows, group, first, n, height, depth, scratch(sum, worker).gather, to);
+      else
+        pack_by_depth(windows, group, first, n, height, depth, to);
+    });
+  }
+
+  static void pack_by_position(const Windows &windows, std::int64_t group, std::int64_t first, std::int64_t n,
+                               std::int64_t height, std::int64_t depth, float *buffer, float *to) {
+    const std::int64_t most = height == kPanel ? kPanel : kDepth, stride = most + 16;
+    for (std::int64_t k = 0; k < depth; k += most) {
+      const std::int64_t part = std::min(most, depth - k);
+      for (std::int64_t i = 0; i < n; ++i) windows.at_position(group, first + i, k, part, buffer + i * stride);
+      interleave(buffer, stride, n, height, part, to + k * height);
+    }
+  }
+
+  static void pack_by_depth(const Windows &windows, std::int64_t group, std::int64_t first, std::int64_t n,
+                            std::int64_t height, std::int64_t depth, float *to) {
+    for (std::int64_t k = 0; k < depth; ++k, to += height) {
+      windows.at_depth(group, first, n, k, to);
+      std::fill(to + n, to + height, 0.0f);
+    }
+  }
+
+  void add_block(const Sum &sum, std::int64_t begin, std::int64_t count) {
+    const std::int64_t width = sum.positions_in_rows ? kPanel : kMaxOutputs;
+    const std::int64_t tiles = ceil_div(sum.outputs, width), all = tiles * sum.groups;
+    const std::int64_t wanted = ceil_div(4 * pool_.threads(), all);
+    const std::int64_t part = round_up(ceil_div(count, std::min(wanted, ceil_div(count, kPositions))), kPositions);
+    const std::int64_t parts = ceil_div(count, part);
+    pool_.parallel_for(all * parts, [&](std::int64_t item, int worker) {
+      const std::int64_t tile = item / parts, output = tile % tiles * width, first = item % parts * part;
+      compute(
+          sum,
+          {tile / tiles, output, std::min(width, sum.outputs - output), begin, first, std::min(part, count - first)},
+          scratch(sum, worker));
+    });
+  }
+
+  /// Outputs output .. of a group, at positions begin + first ..
+  struct Range {
+    std::int64_t group, output, outputs, begin, first, positions;
+  };
+
+  std::int64_t tile_stride(const Sum &sum, const Range &range) const {
+    return (sum.positions_in_rows ? kPanel : round_up(range.positions, kPanel)) + 16;
+  }
+
+  void compute(const Sum &sum, const Range &range, const Scratch &scratch) {
+    bool first = true;
+    for (std::size_t i = 0; i < sum.sources.size(); ++i) {
+      const Source &source = sum.sources[i];
+      if (!counts(source)) continue;
+      for (std::int64_t k = 0; k < source.depth(); k += kDepth) {
+        const std::int64_t depth = std::min(kDepth, source.depth() - k);
+        pack_weights(sum, source, range, k, depth, scratch);
+        multiply(sum, i, range, k, depth, scratch, first);
+        first = false;
+      }
+    }
+    finish(sum, range, scratch, first);
+  }
+
+  void pack_weights(const Sum &sum, const Source &source, const Range &range, std::int64_t k, std::int64_t depth,
+                    const Scratch &scratch) const {
+    Matrix weight = source.weight;
+    if (!weight) weight.data = reinterpret_cast<char *>(workspace_ + source.weight_at);
+    const std::int64_t row = (source.shared ? 0 : range.group * sum.outputs) + range.output;
+    const std::int64_t height = sum.positions_in_rows ? kPanel : kTileRows;
+    const std::int64_t most = sum.positions_in_rows ? kPanel : kDepth, stride = most + 16;
+    for (std::int64_t block = 0; block < range.outputs; block += height) {
+      const std::int64_t n = std::min(height, range.outputs - block);
+      for (std::int64_t part = 0; part < depth; part += most) {
+        const std::int64_t length = std::min(most, depth - part);
+        for (std::int64_t i = 0; i < n; ++i) {
+          float *values = scratch.gather + i * stride;
+          load(k_, weight, row + block + i, k + part, length, values);
+          scale(source.scaling, row + block + i, k + part, length, values);
+        }
+        interleave(scratch.gather, stride, n, height, length, scratch.weights + (block * depth + part * height));
+      }
+    }
+  }
+
+  void scale(const Scaling &scaling, std::int64_t row, std::int64_t k, std::int64_t n, float *values) const {
+    if (scaling.kind == Scaling::Kind::kPlain) return;
+    const float *factors = workspace_ + scaling.at;
+    if (scaling.kind == Scaling::Kind::kRows)
+      for (std::int64_t i = 0; i < n; ++i) values[i] *= factors[row];
+    else
+      for (std::int64_t i = 0; i < n; ++i) values[i] *= factors[k + i];
+  }
+
+  void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t depth,
+                const Scratch &scratch, bool first) const {
+    const std::int64_t all = sum.sources[index].depth(), stride = tile_stride(sum, range), height = side(sum);
+    const float *windows = packed(sum, index, range.group) + range.first * all + k * height;
+    for (std::int64_t p = 0; p < range.positions; p += height) {
+      if (sum.positions_in_rows) {
+        k_.product(windows + p * all, scratch.weights, depth, 1, {scratch.tile + p * stride, stride, nullptr, first});
+        continue;
+      }
+      for (std::int64_t o = 0; o < range.outputs; o += kTileRows)
+        k_.product(scratch.weights + o * depth, windows + p * all, depth, 1,
+                   {scratch.tile + o * stride + p, stride, nullptr, first});
+    }
+  }
+
+  // Sums, what was made before, bias, and what is there, rounded once.
+  void finish(const Sum &sum, const Range &range, const Scratch &scratch, bool empty) const {
+    const std::int64_t stride = tile_stride(sum, range), from = range.begin + range.first;
+    const Matrix to = matrix(sum, sum.to, range.group), addend = matrix(sum, sum.addend, range.group);
+    const bool adds = sum.has_addend && (active_ || !sum.addend_is_adapters);
+    const float *bias = workspace_ + recipe_.bias_at + range.group * sum.outputs + range.output;
+    const std::int64_t rows = sum.positions_in_rows ? range.positions : range.outputs;
+    const std::int64_t columns = sum.positions_in_rows ? range.outputs : range.positions;
+    const std::int64_t row0 = sum.positions_in_rows ? from : range.output;
+    const std::int64_t column0 = sum.positions_in_rows ? range.output : from;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      float *values = scratch.tile + i * stride;
+      if (empty) std::fill(values, values + columns, 0.0f);
+      if (adds) add_row(addend, row0 + i, column0, columns, scratch.row, values);
+      if (sum.has_bias)
+        for (std::int64_t j = 0; j < columns; ++j) values[j] += bias[sum.positions_in_rows ? j : i];
+      if (sum.keep) add_row(to, row0 + i, column0, columns, scratch.row, values);
+      store(k_, values, columns, to, row0 + i, column0);
+    }
+  }
+
+  void add_row(const Matrix &from, std::int64_t row, std::int64_t column, std::int64_t n, float *buffer,
+               float *values) const {
+    load(k_, from, row, column, n, buffer);
+    for (std::int64_t i = 0; i < n; ++i) values[i] += buffer[i];
+  }
+
+  Matrix matrix(const Sum &sum, const View &view, std::int64_t group) const {
+    const Axes positions = position_axes(view.tensor), channels = channel_axes(view.tensor, sum.outputs);
+    Matrix matrix = {address(view, workspace_), view.tensor.dtype, sum.positions_in_rows ? positions : channels,
+                     sum.positions_in_rows ? channels : positions};
+    matrix.data += group * view.stride_group * static_cast<std::int64_t>(dtype_size(view.tensor.dtype));
+    return matrix;
+  }
+
+  // -- Norms ---------------------------------------------------------------------------------------------------
+
+  // One line is what shares a mean: a position's channels, or a group's channels at all positions of a batch entry.
+  void normalise() {
+    const bool grouped = f_.layer.kind == LayerKind::kGroupNorm;
+    const std::int64_t lines = grouped ? f_.x.batch * f_.layer.groups : f_.x.positions();
+    pool_.parallel_for(lines, [&](std::int64_t line, int) {
+      const Line from = grouped ? group_line(f_.x, line) : position_line(f_.x, line);
+      const Line to = grouped ? group_line(f_.y, line) : position_line(f_.y, line);
+      normalise(from, to);
+    });
+  }
+
+  struct Line {
+    Matrix values;  // channels x places
+    std::int64_t channel;
+  };
+  Line position_line(const Activation &tensor, std::int64_t position) const {
+    Matrix matrix = {static_cast<char *>(tensor.data), tensor.dtype, {}, channel_axes(tensor, tensor.channels)};
+    matrix.data += position_axes(tensor).offset(position) * static_cast<std::int64_t>(dtype_size(tensor.dtype));
+    return {matrix, 0};
+  }
+  Line group_line(const Activation &tensor, std::int64_t line) const {
+    const std::int64_t channels = tensor.channels / f_.layer.groups, group = line % f_.layer.groups;
+    Activation one = tensor;
+    one.batch = 1;
+    Matrix matrix = {static_cast<char *>(tensor.data), tensor.dtype, channel_axes(tensor, channels),
+                     position_axes(one)};
+    matrix.data += (line / f_.layer.groups * tensor.stride_batch + group * channels * tensor.stride_channel) *
+                   static_cast<std::int64_t>(dtype_size(tensor.dtype));
+    return {matrix, group * channels};
+  }
+
+  template <typename Visit>
+  void for_runs(const Matrix &matrix, Visit visit) const {
+    float values[kPanel];
+    for (std::int64_t row = 0; row < matrix.rows.size(); ++row)
+      for (std::int64_t column = 0; column < matrix.columns.size(); column += kPanel) {
+        const std::int64_t n = std::min(kPanel, matrix.columns.size() - column);
+        load(k_, matrix, row, column, n, values);
+        visit(row, column, n, values);
+      }
+  }
+
+  void normalise(const Line &from, const Line &to) const {
+    const double count = static_cast<double>(from.values.rows.size() * from.values.columns.size());
+    double mean = 0.0, squares = 0.0;
+    if (f_.layer.kind != LayerKind::kRmsNorm)
+      for_runs(from.values, [&](std::int64_t, std::int64_t, std::int64_t n, const float *values) {
+        for (std::int64_t i = 0; i < n; ++i) mean += static_cast<double>(values[i]) / count;
+      });
+    for_runs(from.values, [&](std::int64_t, std::int64_t, std::int64_t n, const float *values) {
+      for (std::int64_t i = 0; i < n; ++i) squares += std::pow(static_cast<double>(values[i]) - mean, 2);
+    });
+    const double scale = 1.0 / std::sqrt(squares / count + f_.layer.epsilon);
+    for_runs(from.values, [&](std::int64_t row, std::int64_t column, std::int64_t n, float *values) {
+      for (std::int64_t i = 0; i < n; ++i)
+        values[i] = static_cast<float>((static_cast<double>(values[i]) - mean) * scale);
+      put_normalised(to, row, column, n, values);
+    });
+  }
+
+  // Along a position's channels each column has its weight, along a group's places each row.
+  void put_normalised(const Line &to, std::int64_t row, std::int64_t column, std::int64_t n, float *values) const {
+    const bool by_row = f_.layer.kind == LayerKind::kGroupNorm, biased = f_.weights.target_count > 1;
+    const bool weighted = f_.whole || plan_.targets[0].adapter_count > 0;
+    const float *weight = workspace_ + recipe_.weight_at, *bias = workspace_ + recipe_.bias_at;
+    float old[kPanel] = {};
+    if (!f_.whole) load(k_, to.values, row, column, n, old);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t channel = to.channel + (by_row ? row : column + i);
+      values[i] = (weighted ? values[i] * weight[channel] : 0.0f) + (biased ? bias[channel] : 0.0f) + old[i];
+    }
+    store(k_, values, n, to.values, row, column);
+  }
+
+  ops::ForwardPlan &plan_;
+  const ops::Forward &f_;
+  Recipe &recipe_;
+  const Kernels &k_;
+  ThreadPool &pool_;
+  const float *multipliers_;
+  float *workspace_, *scratch_;
+  bool active_ = false;
+};
+
+}  // namespace
+
+void run(ops::ForwardPlan &plan, const ops::ForwardRun &run) {
+  require(run.workspace || workspace_size(plan) == 0, "workspace is absent");
+  require(reinterpret_cast<std::uintptr_t>(run.workspace) % 64 == 0, "workspace is not aligned");
+  ForwardRunner(plan, run).run();
+}
+
+}  // namespace lyc::cpu

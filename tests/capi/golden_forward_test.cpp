@@ -1,0 +1,132 @@
+// Forward passes of the original's modules, computed in float64: every path, storage type and layout of activations.
+#include <nlohmann/json.hpp>
+
+#include "capi/forward_api.hpp"
+#include "support/tolerance.hpp"
+
+namespace lyc::test {
+namespace {
+
+struct Golden {
+  Tensors factors;
+  Tensor weight, bias, x, y;
+  float multiplier = 1;
+  lyc_layer layer;
+};
+
+lyc_layer layer_of(const std::string &kind, const nlohmann::json &arguments) {
+  lyc_layer layer = make_layer(kind == "linear"      ? LYC_LAYER_LINEAR
+                               : kind == "layernorm" ? LYC_LAYER_LAYER_NORM
+                               : kind == "groupnorm" ? LYC_LAYER_GROUP_NORM
+                                                     : LYC_LAYER_CONV);
+  layer.epsilon = arguments.value("eps", 0.0);
+  layer.groups = arguments.value("groups", arguments.value("num_groups", 0));
+  for (std::size_t d = 0; arguments.contains("stride") && d < arguments["stride"].size(); ++d) {
+    layer.stride[d] = arguments["stride"][d];
+    layer.padding[d] = arguments["padding"][d];
+    layer.dilation[d] = arguments["dilation"][d];
+  }
+  return layer;
+}
+
+Golden read_case(const std::string &name) {
+  std::map<std::string, std::string> metadata;
+  Golden golden;
+  for (auto &[key, tensor] :
+       read_file(std::string(LYCORIS_TEST_DATA) + "/modules/" + name + ".safetensors", &metadata)) {
+    if (key.rfind("sd.", 0) == 0) golden.factors[key.substr(3)] = tensor;
+    if (key == "base.weight") golden.weight = tensor;
+    if (key == "base.bias") golden.bias = tensor;
+    if (key == "x") golden.x = tensor;
+    if (key == "y") golden.y = tensor;
+  }
+  golden.multiplier = std::stof(metadata["multiplier"]);
+  golden.layer = layer_of(metadata["kind"], nlohmann::json::parse(metadata["op_args"]));
+  if (name == "lokr_rs_conv2d") {  // docs/semantics.md: two whole halves have scale 1, the original trained at sqrt(4)
+    const Tensor *base = &golden.weight;
+    const std::vector<double> without = convolved(golden.layer, golden.x, *base, base->values());
+    for (int64_t i = 0; i < golden.y.count(); ++i) {
+      const int64_t channel = i / (golden.y.count() / golden.y.shape[0] / golden.y.shape[1]) % golden.y.shape[1];
+      const double old = without[static_cast<std::size_t>(i)] + golden.bias.get(channel);
+      golden.y.set(i, old + (golden.y.get(i) - old) / 2.0);
+    }
+  }
+  return golden;
+}
+
+bool survives(const Tensor &tensor, lyc_dtype dtype) { return tensor.as(dtype).values() == tensor.values(); }
+
+class GoldenForward : public testing::TestWithParam<std::tuple<std::string, lyc_dtype>> {
+ protected:
+  void SetUp() override {
+    golden_ = read_case(std::get<0>(GetParam()));
+    dtype_ = std::get<1>(GetParam());
+    lyc_module_options options;
+    lyc_module_options_init(&options, sizeof options);
+    options.dora_rule = LYC_DORA_RULE_LYCORIS;  // these cases come from LyCORIS' own modules
+    module_ = make_module(context_.get(), golden_.factors, &options);
+  }
+
+  // The answer, in the case's own layout of channels.
+  lyc_status run(lyc_path path, bool last, bool whole, float multiplier, Tensor &y) {
+    lyc_layer layer = golden_.layer;
+    layer.path = path;
+    layer.channels = last ? LYC_CHANNELS_LAST : LYC_CHANNELS_FIRST;
+    const Tensor x = last ? with_channels_last(golden_.x.as(dtype_)) : golden_.x.as(dtype_);
+    const Tensor weight = golden_.weight.as(dtype_), bias = golden_.bias.as(dtype_);
+    if (last) y = with_channels_last(y);
+    const lyc_status status = call_forward(module_, layer, x, &weight, &bias, multiplier, y, whole);
+    if (last) y = with_channels_last(y, true);
+    return status;
+  }
+
+  Tolerance allowed(const Tensor &y) const {
+    return tolerance(dtype_, golden_.weight.count() / golden_.weight.shape[0], static_cast<std::size_t>(y.count()));
+  }
+
+  Context context_ = make_context(2);
+  Golden golden_;
+  Module module_;
+  lyc_dtype dtype_ = LYC_DTYPE_F32;
+};
+
+TEST_P(GoldenForward, EveryPathAndLayout) {
+  if (!survives(golden_.weight, dtype_) || !survives(golden_.x, dtype_) || !survives(golden_.bias, dtype_))
+    GTEST_SKIP() << "not representable in this type";
+  const bool spatial = golden_.layer.kind == LYC_LAYER_CONV || golden_.layer.kind == LYC_LAYER_GROUP_NORM;
+  for (bool last : {false, true}) {
+    if (last && !spatial) continue;
+    for (lyc_path path : {LYC_PATH_AUTO, LYC_PATH_FACTORED, LYC_PATH_REBUILT}) {
+      Tensor y(golden_.y.shape, dtype_);
+      const lyc_status status = run(path, last, true, golden_.multiplier, y);
+      if (path == LYC_PATH_FACTORED && status == LYC_ERROR_UNSUPPORTED) continue;
+      ASSERT_EQ(status, LYC_OK) << lyc_last_error_message();
+      EXPECT_TRUE(near(y.values(), golden_.y.values(), allowed(y))) << "path " << path << ", channels last " << last;
+    }
+  }
+}
+
+// y += delta, starting from the base's own output, is the same y up to the rounding of what it starts from.
+TEST_P(GoldenForward, AddedToTheBase) {
+  if (!survives(golden_.weight, dtype_) || !survives(golden_.x, dtype_)) GTEST_SKIP() << "not representable";
+  for (lyc_path path : {LYC_PATH_FACTORED, LYC_PATH_REBUILT}) {
+    Tensor y(golden_.y.shape, dtype_);
+    ok(run(LYC_PATH_AUTO, false, true, 0.0f, y));
+    const lyc_status status = run(path, false, false, golden_.multiplier, y);
+    if (path == LYC_PATH_FACTORED && status == LYC_ERROR_UNSUPPORTED) continue;
+    ASSERT_EQ(status, LYC_OK) << lyc_last_error_message();
+    Tolerance twice = allowed(y);
+    twice.relative *= 2;
+    EXPECT_TRUE(near(y.values(), golden_.y.values(), twice)) << "path " << path;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenForward,
+                         testing::Combine(testing::ValuesIn(data_cases("modules")),
+                                          testing::Values(LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16)),
+                         [](const auto &given) {
+                           return std::get<0>(given.param) + "_" + lyc_dtype_name(std::get<1>(given.param));
+                         });
+
+}  // namespace
+}  // namespace lyc::test
