@@ -376,7 +376,7 @@ class RotationRun {
   // A line as the stage before left it.
   void gather(std::int64_t stage, std::int64_t element, float *to) {
     if (stage == 0) return k_.load(LYC_DTYPE_F32, base(element), kPanel, to);
-    k_.merge(LYC_DTYPE_F32, base(element), change(element), kPanel, LYC_DTYPE_F32, to);
+    k_.merge(LYC_DTYPE_F32, base(element), change(element), kPanel, LYC_DTYPE_F32, to, false);
   }
 
   // Where a run of a block begins, from its window's first element on.

@@ -181,10 +181,6 @@ class WeightCase {
     term.row_begin = choice.row_begin;
     if (choice.scalar) term.scalar = factor({});
     switch (choice.kind) {
-      case ops::TermKind::kRotation:
-        term.rotation = static_cast<std::int32_t>(rotations_.size());
-        rotations_.push_back(rotation(shape, choice.rotation));
-        break;
       case ops::TermKind::kKronecker: {
         Shape q = shape;
         q.out = shape.out / choice.p_out;

@@ -222,6 +222,14 @@ TEST(Lycoris, AlphaOfOneElementHasAnyShape) {
               1u);
 }
 
+TEST(Lycoris, FeaturesThatAreNotBuiltAreNamed) {
+  EXPECT_THAT(refusal({{{"lycoris_a.lora_up.weight", {4, 2}},
+                        {"lycoris_a.lora_down.weight", {2, 4}},
+                        {"lycoris_a.lora_magnitude_vector", {4}}}},
+                      LYC_ERROR_UNSUPPORTED),
+              HasSubstr("DoRA in PEFT's spelling"));
+}
+
 TEST(Lycoris, OtherKeysAreLeftOver) {
   const AdapterRecords records = read({{{"lycoris_a.diff", {4, 4}},
                                         {"lycoris_a.lokr_t1", {4, 4}},
