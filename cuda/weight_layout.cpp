@@ -222,7 +222,6 @@ class Builder {
  public:
   Builder(const ops::WeightBatch &batch, bool copy_engine) : batch_(batch), copy_engine_(copy_engine) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
-    for (std::size_t k = 0; k < streams_.size(); ++k) streams_[k].kind = {1 << k, false};
   }
 
   void add(const ops::WeightTarget &target) {
@@ -245,11 +244,7 @@ class Builder {
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
     if (copy_engine_)
-      if (const auto weight = stream_weight(matrix, terms)) {
-        const int chunks = weight->target.chunk_count;
-        streams_[chunks > 2 ? 2 : chunks > 1 ? 1 : 0].weights.push_back(*weight);
-        return;
-      }
+      if (const auto weight = stream_weight(matrix, terms)) return add(*weight);
     kind.regular = is_regular(matrix, terms, kind);
     matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
     matrix.term_count = static_cast<std::int32_t>(terms.size());
@@ -260,14 +255,20 @@ class Builder {
   }
 
   WeightLayout take() {
-    for (StreamGroup &group : streams_)
-      if (!group.weights.empty()) layout_.streams.push_back(std::move(group));
     for (TargetGroup &group : groups_)
       if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
     return std::move(layout_);
   }
 
  private:
+  void add(const StreamWeight &weight) {
+    auto &groups = layout_.streams;
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });
+    if (group == groups.end()) group = groups.insert(group, {weight.kind, {}});
+    group->weights.push_back(weight);
+  }
+
   std::vector<Part> parts_of(const ops::WeightTarget &target) const {
     std::vector<Part> parts;
     for (int a = 0; a < target.adapter_count; ++a) {
@@ -281,7 +282,6 @@ class Builder {
   const ops::WeightBatch &batch_;
   WeightLayout layout_;
   std::array<TargetGroup, kKernelKinds> groups_;
-  std::array<StreamGroup, 3> streams_;  // of 1, 2, up to 4 chunks
   const bool copy_engine_;
 };
 

@@ -75,23 +75,28 @@ void upload(WeightPlan &plan) {
   Block block;
   std::vector<std::size_t> stream_targets, stream_tiles;
   for (const StreamGroup &group : plan.layout.streams) {
-    stream_targets.push_back(block.append(encode(*plan.context, group)));
-    stream_tiles.push_back(block.append(group.first_tiles()));
+    const std::vector<StreamTarget> encoded = encode(*plan.context, group);
+    plan.only.push_back(encoded.front());
+    const bool alone = encoded.size() == 1;
+    stream_targets.push_back(alone ? 0 : block.append(encoded));
+    stream_tiles.push_back(alone ? 0 : block.append(group.first_tiles()));
   }
-  const std::size_t terms = block.append(plan.layout.terms);
+  const std::size_t terms = plan.layout.groups.empty() ? 0 : block.append(plan.layout.terms);
   std::vector<std::size_t> targets, first_tiles;
   for (const TargetGroup &group : plan.layout.groups) {
     targets.push_back(block.append(group.targets));
     first_tiles.push_back(block.append(group.first_tile));
   }
-  if (plan.layout.groups.empty() && plan.layout.streams.empty()) return;
-  const UncapturedScope uncaptured;
-  check(cudaMalloc(&plan.memory, block.bytes().size()), "cudaMalloc");
-  copy(*plan.context, plan.memory, block.bytes().data(), block.bytes().size(), cudaMemcpyHostToDevice);
+  if (!block.bytes().empty()) {
+    const UncapturedScope uncaptured;
+    check(cudaMalloc(&plan.memory, block.bytes().size()), "cudaMalloc");
+    copy(*plan.context, plan.memory, block.bytes().data(), block.bytes().size(), cudaMemcpyHostToDevice);
+  }
   for (std::size_t g = 0; g < plan.layout.streams.size(); ++g) {
     const StreamGroup &group = plan.layout.streams[g];
-    plan.streams.push_back({at<StreamTarget>(plan.memory, stream_targets[g]),
-                            at<std::uint32_t>(plan.memory, stream_tiles[g]),
+    const bool alone = group.weights.size() == 1;
+    plan.streams.push_back({alone ? nullptr : at<StreamTarget>(plan.memory, stream_targets[g]),
+                            alone ? nullptr : at<std::uint32_t>(plan.memory, stream_tiles[g]),
                             static_cast<std::int32_t>(group.weights.size()), group.first_tiles().back()});
   }
   for (std::size_t g = 0; g < plan.layout.groups.size(); ++g) {
@@ -162,8 +167,8 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
   for (std::size_t g = 0; g < plan.streams.size(); ++g)
-    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.stream_blocks[g], options.op, multipliers,
-                        stream),
+    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], options.op,
+                        multipliers, stream),
           "launching the streaming kernel");
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, plan.tables[g], options.op, multipliers, stream),

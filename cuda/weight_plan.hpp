@@ -14,6 +14,7 @@ struct WeightPlan {
   WeightLayout layout;               // the host's copy, for explanations
   void *memory = nullptr;            // one allocation for all tables
   std::vector<TargetTable> tables;   // of layout.groups
+  std::vector<StreamTarget> only;    // the first of each of layout.streams
   std::vector<StreamTable> streams;  // of layout.streams
   std::vector<int> stream_blocks;    // that the device holds at once
   std::int32_t multiplier_count = 0;
