@@ -12,6 +12,7 @@
 #include <cstring>
 #include <cuda_runtime_api.h>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -37,10 +38,10 @@ void ok(lyc_status status, const ops::Failure &failure) {
 }
 
 struct Shape {
-  std::int64_t out, in;
+  std::int64_t out, in, kernel = 1;
 };
 
-/// The linear and convolution layers of SDXL's denoiser that adapters are trained on; kernels are counted into `in`.
+/// The linear and convolution layers of SDXL's denoiser that adapters are trained on.
 std::vector<Shape> sdxl() {
   std::vector<Shape> shapes;
   const auto transformer = [&](std::int64_t c, int depth) {
@@ -53,10 +54,10 @@ std::vector<Shape> sdxl() {
     }
   };
   const auto resnet = [&](std::int64_t in, std::int64_t out) {
-    shapes.insert(shapes.end(), {{out, in * 9}, {out, out * 9}, {out, 1280}});
+    shapes.insert(shapes.end(), {{out, in, 9}, {out, out, 9}, {out, 1280}});
     if (in != out) shapes.push_back({out, in});
   };
-  const auto sampler = [&](std::int64_t c) { shapes.push_back({c, c * 9}); };
+  const auto sampler = [&](std::int64_t c) { shapes.push_back({c, c, 9}); };
   resnet(320, 320), resnet(320, 320), sampler(320);
   resnet(320, 640), transformer(640, 2), resnet(640, 640), transformer(640, 2), sampler(640);
   resnet(640, 1280), transformer(1280, 10), resnet(1280, 1280), transformer(1280, 10);
@@ -124,43 +125,61 @@ class Memory {
   }
 };
 
-ops::Operand matrix(const Memory &memory, std::int64_t out, std::int64_t in, lyc_dtype dtype) {
-  ops::Operand operand;
-  operand.data = memory.data;
-  operand.dtype = dtype;
-  operand.out = out;
-  operand.in = in;
-  operand.stride_out = in;
-  operand.stride_in = 1;
-  return operand;
-}
+enum class Algorithm { kLoCon, kTucker, kLoHa, kLoHaTucker, kLoKr, kLoKrRank, kLoKrTucker, kGLoRA };
+constexpr std::int64_t kLoKrFactor = 16;
 
 struct Case {
   std::string name;
+  Algorithm algorithm;
   std::vector<Shape> shapes;
   std::int64_t rank;
+  ops::DoraAxis dora;
+  ops::WeightOp op;
   bool in_place;
   lyc_dtype weights, factors;
   int copies;  // of everything, to rotate over
 };
 
-double element(const ops::Operand &operand, std::int64_t offset) {
-  std::uint16_t bits = 0;
-  float value = 0;
-  const bool wide = operand.dtype == LYC_DTYPE_F32;
-  ok(cudaMemcpy(wide ? static_cast<void *>(&value) : &bits,
-                static_cast<char *>(operand.data) + offset * static_cast<std::int64_t>(dtype_size(operand.dtype)),
-                dtype_size(operand.dtype), cudaMemcpyDeviceToHost));
-  return static_cast<double>(wide ? value : bf16_to_float(bits));
-}
+/// Copies of device tensors, read element by element.
+class Mirror {
+ public:
+  double at(const ops::Operand &t, std::int64_t out, std::int64_t in, std::int64_t k = 0) {
+    return at(t, out * t.stride_out + in * t.stride_in + k * t.stride_kernel[2]);
+  }
+
+  /// Read first for many elements: all of a tensor.
+  void copy(const ops::Operand &t) {
+    std::vector<char> &bytes = copies_[t.data];
+    bytes.resize(static_cast<std::size_t>(t.numel()) * dtype_size(t.dtype));
+    ok(cudaMemcpy(bytes.data(), t.data, bytes.size(), cudaMemcpyDeviceToHost));
+  }
+
+ private:
+  double at(const ops::Operand &t, std::int64_t offset) {
+    const std::size_t size = dtype_size(t.dtype), place = static_cast<std::size_t>(offset) * size;
+    char bytes[4] = {};
+    const auto copy = copies_.find(t.data);
+    if (copy != copies_.end())
+      std::memcpy(bytes, copy->second.data() + place, size);
+    else
+      ok(cudaMemcpy(bytes, static_cast<char *>(t.data) + place, size, cudaMemcpyDeviceToHost));
+    std::uint16_t bits;
+    float value;
+    std::memcpy(&bits, bytes, 2);
+    std::memcpy(&value, bytes, 4);
+    return static_cast<double>(t.dtype == LYC_DTYPE_F32 ? value : bf16_to_float(bits));
+  }
+
+  std::map<const void *, std::vector<char>> copies_;
+};
 
 constexpr float kMultiplier = 0.75f;
 
 /// Everything that a case's runs read and write, prepared.
 class Prepared {
  public:
-  Prepared(const ops::Backend &backend, ops::BackendContext *context, const Case &c) : backend_(backend) {
-    for (const Shape &shape : c.shapes) add(shape, c);
+  Prepared(const ops::Backend &backend, ops::BackendContext *context, const Case &c) : backend_(backend), case_(c) {
+    for (const Shape &shape : c.shapes) add(shape);
     ops::WeightBatch batch;
     batch.targets = targets_.data();
     batch.adapters = adapters_.data();
@@ -169,12 +188,15 @@ class Prepared {
     batch.multiplier_count = 1;
     ops::Failure failure;
     ok(backend.weight_prepare(context, &batch, &plan_, &failure), failure);
+    ops::WeightPlanInfo info;
+    backend.weight_info(plan_, &info);
+    workspace_ = std::make_unique<Memory>(static_cast<std::int64_t>(info.workspace_size / 2 + 1), LYC_DTYPE_BF16);
   }
   Prepared(Prepared &&other) = delete;
   ~Prepared() { backend_.weight_release(plan_); }
 
   void run(cudaStream_t stream) {
-    const ops::RunOptions options = {ops::WeightOp::kMerge, 0, &kMultiplier, stream, nullptr};
+    const ops::RunOptions options = {case_.op, 0, &kMultiplier, stream, workspace_->data};
     ops::Failure failure;
     ok(backend_.weight_run(plan_, &options, &failure), failure);
   }
@@ -183,7 +205,7 @@ class Prepared {
   double check() {
     struct Sample {
       std::size_t target;
-      std::int64_t o, i;
+      std::int64_t o, x;
       double want;
     };
     std::vector<Sample> samples;
@@ -192,17 +214,18 @@ class Prepared {
       state = state * 6364136223846793005u + 1442695040888963407u;
       return static_cast<std::int64_t>((state >> 33) % static_cast<std::uint64_t>(n));
     };
-    for (int s = 0; s < 24; ++s) {
+    for (int s = 0; s < 12; ++s) {
       const auto t = static_cast<std::size_t>(below(static_cast<std::int64_t>(targets_.size())));
-      const std::int64_t o = below(targets_[t].out.out), i = below(targets_[t].out.in);
-      samples.push_back({t, o, i, reference(t, o, i)});
+      const std::int64_t o = below(targets_[t].out.out), x = below(targets_[t].out.in * targets_[t].out.kernel_size());
+      samples.push_back({t, o, x, reference(t, o, x)});
     }
     run(nullptr);
     ok(cudaDeviceSynchronize());
     double worst = 0;
     for (const Sample &s : samples) {
       const ops::Operand &out = targets_[s.target].out;
-      const double error = std::abs(element(out, s.o * out.in + s.i) - s.want);
+      Mirror mirror;
+      const double error = std::abs(mirror.at(out, s.o, s.x / out.kernel_size(), s.x % out.kernel_size()) - s.want);
       const double ulp = out.dtype == LYC_DTYPE_F32 ? 0x1p-23 : 0x1p-8;
       worst = std::max(worst, error / (std::max(std::abs(s.want), 0x1p-6) * ulp));
     }
@@ -210,40 +233,155 @@ class Prepared {
   }
 
  private:
-  void add(const Shape &shape, const Case &c) {
-    const auto tensor = [&](std::int64_t out, std::int64_t in, lyc_dtype dtype) {
-      memory_.emplace_back(out * in, dtype);
-      return matrix(memory_.back(), out, in, dtype);
-    };
+  ops::Operand tensor(std::int64_t out, std::int64_t in, std::int64_t kernel, lyc_dtype dtype) {
+    memory_.emplace_back(out * in * kernel, dtype);
+    ops::Operand operand;
+    operand.data = memory_.back().data;
+    operand.dtype = dtype;
+    operand.out = out;
+    operand.in = in;
+    operand.kernel[2] = kernel;
+    operand.stride_out = in * kernel;
+    operand.stride_in = kernel;
+    operand.stride_kernel[2] = 1;
+    return operand;
+  }
+
+  ops::Product low_rank(std::int64_t out, std::int64_t in, std::int64_t kernel = 1) {
+    ops::Product product;
+    product.up = tensor(out, case_.rank, 1, case_.factors);
+    product.down = tensor(case_.rank, in, kernel, case_.factors);
+    return product;
+  }
+
+  ops::Product tucker(std::int64_t out, std::int64_t in, std::int64_t kernel) {
+    ops::Product product = low_rank(out, in);
+    product.core = tensor(case_.rank, case_.rank, kernel, case_.factors);
+    return product;
+  }
+
+  ops::Product whole(std::int64_t out, std::int64_t in, std::int64_t kernel = 1) {
+    ops::Product product;
+    product.down = tensor(out, in, kernel, case_.factors);
+    return product;
+  }
+
+  void add(const Shape &shape) {
+    const std::int64_t out = shape.out, in = shape.in, kernel = shape.kernel, f = kLoKrFactor;
     ops::WeightTarget target;
-    target.base = tensor(shape.out, shape.in, c.weights);
-    target.out = c.in_place ? target.base : tensor(shape.out, shape.in, c.weights);
+    target.base = tensor(out, in, kernel, case_.weights);
+    target.out = case_.in_place ? target.base : tensor(out, in, kernel, case_.weights);
     target.first_adapter = static_cast<std::int32_t>(adapters_.size());
     target.adapter_count = 1;
     targets_.push_back(target);
     ops::Adapter adapter;
     adapter.first_term = target.first_adapter;
     adapter.term_count = 1;
+    adapter.dora_axis = case_.dora;
+    adapter.dora_rule = ops::DoraRule::kLycoris;
+    adapter.epsilon = 0x1p-23f;
+    if (case_.dora == ops::DoraAxis::kOut) adapter.magnitude = tensor(out, 1, 1, case_.factors);
+    if (case_.dora == ops::DoraAxis::kIn) adapter.magnitude = tensor(1, in, 1, case_.factors);
     adapters_.push_back(adapter);
     ops::Term term;
     term.coefficient = 0.5;
-    term.p.up = tensor(shape.out, c.rank, c.factors);
-    term.p.down = tensor(c.rank, shape.in, c.factors);
+    switch (case_.algorithm) {
+      case Algorithm::kLoCon:
+        term.p = low_rank(out, in, kernel);
+        break;
+      case Algorithm::kTucker:
+        term.p = tucker(out, in, kernel);
+        break;
+      case Algorithm::kLoHa:
+      case Algorithm::kLoHaTucker:
+        term.kind = ops::TermKind::kHadamard;
+        for (ops::Product *half : {&term.p, &term.q})
+          *half = case_.algorithm == Algorithm::kLoHa ? low_rank(out, in, kernel) : tucker(out, in, kernel);
+        break;
+      case Algorithm::kLoKr:
+      case Algorithm::kLoKrRank:
+      case Algorithm::kLoKrTucker:
+        term.kind = ops::TermKind::kKronecker;
+        term.p = whole(f, f);
+        term.q = case_.algorithm == Algorithm::kLoKr       ? whole(out / f, in / f, kernel)
+                 : case_.algorithm == Algorithm::kLoKrRank ? low_rank(out / f, in / f, kernel)
+                                                           : tucker(out / f, in / f, kernel);
+        break;
+      case Algorithm::kGLoRA:
+        term.kind = ops::TermKind::kBaseProduct;
+        term.p = low_rank(in, in);
+        break;
+    }
     terms_.push_back(term);
   }
 
-  double reference(std::size_t t, std::int64_t o, std::int64_t i) const {
-    const ops::Operand &up = terms_[t].p.up, &down = terms_[t].p.down, &base = targets_[t].base;
+  static double product_at(Mirror &mirror, const ops::Product &p, std::int64_t o, std::int64_t i, std::int64_t k) {
+    if (p.whole()) return mirror.at(p.down, o, i, k);
     double sum = 0;
-    for (std::int64_t r = 0; r < up.in; ++r) sum += element(up, o * up.in + r) * element(down, r * down.in + i);
-    return element(base, o * base.in + i) + static_cast<double>(kMultiplier) * terms_[t].coefficient * sum;
+    for (std::int64_t r = 0; r < p.rank(); ++r) {
+      double inner = p.tucker() ? 0.0 : mirror.at(p.down, r, i, k);
+      for (std::int64_t q = 0; p.tucker() && q < p.down.out; ++q)
+        inner += mirror.at(p.core, r, q, k) * mirror.at(p.down, q, i);
+      sum += mirror.at(p.up, o, r) * inner;
+    }
+    return sum;
+  }
+
+  double delta_at(Mirror &mirror, std::size_t t, std::int64_t o, std::int64_t x) const {
+    const ops::Term &term = terms_[t];
+    const ops::Operand &base = targets_[t].base;
+    const std::int64_t i = x / base.kernel_size(), k = x % base.kernel_size();
+    double value = 0;
+    if (term.kind == ops::TermKind::kKronecker) {
+      const std::int64_t rows = term.q.out(), columns = term.q.in();
+      value = product_at(mirror, term.p, o / rows, i / columns, 0) *
+              product_at(mirror, term.q, o % rows, i % columns, k);
+    } else if (term.kind == ops::TermKind::kBaseProduct) {
+      for (std::int64_t j = 0; j < base.in; ++j) value += mirror.at(base, o, j) * product_at(mirror, term.p, j, i, 0);
+    } else {
+      value = product_at(mirror, term.p, o, i, k);
+      if (term.kind == ops::TermKind::kHadamard) value *= product_at(mirror, term.q, o, i, k);
+    }
+    return term.coefficient * value;
+  }
+
+  double reference(std::size_t t, std::int64_t o, std::int64_t x) const {
+    Mirror mirror;
+    for (const ops::Product *p : {&terms_[t].p, &terms_[t].q})
+      for (const ops::Operand *factor : {&p->up, &p->core, &p->down})
+        if (factor->data) mirror.copy(*factor);
+    const ops::Operand &base = targets_[t].base;
+    if (case_.dora != ops::DoraAxis::kNone || case_.algorithm == Algorithm::kGLoRA) mirror.copy(base);
+    const std::int64_t kernel = base.kernel_size();
+    const auto weight_at = [&](std::int64_t row, std::int64_t column) {
+      return mirror.at(base, row, column / kernel, column % kernel);
+    };
+    const double w = weight_at(o, x), delta = delta_at(mirror, t, o, x), m = static_cast<double>(kMultiplier);
+    double change = m * delta;
+    if (case_.dora != ops::DoraAxis::kNone) {
+      const bool out = case_.dora == ops::DoraAxis::kOut;
+      double squares = 0;
+      const auto add_square = [&](std::int64_t row, std::int64_t column) {
+        const double v = weight_at(row, column) + delta_at(mirror, t, row, column);
+        squares += v * v;
+      };
+      for (std::int64_t column = 0; out && column < base.in * kernel; ++column) add_square(o, column);
+      for (std::int64_t row = 0; !out && row < base.out; ++row)
+        for (std::int64_t k = 0; k < kernel; ++k) add_square(row, x / kernel * kernel + k);
+      const ops::Adapter &adapter = adapters_[t];
+      const double g = out ? mirror.at(adapter.magnitude, o, 0) : mirror.at(adapter.magnitude, 0, x / kernel);
+      change = (1.0 - m + m * g / (std::sqrt(squares) + static_cast<double>(adapter.epsilon))) * (w + delta) - w;
+    }
+    return case_.op == ops::WeightOp::kDiff ? change : w + change;
   }
 
   const ops::Backend &backend_;
+  const Case case_;
   std::vector<Memory> memory_;
   std::vector<ops::WeightTarget> targets_;
   std::vector<ops::Adapter> adapters_;
   std::vector<ops::Term> terms_;
+  std::unique_ptr<Memory> workspace_;
   ops::WeightPlan *plan_ = nullptr;
 };
 
@@ -306,35 +444,77 @@ void report(const ops::Backend &backend, ops::BackendContext *context, const Cas
                         replays) /
                     c.copies;
   double elements = 0;
-  for (const Shape &shape : c.shapes) elements += static_cast<double>(shape.out * shape.in);
-  const double floor = 2.0 * elements * static_cast<double>(dtype_size(c.weights)) / rate;
-  std::printf("%-46s %9.1f %9.1f %7.3f   %5.2f\n", c.name.c_str(), floor, us, us / floor, error);
+  for (const Shape &shape : c.shapes) elements += static_cast<double>(shape.out * shape.in * shape.kernel);
+  const double passes = c.op == ops::WeightOp::kDiff && c.dora == ops::DoraAxis::kNone ? 1.0 : 2.0;
+  const double floor = passes * elements * static_cast<double>(dtype_size(c.weights)) / rate;
+  std::printf("%-58s %9.1f %9.1f %7.3f   %5.2f\n", c.name.c_str(), floor, us, us / floor, error);
   std::fflush(stdout);
+}
+
+std::string name_of(const Case &c, const std::string &shapes) {
+  static const std::map<Algorithm, const char *> kNames = {
+      {Algorithm::kLoCon, "locon"},       {Algorithm::kTucker, "locon tucker"}, {Algorithm::kLoHa, "loha"},
+      {Algorithm::kLoHaTucker, "loha tucker"}, {Algorithm::kLoKr, "lokr full"},      {Algorithm::kLoKrRank, "lokr"},
+      {Algorithm::kLoKrTucker, "lokr tucker"}, {Algorithm::kGLoRA, "glora"}};
+  const char *dora = c.dora == ops::DoraAxis::kNone ? "" : c.dora == ops::DoraAxis::kOut ? " dora-out" : " dora-in";
+  const char *how = c.op == ops::WeightOp::kDiff ? " delta" : c.in_place ? " in-place" : " new";
+  return concat(shapes, " ", kNames.at(c.algorithm), dora, " ", dtype_name(c.weights), "/", dtype_name(c.factors),
+                " r", c.rank, how);
 }
 
 std::vector<Case> cases() {
   std::vector<Case> all;
   const Shape single[] = {{3072, 3072}, {12288, 3072}, {21504, 3072}};
-  const auto add = [&](std::string name, std::vector<Shape> shapes, std::int64_t rank, bool in_place, lyc_dtype weights,
-                       lyc_dtype factors, int copies) {
-    name += concat(" ", dtype_name(weights), "/", dtype_name(factors), " r", rank, in_place ? " in place" : " new");
-    all.push_back({std::move(name), std::move(shapes), rank, in_place, weights, factors, copies});
+  const Shape convolution = {1280, 1280, 9};
+  const auto add = [&](const std::string &shapes_name, Case c) {
+    c.name = name_of(c, shapes_name);
+    all.push_back(std::move(c));
   };
+  const auto add_single = [&](Algorithm algorithm, const Shape &shape, std::int64_t rank, ops::WeightOp op,
+                              bool in_place, ops::DoraAxis dora = ops::DoraAxis::kNone,
+                              lyc_dtype weights = LYC_DTYPE_BF16, lyc_dtype factors = LYC_DTYPE_BF16) {
+    const std::int64_t size = shape.out * shape.in * shape.kernel;
+    const int copies = size < 16'000'000 ? 24 : size < 64'000'000 ? 8 : 6;
+    add(concat(shape.out, "x", shape.in, shape.kernel > 1 ? "x3x3" : ""),
+        {{}, algorithm, {shape}, rank, dora, op, in_place, weights, factors, copies});
+  };
+  using ops::WeightOp;
+  for (Algorithm algorithm : {Algorithm::kLoCon, Algorithm::kLoHa, Algorithm::kLoKr, Algorithm::kLoKrRank})
+    for (std::int64_t rank : {16, 64}) {
+      if (rank == 64 && algorithm != Algorithm::kLoCon) continue;
+      for (const Shape &shape : single) {
+        add_single(algorithm, shape, rank, WeightOp::kDiff, false);
+        add_single(algorithm, shape, rank, WeightOp::kMerge, false);
+        add_single(algorithm, shape, rank, WeightOp::kMerge, true);
+      }
+    }
+  for (Algorithm algorithm : {Algorithm::kLoCon, Algorithm::kLoHa, Algorithm::kLoKr, Algorithm::kLoKrRank,
+                              Algorithm::kTucker, Algorithm::kLoHaTucker, Algorithm::kLoKrTucker})
+    for (WeightOp op : {WeightOp::kDiff, WeightOp::kMerge}) add_single(algorithm, convolution, 16, op, false);
+  for (ops::DoraAxis axis : {ops::DoraAxis::kOut, ops::DoraAxis::kIn})
+    for (Algorithm algorithm : {Algorithm::kLoCon, Algorithm::kLoHa, Algorithm::kLoKr}) {
+      add_single(algorithm, single[0], 16, WeightOp::kMerge, false, axis);
+      add_single(algorithm, single[1], 16, WeightOp::kMerge, false, axis);
+      add_single(algorithm, single[1], 16, WeightOp::kMerge, true, axis);
+      add_single(algorithm, single[1], 16, WeightOp::kDiff, false, axis);
+    }
+  for (int shape : {0, 1}) add_single(Algorithm::kGLoRA, single[shape], 16, WeightOp::kMerge, false);
+  add_single(Algorithm::kLoCon, single[1], 128, WeightOp::kMerge, true);
+  constexpr ops::DoraAxis kNoDora = ops::DoraAxis::kNone;
   for (std::int64_t rank : {16, 64})
-    for (bool in_place : {true, false})
-      for (const Shape &shape : single)
-        add(concat(shape.out, "x", shape.in), {shape}, rank, in_place, LYC_DTYPE_BF16, LYC_DTYPE_BF16,
-            shape.out == 3072 ? 24 : 8);
-  add("1280x11520", {{1280, 11520}}, 16, false, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 16);
-  add("12288x3072", {single[1]}, 128, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 8);
-  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
-    add("12288x3072", {single[1]}, 16, true, LYC_DTYPE_F32, factors, 8);
-    add("12288x3072", {single[1]}, 64, true, LYC_DTYPE_F32, factors, 8);
-  }
-  add("12288x3072", {single[1]}, 16, true, LYC_DTYPE_BF16, LYC_DTYPE_F32, 8);
-  for (std::int64_t rank : {16, 64}) {
-    add("sdxl, 788 weights", sdxl(), rank, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 1);
-    add("flux, 304 weights", flux(), rank, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 1);
+    for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+      add_single(Algorithm::kLoCon, single[1], rank, WeightOp::kMerge, true, kNoDora, LYC_DTYPE_F32, factors);
+  add_single(Algorithm::kLoCon, single[1], 16, WeightOp::kMerge, true, kNoDora, LYC_DTYPE_BF16, LYC_DTYPE_F32);
+  for (Algorithm algorithm : {Algorithm::kLoCon, Algorithm::kLoHa, Algorithm::kLoKr, Algorithm::kLoKrRank}) {
+    const auto add_network = [&](const char *name, std::vector<Shape> shapes, std::int64_t rank, ops::DoraAxis dora) {
+      add(name, {{}, algorithm, std::move(shapes), rank, dora, WeightOp::kMerge, true, LYC_DTYPE_BF16, LYC_DTYPE_BF16, 1});
+    };
+    add_network("sdxl, 788 weights", sdxl(), 16, kNoDora);
+    add_network("flux, 304 weights", flux(), 16, kNoDora);
+    if (algorithm != Algorithm::kLoCon) continue;
+    add_network("sdxl, 788 weights", sdxl(), 64, kNoDora);
+    add_network("flux, 304 weights", flux(), 64, kNoDora);
+    add_network("sdxl, 788 weights", sdxl(), 16, ops::DoraAxis::kOut);
   }
   return all;
 }
@@ -352,7 +532,7 @@ int run(int argc, char **argv) {
   const ops::BackendContextOptions options = {0, 0};
   ok(backend->context_create(&options, &context, &failure), failure);
   const double rate = copy_rate();
-  std::printf("copy rate %.3f TB/s\n%-46s %9s %9s %7s   %5s\n", rate * 1e-6, "case (weights/factors)", "floor us", "us",
+  std::printf("copy rate %.3f TB/s\n%-58s %9s %9s %7s   %5s\n", rate * 1e-6, "case (weights/factors)", "floor us", "us",
               "ratio", "ulp");
   for (const Case &c : cases()) {
     const bool wanted =

@@ -30,6 +30,7 @@ struct Method {
   const char *name;
   AdapterChoice adapter;
   double operations;  // for each element of the weight
+  bool only_kernels = false;
 };
 
 TermChoice term(ops::TermKind kind, Half p, Half q, std::int64_t rank, std::int64_t parts = 1) {
@@ -44,6 +45,10 @@ TermChoice term(ops::TermKind kind, Half p, Half q, std::int64_t rank, std::int6
 
 std::vector<Method> methods() {
   using ops::TermKind;
+  const Half any = Half::kLowRank;
+  const TermChoice base_product = term(TermKind::kBaseProduct, Half::kLowRank, any, 16);
+  TermChoice diagonal = term(TermKind::kProduct, Half::kLowRank, any, 16);
+  diagonal.diagonal = true;
   const TermChoice low_rank = term(TermKind::kProduct, Half::kLowRank, Half::kLowRank, 16);
   return {
       {"locon r16", {{low_rank}}, 2 * 16},
@@ -52,6 +57,13 @@ std::vector<Method> methods() {
       {"lokr f16 r16", {{term(TermKind::kKronecker, Half::kWhole, Half::kLowRank, 16, 16)}}, 2},
       {"dora out locon r16", {{low_rank}, ops::DoraAxis::kOut}, 2 * 16 + 4},
       {"dora in locon r16", {{low_rank}, ops::DoraAxis::kIn}, 2 * 16 + 4},
+      {"ia3 out", {{term(TermKind::kBaseHadamard, Half::kByRow, any, 0)}}, 2},
+      {"ia3 in", {{term(TermKind::kBaseHadamard, Half::kByColumn, any, 0)}}, 2},
+      {"glora r16", {{low_rank, base_product}}, 3 * 2 * 16},
+      {"tlora r16", {{diagonal, diagonal}}, 2 * 2 * 16},
+      {"locon tucker r16", {{term(TermKind::kProduct, Half::kTucker, any, 16)}}, 2 * 16, true},
+      {"loha tucker r16", {{term(TermKind::kHadamard, Half::kTucker, Half::kTucker, 16)}}, 2 * 33 + 1, true},
+      {"lokr f16 tucker r16", {{term(TermKind::kKronecker, Half::kWhole, Half::kTucker, 16, 16)}}, 2, true},
   };
 }
 
@@ -120,7 +132,8 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   for (int i = 0; i < kRepeats * targets; ++i)
     seconds = std::min(seconds, best_seconds(1, [&] { plans[static_cast<std::size_t>(i % targets)].run(options); }));
 
-  const bool reads = op == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone;
+  const bool reads = op == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
+                     ops::reads_base(method.adapter.terms.back().kind);
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
   const double memory = bytes / rates.copy, arithmetic = operations / rates.fma;
   std::printf("%-19s %-14s %-4s %-5s %8.3f ms %7.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name, shape_name,
@@ -142,11 +155,13 @@ int main(int argc, char **argv) {
                                                    {"12288x3072", {12288, 3072, {1, 1, 1}}},
                                                    {"1280x1280x3x3", {1280, 1280, {3, 3, 1}}}};
   for (const auto &[name, shape] : shapes)
-    for (const Method &method : methods())
+    for (const Method &method : methods()) {
+      if (method.only_kernels && shape.kernel[0] == 1) continue;
       for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
         for (ops::WeightOp op : {ops::WeightOp::kMerge, ops::WeightOp::kDiff})
           if ((std::string(method.name) + " " + name).rfind(filter, 0) == 0)
             measure(context, rates, method, shape, name, dtype, op);
+    }
   return 0;
 }
 

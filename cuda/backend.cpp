@@ -88,10 +88,15 @@ void weight_release(ops::WeightPlan *plan) {
   guard(nullptr, [&] { release(&own(plan)); });
 }
 
-constexpr ops::Backend kBackend = {
-    sizeof(ops::Backend), LYC_DEVICE_CUDA, LYCORIS_VERSION, backend_device_count, backend_device_info, context_create,
-    context_destroy,      context_threads, memory_allocate, memory_release,       memory_write,        memory_read,
-    weight_prepare,       weight_info,     weight_run,      weight_explain,       weight_release};
+lyc_status rotation_prepare(BackendContext *, const ops::Rotation *, const ops::Operand *, void *, Failure *failure) {
+  return guard(failure, [] { fail(LYC_ERROR_UNSUPPORTED, "rotations are not computed on CUDA devices yet"); });
+}
+
+constexpr ops::Backend kBackend = {sizeof(ops::Backend), LYC_DEVICE_CUDA, LYCORIS_VERSION, backend_device_count,
+                                   backend_device_info,  context_create,  context_destroy, context_threads,
+                                   memory_allocate,      memory_release,  memory_write,    memory_read,
+                                   weight_prepare,       weight_info,     weight_run,      weight_explain,
+                                   weight_release,       rotation_prepare};
 
 }  // namespace
 }  // namespace lyc::cuda

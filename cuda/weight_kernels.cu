@@ -20,11 +20,10 @@
 // along columns, n along rows, k along ranks. Which column an m stands for is ours to choose, so we let thread (g, q) =
 // (lane / 4, lane % 4) own vectors of adjacent columns, and the eight g make up a row's 128 bytes. Ranks are dealt out
 // the same way: thread q owns ranks 4q to 4q + 3 of each 16.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <type_traits>
+#include <utility>
 
-#include "weight_kernels.hpp"
+#include "device.cuh"
 
 namespace lyc::cuda {
 namespace {
@@ -42,6 +41,8 @@ struct Kind {
   static constexpr bool kWide = kernel_kind(kIndex).wide;
   static constexpr bool kRegular = kernel_kind(kIndex).regular;
   static constexpr bool kNative = kernel_kind(kIndex).native;
+  static constexpr bool kHadamard = kernel_kind(kIndex).hadamard;
+  static constexpr bool kDora = kernel_kind(kIndex).dora;
   static constexpr int kParts = parts_of(kernel_kind(kIndex));
   static constexpr int kVector = vector_columns(kernel_kind(kIndex));  // columns in one access
 };
@@ -57,11 +58,7 @@ struct Packed {
   std::uint32_t word[K::kWide ? kThreadColumns : kThreadColumns / 2];
 };
 
-struct Parameters {
-  TargetTable table;
-  ops::WeightOp op;
-  Multipliers multipliers;
-};
+using Parameters = LowRankRun;
 
 struct Lane {
   int g, q;
@@ -94,52 +91,6 @@ __device__ std::int64_t offset_of(const Axis &axis, const AxisStrides &strides, 
 
 __device__ bool is_wide(lyc_dtype dtype) { return dtype == LYC_DTYPE_F32; }
 
-/// Two neighbours of a packed row, by element type.
-struct F32 {
-  static __device__ float2 get(const std::uint32_t *word, int pair) {
-    return make_float2(__uint_as_float(word[2 * pair]), __uint_as_float(word[2 * pair + 1]));
-  }
-  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
-    word[2 * pair] = __float_as_uint(value.x), word[2 * pair + 1] = __float_as_uint(value.y);
-  }
-};
-struct F16 {
-  static __device__ float2 get(const std::uint32_t *word, int pair) {
-    return __half22float2(*reinterpret_cast<const __half2 *>(&word[pair]));
-  }
-  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
-    const __half2 rounded = __float22half2_rn(value);
-    word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
-  }
-};
-struct Bf16 {
-  static __device__ float2 get(const std::uint32_t *word, int pair) {
-    return make_float2(__uint_as_float(word[pair] << 16), __uint_as_float(word[pair] & 0xffff0000u));
-  }
-  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
-    const __nv_bfloat162 rounded = __float22bfloat162_rn(value);
-    word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
-  }
-};
-
-/// Call with the element type as a value: the one dispatch on a weight's dtype, outside all loops.
-template <typename K, typename Body>
-__device__ void with_type(lyc_dtype dtype, Body body) {
-  if (K::kWide && dtype == LYC_DTYPE_F32)
-    body(F32{});
-  else if (dtype == LYC_DTYPE_BF16)
-    body(Bf16{});
-  else
-    body(F16{});
-}
-
-/// An element of a factor.
-__device__ float load_float(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  if (dtype == LYC_DTYPE_F32) return __ldg(static_cast<const float *>(data) + offset);
-  const unsigned short bits = __ldg(static_cast<const unsigned short *>(data) + offset);
-  return dtype == LYC_DTYPE_BF16 ? __uint_as_float(std::uint32_t{bits} << 16) : __half2float(__ushort_as_half(bits));
-}
-
 /// Element `index` of a packed row.
 template <typename K>
 __device__ std::uint32_t unpack(const Packed<K> &row, int index, lyc_dtype dtype) {
@@ -163,21 +114,6 @@ __device__ void pack(Packed<K> &row, int index, lyc_dtype dtype, std::uint32_t b
 
 // -- rows of a weight -------------------------------------------------------------------------------------------------
 
-// Weights are read and written by these alone. They are read once, so they must not push the factors out of L1. Being
-// opaque, and volatile so as to stay in order, they let the compiler keep descriptors in registers across a store.
-__device__ uint4 load_streaming(const uint4 *from) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
-}
-__device__ uint2 load_streaming(const uint2 *from) {
-  uint2 v;
-  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
-  return v;
-}
-
 __device__ std::uint32_t load_bits(const void *data, lyc_dtype dtype, std::int64_t offset) {
   std::uint32_t wide;
   std::uint16_t narrow;
@@ -189,12 +125,6 @@ __device__ std::uint32_t load_bits(const void *data, lyc_dtype dtype, std::int64
   return narrow;
 }
 
-__device__ void store_streaming(uint4 *to, uint4 v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
-}
-__device__ void store_streaming(uint2 *to, uint2 v) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y));
-}
 __device__ void store_bits(void *data, lyc_dtype dtype, std::int64_t offset, std::uint32_t bits) {
   if (is_wide(dtype))
     asm volatile("st.global.u32 [%0], %1;" ::"l"(static_cast<std::uint32_t *>(data) + offset), "r"(bits));
@@ -287,7 +217,7 @@ __device__ void store_rows(const Packed<K> (&rows)[kThreadRows], const MatrixTar
 template <typename K>
 __device__ Fragment widen(const Packed<K> (&rows)[kThreadRows], lyc_dtype dtype) {
   Fragment wide;
-  with_type<K>(dtype, [&](auto type) {
+  with_type<K::kWide>(dtype, [&](auto type) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll
@@ -301,7 +231,7 @@ __device__ Fragment widen(const Packed<K> (&rows)[kThreadRows], lyc_dtype dtype)
 
 template <typename K>
 __device__ void round_to(Packed<K> (&rows)[kThreadRows], const Fragment &wide, lyc_dtype dtype) {
-  with_type<K>(dtype, [&](auto type) {
+  with_type<K::kWide>(dtype, [&](auto type) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll
@@ -328,6 +258,7 @@ struct Chunk {
   std::int16_t ranks;  // up to 16; the others count as 0
   bool last;           // of its term
   bool bf16;           // the row factor's dtype
+  Role role;           // the term's
   const LowRankTerm *term;
   float scale;
 };
@@ -373,12 +304,13 @@ __device__ std::uint32_t load_16(const void *data, std::int64_t offset) {
 
 /// Four ranks of the thread's columns, whole vectors at once: only where everything is inside and aligned.
 template <typename K>
-__device__ void stage_vectors(const Staged &staged, int chunk, const Factor &factor, int rank, const Step &step) {
+__device__ void stage_vectors(const Staged &staged, int chunk, const Factor &factor, const void *data, int rank,
+                              const Step &step) {
   constexpr int kVec = K::kVector;
   std::uint32_t columns[kThreadRanks][kThreadColumns / 2];  // two columns a word
 #pragma unroll
   for (int r = 0; r < kThreadRanks; ++r) {
-    const auto *from = static_cast<const std::uint16_t *>(factor.data) + (rank + r) * factor.rank_stride + step.x;
+    const auto *from = static_cast<const std::uint16_t *>(data) + (rank + r) * factor.rank_stride + step.x;
 #pragma unroll
     for (int part = 0; part < kThreadColumns / kVec; ++part) {
       const auto *at = from + column_of<K>(step.lane, part * kVec);
@@ -402,7 +334,7 @@ __device__ void stage_vectors(const Staged &staged, int chunk, const Factor &fac
 
 /// The same, element by element, from any strides and dtype.
 template <typename K>
-__device__ void stage_elements(const Staged &staged, int chunk, const LowRankTerm &term, int rank,
+__device__ void stage_elements(const Staged &staged, int chunk, const LowRankTerm &term, const void *data, int rank,
                                const MatrixTarget &target, const Step &step) {
   const Factor &factor = term.column_factor;
   for (int j = 0; j < kMTiles; ++j) {
@@ -417,11 +349,11 @@ __device__ void stage_elements(const Staged &staged, int chunk, const LowRankTer
         const bool first = inside && rank + r < term.rank, second = inside && rank + r + 1 < term.rank;
         const std::int64_t offset = column + (rank + r) * factor.rank_stride;
         if constexpr (K::kNative) {
-          part[0][c + r] = pair(first ? load_16(factor.data, offset) : 0,
-                                second ? load_16(factor.data, offset + factor.rank_stride) : 0);
+          part[0][c + r] = pair(first ? load_16(data, offset) : 0,
+                                second ? load_16(data, offset + factor.rank_stride) : 0);
         } else {
-          float low = first ? load_float(factor.data, factor.dtype, offset) : 0.0f;
-          float high = second ? load_float(factor.data, factor.dtype, offset + factor.rank_stride) : 0.0f;
+          float low = first ? load_float(data, factor.dtype, offset) : 0.0f;
+          float high = second ? load_float(data, factor.dtype, offset + factor.rank_stride) : 0.0f;
 #pragma unroll
           for (int p = 0; p < K::kParts; ++p) part[p][c + r] = cut(low, high);
         }
@@ -517,9 +449,41 @@ __device__ void multiply_chunk(Sum &sum, const Staged &staged, int chunk, const 
   }
 }
 
-/// wide += scale * product of the chunks that are staged.
+/// Of a step: the weight, and the first half of a Hadamard product until its second half has been added.
 template <typename K>
-__device__ void add_staged(Fragment &wide, const Staged &staged, int count, const MatrixTarget &target,
+struct Sums {
+  Fragment weight = {};
+  Sum held = {};
+
+  __device__ void add(const Chunk &chunk, const Sum &sum) {
+    if (K::kHadamard && chunk.role == Role::kHold) {
+      for_each([&](int, int, float &h, float s) { h += s; }, sum);
+    } else if (K::kHadamard && chunk.role == Role::kMultiply) {
+      for_each([&](int r, int i, float &h, float s) { add_to(r, i, chunk.scale, h * s); }, sum);
+      if (chunk.last) held = {};
+    } else {
+      for_each([&](int r, int i, float &, float s) { add_to(r, i, chunk.scale, s); }, sum);
+    }
+  }
+
+ private:
+  __device__ void add_to(int r, int i, float scale, float value) {
+    weight.value[r][i] = fmaf(scale, value, weight.value[r][i]);
+  }
+
+  template <typename Visit>
+  __device__ void for_each(Visit visit, const Sum &sum) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kThreadColumns; ++i)
+        visit(r, i, held.value[r / 2][i / 2][i % 2 * 2 + r % 2], sum.value[r / 2][i / 2][i % 2 * 2 + r % 2]);
+  }
+};
+
+/// Take the chunks that are staged, term by term; of a term whose chunks are staged by turns, as much as there is.
+template <typename K>
+__device__ void add_staged(Sums<K> &sums, const Staged &staged, int count, const MatrixTarget &target,
                            const Step &step) {
   Sum sum = {};
   for (int c = 0; c < count; ++c) {
@@ -539,30 +503,12 @@ __device__ void add_staged(Fragment &wide, const Staged &staged, int count, cons
     else
       multiply_chunk<K, false>(sum, staged, c, rows);
     if (!chunk.last && c + 1 < count) continue;
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r)
-#pragma unroll
-      for (int i = 0; i < kThreadColumns; ++i)
-        wide.value[r][i] = fmaf(chunk.scale, sum.value[r / 2][i / 2][i % 2 * 2 + r % 2], wide.value[r][i]);
+    sums.add(chunk, sum);
     sum = {};
   }
 }
 
 // -- tiles ------------------------------------------------------------------------------------------------------------
-
-/// The target that a tile belongs to: the last one whose first tile is not behind it. Called by whole warps.
-__device__ int find_target(const TargetTable &table, std::uint32_t tile) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  int first = 0, count = table.target_count;
-  while (count > 1) {
-    const int stride = (count + 31) / 32, probe = lane * stride;
-    const bool reached = probe < count && table.first_tile[first + probe] <= tile;
-    const int last = (__popc(__ballot_sync(~0u, reached)) - 1) * stride;
-    first += last;
-    count = min(stride, count - last);
-  }
-  return first;
-}
 
 /// The terms of a target, taken chunk by chunk; terms whose multiplier is 0 are passed over.
 template <typename K>
@@ -590,12 +536,11 @@ class Terms {
 
  private:
   __device__ float multiplier(const LowRankTerm &term) const {
-    const Multipliers &multipliers = parameters_.multipliers;
-    return multipliers.device ? multipliers.device[term.multiplier_index] : multipliers.values[term.multiplier_index];
+    return multiplier_at(parameters_.multipliers, term.multiplier_index);
   }
 
   __device__ float scale(const LowRankTerm &term) const {
-    float scale = multiplier(term) * term.coefficient;
+    float scale = K::kDora ? term.coefficient : multiplier(term) * term.coefficient;
     if (term.scalar) scale *= load_float(term.scalar, term.scalar_dtype, 0);
     return parameters_.op == ops::WeightOp::kUnmerge ? -scale : scale;
   }
@@ -611,20 +556,22 @@ class Terms {
     const bool last = rank_ + ranks == term.rank;
     if (threadIdx.x % 32 == 0) {
       const std::int64_t skipped = rank_ * row.rank_stride * (is_wide(row.dtype) ? 4 : 2);
-      staged.chunks[chunk] = {static_cast<const char *>(row.data) + skipped,
+      staged.chunks[chunk] = {static_cast<const char *>(resolve(row.data, row.in_workspace, parameters_.workspace)) + skipped,
                               row.row_bytes,
                               static_cast<std::int16_t>(ranks),
                               last,
                               row.dtype == LYC_DTYPE_BF16,
+                              term.role,
                               &term,
                               scale(term)};
     }
     const int rank = rank_ + step.lane.q * kThreadRanks;
+    const void *data = resolve(column.data, column.in_workspace, parameters_.workspace);
     const bool inside = K::kRegular || step.x + column_of<K>(step.lane, kThreadColumns - 1) < target_.columns.size;
     if (K::kNative && column.vectors && inside && rank + kThreadRanks <= term.rank)
-      stage_vectors<K>(staged, chunk, column, rank, step);
+      stage_vectors<K>(staged, chunk, column, data, rank, step);
     else
-      stage_elements<K>(staged, chunk, term, rank, target_, step);
+      stage_elements<K>(staged, chunk, term, data, rank, target_, step);
     rank_ += ranks;
     if (!last) return;
     rank_ = 0;
@@ -663,47 +610,142 @@ __device__ void merge_tile(Terms<K> &terms, const Staged &staged, const MatrixTa
 
   for (int y = tile.y_begin; y < tile.y_end; y += kStepRows) {
     const Step step{lane, y, tile.x};
-    Fragment wide = {};
+    Sums<K> sums;
     if (has_base) {
-      wide = widen<K>(rows, target.base.dtype);
+      sums.weight = widen<K>(rows, target.base.dtype);
       if (y + kStepRows < tile.y_end) load_rows<K>(rows, target, lane, y + kStepRows, tile.x);
     }
-    add_staged<K>(wide, staged, count, target, step);
+    add_staged<K>(sums, staged, count, target, step);
     if (!all_staged) {  // the other chunks, and then the first again, for the next step
       while (!terms.at_end()) {
         count = terms.stage(staged, step);
-        add_staged<K>(wide, staged, count, target, step);
+        add_staged<K>(sums, staged, count, target, step);
       }
       terms.restart();
       count = terms.stage(staged, step);
     }
     Packed<K> merged[kThreadRows];
-    round_to<K>(merged, wide, target.out.dtype);
+    round_to<K>(merged, sums.weight, target.out.dtype);
     store_rows<K>(merged, target, lane, y, tile.x);
   }
 }
 
-/// Blocks that must fit on a multiprocessor, which bounds the registers.
 template <typename K>
-constexpr int blocks_wanted = K::kRegular ? (K::kWide ? 3 : 4) : 2;
-
-template <typename K>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
-  const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
-  if (number >= p.table.tile_count) return;
-  const int index = find_target(p.table, number);
-  // A copy lets the few strides of a regular target live in registers; nested ones are read where they are.
-  const std::conditional_t<K::kRegular, MatrixTarget, const MatrixTarget &> target = p.table.targets[index];
-  const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns;
-  const int local = static_cast<int>(number - p.table.first_tile[index]), y = local / strips * p.table.tile_rows;
-  const Tile tile{local % strips * kStripColumns, y, min(target.rows.size, y + p.table.tile_rows)};
-
+__device__ void merge_plain(const Parameters &p, const MatrixTarget &target, const Tile &tile) {
   Terms<K> terms(p, target);
   const bool has_base = p.op != ops::WeightOp::kDiff;
   if (has_base && terms.at_end() && target.base.dtype == target.out.dtype) {
     if (target.base.data != target.out.data) copy_tile<K>(target, lane_of_thread(), tile);
   } else {
     merge_tile<K>(terms, staged_of_warp<K>(p.table.chunk_capacity), target, lane_of_thread(), tile, has_base);
+  }
+}
+
+// -- DoRA by rows -----------------------------------------------------------------------------------------------------
+
+/// Call with the weight and the delta of each of the warp's pieces of 16 rows.
+template <typename K, typename Visit>
+__device__ void visit_strips(const Parameters &p, const MatrixTarget &target, int y, Visit visit) {
+  constexpr int kAhead = kWarpsPerBlock * kStripColumns;
+  const Lane lane = lane_of_thread();
+  const Staged staged = staged_of_warp<K>(p.table.chunk_capacity);
+  Terms<K> terms(p, target);
+  int x = static_cast<int>(threadIdx.x / 32) * kStripColumns;
+  Packed<K> rows[kThreadRows] = {};
+  if (x < target.columns.size) load_rows<K>(rows, target, lane, y, x);
+  for (; x < target.columns.size; x += kAhead) {
+    const Step step{lane, y, x};
+    const Fragment base = widen<K>(rows, target.base.dtype);
+    if (x + kAhead < target.columns.size) load_rows<K>(rows, target, lane, y, x + kAhead);
+    const int count = terms.stage(staged, step);
+    terms.restart();
+    Sums<K> sums;
+    add_staged<K>(sums, staged, count, target, step);
+    visit(base, sums.weight, x);
+  }
+}
+
+/// Sums over all columns: lanes of a row, strips of a warp, warps, always in this order.
+template <typename K>
+__device__ void find_factors(const Parameters &p, const MatrixTarget &target, float m, int y, DoraFactors *factors) {
+  __shared__ float partial[kWarpsPerBlock][kStepRows];
+  const Lane lane = lane_of_thread();
+  const float v = static_cast<float>(dora_coefficients(target.dora.rule, m).v);
+  float squares[kThreadRows] = {};
+  visit_strips<K>(p, target, y, [&](const Fragment &base, const Fragment &delta, int) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kThreadColumns; ++i) {
+        const float value = fmaf(v, delta.value[r][i], base.value[r][i]);
+        squares[r] = fmaf(value, value, squares[r]);
+      }
+  });
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) {
+#pragma unroll
+    for (int distance = 4; distance < 32; distance *= 2)
+      squares[r] += __shfl_xor_sync(~0u, squares[r], distance);
+    if (lane.g == 0) partial[threadIdx.x / 32][row_of(lane, r)] = squares[r];
+  }
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < kStepRows && y + row < target.rows.size) {
+    double sum = 0.0;
+    for (int warp = 0; warp < kWarpsPerBlock; ++warp) sum += static_cast<double>(partial[warp][row]);
+    factors[row] = dora_factors(target.dora, m, y + row, sum);
+  }
+  __syncthreads();
+}
+
+template <typename K>
+__device__ void merge_rows(const Parameters &p, const MatrixTarget &target, int y) {
+  __shared__ DoraFactors factors[kStepRows];
+  const float m = multiplier_at(p.multipliers, p.table.terms[target.first_term].multiplier_index);
+  if (m == 0.0f) {
+    const int first = static_cast<int>(threadIdx.x / 32) * kStripColumns;
+    for (int x = first; x < target.columns.size; x += kWarpsPerBlock * kStripColumns)
+      merge_plain<K>(p, target, {x, y, min(target.rows.size, y + kStepRows)});
+    return;
+  }
+  find_factors<K>(p, target, m, y, factors);
+  const float kept = p.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
+  const Lane lane = lane_of_thread();
+  visit_strips<K>(p, target, y, [&](const Fragment &base, Fragment &delta, int x) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const DoraFactors of_row = factors[row_of(lane, r)];
+#pragma unroll
+      for (int i = 0; i < kThreadColumns; ++i) {
+        const float change = dora_change(of_row, base.value[r][i], delta.value[r][i]);
+        delta.value[r][i] = kept != 0.0f ? base.value[r][i] + change : change;
+      }
+    }
+    Packed<K> merged[kThreadRows];
+    round_to<K>(merged, delta, target.out.dtype);
+    store_rows<K>(merged, target, lane, y, x);
+  });
+}
+
+// -- kernels ----------------------------------------------------------------------------------------------------------
+
+/// Blocks that must fit on a multiprocessor, which bounds the registers.
+template <typename K>
+constexpr int blocks_wanted = !K::kRegular || (K::kWide && K::kHadamard) ? 2 : K::kWide || K::kHadamard || K::kDora ? 3 : 4;
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
+  const std::uint32_t number = K::kDora ? blockIdx.x : blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
+  if (number >= p.table.tile_count) return;
+  const int index = find_entry(p.table.first_tile, p.table.target_count, number);
+  // A copy lets the few strides of a regular target live in registers; nested ones are read where they are.
+  const std::conditional_t<K::kRegular, MatrixTarget, const MatrixTarget &> target = p.table.targets[index];
+  const int local = static_cast<int>(number - p.table.first_tile[index]);
+  if constexpr (K::kDora) {
+    merge_rows<K>(p, target, local * kStepRows);
+  } else {
+    const int strips = (target.columns.size + kStripColumns - 1) / kStripColumns, y = local / strips * p.table.tile_rows;
+    merge_plain<K>(p, target, {local % strips * kStripColumns, y, min(target.rows.size, y + p.table.tile_rows)});
   }
 }
 
@@ -717,9 +759,11 @@ __global__ void store_multipliers_kernel(const __grid_constant__ StoredMultiplie
 
 using Kernel = void (*)(Parameters);
 
-constexpr Kernel kKernels[kKernelKinds] = {low_rank_kernel<Kind<0>>, low_rank_kernel<Kind<1>>, low_rank_kernel<Kind<2>>,
-                                           low_rank_kernel<Kind<3>>, low_rank_kernel<Kind<4>>, low_rank_kernel<Kind<5>>,
-                                           low_rank_kernel<Kind<6>>, low_rank_kernel<Kind<7>>};
+template <int... kIndex>
+const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
+  constexpr Kernel kKernels[] = {low_rank_kernel<Kind<kIndex>>...};
+  return reinterpret_cast<const void *>(kKernels[index]);
+}
 
 template <typename... Arguments>
 cudaError_t launch(const void *kernel, unsigned blocks, std::size_t shared, cudaStream_t stream,
@@ -728,7 +772,9 @@ cudaError_t launch(const void *kernel, unsigned blocks, std::size_t shared, cuda
   return cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), addresses, shared, stream);
 }
 
-const void *kernel_of(KernelKind kind) { return reinterpret_cast<const void *>(kKernels[index_of(kind)]); }
+const void *kernel_of(KernelKind kind) {
+  return kernel_at(index_of(kind), std::make_integer_sequence<int, kKernelKinds>());
+}
 
 std::size_t shared_bytes(KernelKind kind, int chunk_capacity) {
   const std::size_t fragments = sizeof(uint4) * kMTiles * 32 * static_cast<std::size_t>(parts_of(kind));
@@ -746,11 +792,10 @@ cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks) {
                                                        shared_bytes(kind, chunk_capacity));
 }
 
-cudaError_t launch_low_rank(KernelKind kind, const TargetTable &table, ops::WeightOp op, const Multipliers &multipliers,
-                            cudaStream_t stream) {
-  const unsigned blocks = (table.tile_count + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  return launch(kernel_of(kind), blocks, shared_bytes(kind, table.chunk_capacity), stream,
-                Parameters{table, op, multipliers});
+cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, cudaStream_t stream) {
+  const unsigned tiles = run.table.tile_count;
+  const unsigned blocks = kind.dora ? tiles : (tiles + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  return launch(kernel_of(kind), blocks, shared_bytes(kind, run.table.chunk_capacity), stream, run);
 }
 
 cudaError_t launch_store_multipliers(const float *host, int count, float *device, cudaStream_t stream) {

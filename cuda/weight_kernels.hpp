@@ -17,9 +17,15 @@ struct Multipliers {
 /// shared memory that it needs.
 cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks);
 
+struct LowRankRun {
+  TargetTable table;
+  ops::WeightOp op;
+  Multipliers multipliers;
+  const char *workspace;
+};
+
 /// Enqueue one launch for all targets of the table.
-cudaError_t launch_low_rank(KernelKind kind, const TargetTable &table, ops::WeightOp op, const Multipliers &multipliers,
-                            cudaStream_t stream);
+cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, cudaStream_t stream);
 
 /// Enqueue the copy of host multipliers to device memory, by value through kernel parameters, so that a graph can hold
 /// it.

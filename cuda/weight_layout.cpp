@@ -41,16 +41,17 @@ std::vector<NestedAxis> simplify(std::vector<NestedAxis> axes) {
   return joined;
 }
 
-/// A term as it meets its target: the rows of `up` that the target takes, and whose multiplier counts.
+/// A product as it meets its target: the rows of `up` that the target takes, and whose multiplier counts.
 struct Part {
   const ops::Term *term;
-  Operand up;
+  Source up, down;
   std::int32_t multiplier_index;
+  Role role;
 };
 
 std::vector<NestedAxis> out_axes(const ops::WeightTarget &target, const std::vector<Part> &parts) {
   NestedAxis axis{target.out.out, {target.base.stride_out, target.out.stride_out}};
-  for (const Part &part : parts) axis.strides.push_back(part.up.stride_out);
+  for (const Part &part : parts) axis.strides.push_back(part.up.operand.stride_out);
   return simplify({axis});
 }
 
@@ -59,10 +60,10 @@ std::vector<NestedAxis> in_axes(const ops::WeightTarget &target, const std::vect
   std::vector<NestedAxis> axes;
   for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
     axes.push_back({out.kernel[k], {base.stride_kernel[k], out.stride_kernel[k]}});
-    for (const Part &part : parts) axes.back().strides.push_back(part.term->p.down.stride_kernel[k]);
+    for (const Part &part : parts) axes.back().strides.push_back(part.down.operand.stride_kernel[k]);
   }
   axes.push_back({out.in, {base.stride_in, out.stride_in}});
-  for (const Part &part : parts) axes.back().strides.push_back(part.term->p.down.stride_in);
+  for (const Part &part : parts) axes.back().strides.push_back(part.down.operand.stride_in);
   return simplify(std::move(axes));
 }
 
@@ -126,9 +127,10 @@ Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tenso
   return matrix;
 }
 
-Factor make_factor(const Operand &operand, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
+Factor make_factor(const Source &source, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
                    std::size_t part) {
-  return {operand.data, operand.dtype, 0, rank_stride, strides_of(nested, kFirstFactor + part), 0};
+  const Operand &t = source.operand;
+  return {t.data, t.dtype, source.in_workspace, 0, rank_stride, strides_of(nested, kFirstFactor + part), 0};
 }
 
 constexpr int kRankVector = 4;  // ranks that one thread takes at a time
@@ -141,15 +143,15 @@ void find_vectors(Factor &row, Factor &column, const Axis &columns, int vector) 
                    column.rank_stride % vector == 0 && aligned(column.data, 2 * vector);
 }
 
-void refuse(const ops::Adapter &adapter, const ops::Term &term) {
-  const auto unsupported = [](const char *what) {
-    fail(LYC_ERROR_UNSUPPORTED, "the CUDA back end does not compute ", what, " yet");
-  };
-  if (adapter.dora_axis != ops::DoraAxis::kNone) unsupported("DoRA");
-  if (term.kind == ops::TermKind::kHadamard) unsupported("Hadamard terms (LoHa)");
-  if (term.kind == ops::TermKind::kKronecker) unsupported("Kronecker terms (LoKr)");
-  if (term.p.tucker()) unsupported("Tucker cores");
-  if (term.p.whole()) unsupported("whole differences");
+/// Low-rank once its core is gone, without anything between the factors.
+bool is_low_rank(const ops::Product &product) {
+  return !product.whole() && !product.diagonal.data && !product.mask.data;
+}
+
+bool is_low_rank(const ops::Term &term) {
+  if (term.kind == ops::TermKind::kHadamard) return is_low_rank(term.p) && is_low_rank(term.q);
+  if (term.kind == ops::TermKind::kBaseProduct) return is_low_rank(term.p);
+  return term.kind == ops::TermKind::kProduct && is_low_rank(term.p);
 }
 
 void check_dtype(const Operand &operand, const char *what) {
@@ -157,30 +159,9 @@ void check_dtype(const Operand &operand, const char *what) {
     fail(LYC_ERROR_UNSUPPORTED, what, " has dtype ", dtype_name(operand.dtype), ", must be f32, f16 or bf16");
 }
 
-Operand rows_of(const Operand &up, std::int64_t row_begin, std::int64_t count) {
-  require(row_begin >= 0 && row_begin + count <= up.out, "rows ", row_begin, " to ", row_begin + count,
-          " of a delta with ", up.out, " rows");
-  Operand rows = up;
-  rows.data =
-      static_cast<char *>(up.data) + row_begin * up.stride_out * static_cast<std::int64_t>(dtype_size(up.dtype));
-  rows.out = count;
-  return rows;
+bool is_native(const Part &part) {
+  return part.up.operand.dtype == part.down.operand.dtype && part.up.operand.dtype != LYC_DTYPE_F32;
 }
-
-Part make_part(const Operand &out, const ops::Adapter &adapter, const ops::Term &term) {
-  refuse(adapter, term);
-  const Operand &up = term.p.up, &down = term.p.down;
-  check_dtype(up, "a factor");
-  check_dtype(down, "a factor");
-  check_dtype(term.scalar, "a scalar");
-  require(down.in == out.in && down.kernel_size() == out.kernel_size(), "a delta of ", down.in, " x ",
-          down.kernel_size(), " columns on a weight of ", out.in, " x ", out.kernel_size());
-  require(up.in == down.out, "up has rank ", up.in, " and down has rank ", down.out);
-  require(up.in <= std::numeric_limits<std::int32_t>::max(), "rank is ", up.in);
-  return {&term, rows_of(up, term.row_begin, out.out), adapter.multiplier_index};
-}
-
-bool is_native(const Part &part) { return part.up.dtype == part.term->p.down.dtype && part.up.dtype != LYC_DTYPE_F32; }
 
 int chunks_of(const std::vector<LowRankTerm> &terms) {
   int chunks = 0;
@@ -202,10 +183,11 @@ bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &term
 
 LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides &sides, const MatrixTarget &target,
                       int vector) {
-  const ops::Term &term = *parts[p].term;
-  const Operand &up = parts[p].up, &down = term.p.down;
-  Factor row = make_factor(up, up.stride_in, sides.out_is_row ? sides.rows : sides.columns, p);
-  Factor column = make_factor(down, down.stride_out, sides.out_is_row ? sides.columns : sides.rows, p);
+  const Part &part = parts[p];
+  const ops::Term &term = *part.term;
+  Factor row = make_factor(part.up, part.up.operand.stride_in, sides.out_is_row ? sides.rows : sides.columns, p);
+  Factor column =
+      make_factor(part.down, part.down.operand.stride_out, sides.out_is_row ? sides.columns : sides.rows, p);
   if (!sides.out_is_row) std::swap(row, column);
   find_vectors(row, column, target.columns, vector);
   row.row_bytes = step_bytes(target.rows, row.axis, row.dtype);
@@ -213,14 +195,19 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
           column,
           term.scalar.data,
           term.scalar.dtype,
-          static_cast<std::int32_t>(up.in),
+          narrow(part.up.operand.in, "a rank"),
           static_cast<float>(term.coefficient),
-          parts[p].multiplier_index};
+          part.multiplier_index,
+          part.role};
 }
 
 class Builder {
  public:
-  Builder(const ops::WeightBatch &batch, bool copy_engine) : batch_(batch), copy_engine_(copy_engine) {
+  Builder(const ops::WeightBatch &batch, bool copy_engine)
+      : batch_(batch),
+        kronecker_(batch, layout_.products),
+        others_(batch, layout_.products),
+        copy_engine_(copy_engine) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
   }
 
@@ -229,9 +216,14 @@ class Builder {
     check_dtype(target.base, "a weight");
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
+    if (kronecker_.takes(target)) return kronecker_.add(target);
+    if (!is_low_rank(target)) return others_.add(target);
+    const bool dora = with_dora(target);
     const std::vector<Part> parts = parts_of(target);
     KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
-                    std::all_of(parts.begin(), parts.end(), is_native)};
+                    std::all_of(parts.begin(), parts.end(), is_native),
+                    std::any_of(parts.begin(), parts.end(), [](const Part &part) { return part.role != Role::kAdd; }),
+                    dora};
     const int vector = vector_columns(kind);
 
     const Sides sides = choose_sides(target, parts);
@@ -243,9 +235,11 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
-    if (copy_engine_)
+    if (copy_engine_ && !dora)
       if (const auto weight = stream_weight(matrix, terms)) return add(*weight);
     kind.regular = is_regular(matrix, terms, kind);
+    if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
+    if (dora) add_dora(target, matrix);
     matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
     matrix.term_count = static_cast<std::int32_t>(terms.size());
     layout_.terms.insert(layout_.terms.end(), terms.begin(), terms.end());
@@ -257,6 +251,9 @@ class Builder {
   WeightLayout take() {
     for (TargetGroup &group : groups_)
       if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
+    layout_.kronecker = kronecker_.take();
+    layout_.others = others_.take();
+    layout_.reads_base |= layout_.kronecker.reads_base || layout_.others.reads_base;
     return std::move(layout_);
   }
 
@@ -269,26 +266,83 @@ class Builder {
     group->weights.push_back(weight);
   }
 
-  std::vector<Part> parts_of(const ops::WeightTarget &target) const {
+  /// Whether its sum is one of low-rank products. With DoRA, of one adapter's and as they are: what needs a product
+  /// first would need it for nothing if the weight proves to be irregular.
+  bool is_low_rank(const ops::WeightTarget &target) const {
+    const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
+    const bool dora = with_dora(target);
+    if (dora && (target.adapter_count > 1 || adapters->term_count == 0)) return false;
+    return std::all_of(adapters, adapters + target.adapter_count, [&](const ops::Adapter &adapter) {
+      const ops::Term *terms = batch_.terms + adapter.first_term;
+      return !adapter.replaces && std::all_of(terms, terms + adapter.term_count, [&](const ops::Term &term) {
+        if (dora && (term.kind == ops::TermKind::kBaseProduct || term.p.tucker() || term.q.tucker())) return false;
+        return cuda::is_low_rank(term) && (term.kind != ops::TermKind::kBaseProduct || target.out.kernel_size() == 1);
+      });
+    });
+  }
+
+  bool with_dora(const ops::WeightTarget &target) const {
+    const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
+    return std::any_of(adapters, adapters + target.adapter_count,
+                       [](const ops::Adapter &adapter) { return adapter.dora_axis != ops::DoraAxis::kNone; });
+  }
+
+  bool magnitudes_are_rows(const ops::WeightTarget &target, const Sides &sides) const {
+    const bool out = batch_.adapters[target.first_adapter].dora_axis == ops::DoraAxis::kOut;
+    return out == sides.out_is_row && (out || target.out.kernel_size() == 1);
+  }
+
+  void add_dora(const ops::WeightTarget &target, MatrixTarget &matrix) {
+    require(target.base.data, "DoRA needs the base weight");
+    matrix.dora = dora_parameters(batch_.adapters[target.first_adapter], target.out);
+    layout_.reads_base = true;
+  }
+
+  std::vector<Part> parts_of(const ops::WeightTarget &target) {
     std::vector<Part> parts;
     for (int a = 0; a < target.adapter_count; ++a) {
       const ops::Adapter &adapter = batch_.adapters[target.first_adapter + a];
+      check_multiplier(adapter, batch_);
       for (int t = 0; t < adapter.term_count; ++t)
-        parts.push_back(make_part(target.out, adapter, batch_.terms[adapter.first_term + t]));
+        add_parts(target, adapter.multiplier_index, batch_.terms[adapter.first_term + t], parts);
     }
     return parts;
   }
 
+  void add_parts(const ops::WeightTarget &target, std::int32_t multiplier_index, const ops::Term &term,
+                 std::vector<Part> &parts) {
+    if (term.scalar.data) check(term.scalar, "a scalar");
+    const auto add = [&](const ProductSource &source, Role role) {
+      parts.push_back({&term, source.up, source.down, multiplier_index, role});
+    };
+    const auto fitting = [&](const ops::Product &product) {
+      check_product(product);
+      check_fit(product.out(), product.in(), product.kernel_holder(), term, target.out);
+      return layout_.products.without_core(product, target.out, term.row_begin);
+    };
+    if (term.kind == ops::TermKind::kBaseProduct) {
+      require(target.base.data, "a term made from the weight needs the base weight");
+      check_base_product(term.p, target.out);
+      layout_.reads_base = true;
+      add(layout_.products.right_of(target.base, term.p, target.out), Role::kAdd);
+    } else {
+      add(fitting(term.p), term.kind == ops::TermKind::kHadamard ? Role::kHold : Role::kAdd);
+      if (term.kind == ops::TermKind::kHadamard) add(fitting(term.q), Role::kMultiply);
+    }
+  }
+
   const ops::WeightBatch &batch_;
   WeightLayout layout_;
+  KroneckerLayoutBuilder kronecker_;
+  TermLayoutBuilder others_;
   std::array<TargetGroup, kKernelKinds> groups_;
   const bool copy_engine_;
 };
 
 std::int64_t strips_of(const MatrixTarget &target) { return (target.columns.size + kStripColumns - 1) / kStripColumns; }
 
-std::int64_t tiles_of(const MatrixTarget &target, std::int64_t tile_rows) {
-  return strips_of(target) * ((target.rows.size + tile_rows - 1) / tile_rows);
+std::int64_t tiles_of(const TargetGroup &group, const MatrixTarget &target, std::int64_t tile_rows) {
+  return (group.kind.dora ? 1 : strips_of(target)) * ((target.rows.size + tile_rows - 1) / tile_rows);
 }
 
 /// Time in rows: as many rounds as it takes to give every tile a warp, times a tile's mean height. Finding its weight
@@ -298,7 +352,7 @@ double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resid
   double rows = 0.0;
   std::int64_t tiles = 0;
   for (const MatrixTarget &target : group.targets) {
-    tiles += tiles_of(target, tile_rows);
+    tiles += tiles_of(group, target, tile_rows);
     rows += static_cast<double>(strips_of(target)) * target.rows.size;
   }
   const auto rounds = static_cast<double>((tiles + resident_warps - 1) / resident_warps);
@@ -315,7 +369,7 @@ WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine) {
 
 void schedule(TargetGroup &group, std::int64_t resident_warps) {
   double best = std::numeric_limits<double>::infinity();
-  for (int rows = kMaxTileRows; rows >= kStepRows; rows -= kStepRows) {
+  for (int rows = group.kind.dora ? kStepRows : kMaxTileRows; rows >= kStepRows; rows -= kStepRows) {
     const double price = cost(group, rows, resident_warps);
     if (price >= best) continue;
     best = price;
@@ -325,7 +379,7 @@ void schedule(TargetGroup &group, std::int64_t resident_warps) {
   group.first_tile.clear();
   for (const MatrixTarget &target : group.targets) {
     group.first_tile.push_back(static_cast<std::uint32_t>(tile));
-    tile += tiles_of(target, group.tile_rows);
+    tile += tiles_of(group, target, group.tile_rows);
     require(tile <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
   }
   group.tile_count = static_cast<std::uint32_t>(tile);
@@ -338,11 +392,14 @@ std::string describe(const WeightLayout &layout) {
                    " ranks in registers: ", group.weights.size(), " weights, ", group.first_tiles().back(),
                    " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
   for (const TargetGroup &group : layout.groups)
-    text += concat("low-rank, ", group.kind.native ? "16-bit factors, " : "factors in three parts, ",
-                   group.kind.wide ? "32" : "16", "-bit weights",
-                   group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ", group.tile_count,
-                   " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
-  return text;
+    text +=
+        concat(group.kind.dora ? "DoRA by rows, " : "", group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ",
+               group.kind.native ? "16-bit factors, " : "factors in three parts, ", group.kind.wide ? "32" : "16",
+               "-bit weights", group.kind.regular ? ": " : ", any strides: ", group.targets.size(), " weights, ",
+               group.tile_count, " tiles of ", group.tile_rows, " x ", kStripColumns, "\n");
+  text += describe(layout.kronecker) + describe(layout.others);
+  const auto &products = layout.products.contractions;
+  return text + concat(products[0].size() + products[1].size(), " small products\n");
 }
 
 }  // namespace lyc::cuda

@@ -4,12 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "kronecker_layout.hpp"
 #include "stream_layout.hpp"
-#include "weight_table.hpp"
+#include "term_layout.hpp"
 
 namespace lyc::cuda {
 
-/// Targets for one kernel, with their tile schedule.
+/// Targets with low-rank terms alone, for one kernel, with their tile schedule.
 struct TargetGroup {
   KernelKind kind;
   std::vector<MatrixTarget> targets;
@@ -22,12 +23,16 @@ struct TargetGroup {
 struct WeightLayout {
   std::vector<StreamGroup> streams;  // none of them empty; nor of these:
   std::vector<TargetGroup> groups;
-  std::vector<LowRankTerm> terms;  // of `groups`
+  std::vector<LowRankTerm> terms;  // of all groups
+  KroneckerLayout kronecker;       // targets with Kronecker products alone
+  TermLayout others;               // targets with other terms
+  Products products;               // that all of them need
+  bool reads_base = false;         // also for a difference
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws UNSUPPORTED for
-/// what no kernel computes yet.
+/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws for what does
+/// not fit together.
 WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine = false);
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <memory>
 
 #include "stream_kernels.hpp"
-#include "weight_kernels.hpp"
+#include "term_kernels.hpp"
 
 namespace lyc::cuda {
 namespace {
@@ -29,11 +30,6 @@ class Block {
  private:
   std::vector<char> bytes_;
 };
-
-template <typename T>
-const T *at(const void *memory, std::size_t offset) {
-  return reinterpret_cast<const T *>(static_cast<const char *>(memory) + offset);
-}
 
 /// In the order that CUtensorMap's encoder wants: the innermost axis first.
 TensorMap encode(const Context &context, const MapSpec &spec) {
@@ -71,50 +67,126 @@ std::vector<StreamTarget> encode(const Context &context, const StreamGroup &grou
   return targets;
 }
 
-void upload(WeightPlan &plan) {
-  Block block;
-  std::vector<std::size_t> stream_targets, stream_tiles;
-  for (const StreamGroup &group : plan.layout.streams) {
-    const std::vector<StreamTarget> encoded = encode(*plan.context, group);
-    plan.only.push_back(encoded.front());
-    const bool alone = encoded.size() == 1;
-    stream_targets.push_back(alone ? 0 : block.append(encoded));
-    stream_tiles.push_back(alone ? 0 : block.append(group.first_tiles()));
-  }
-  const std::size_t terms = plan.layout.groups.empty() ? 0 : block.append(plan.layout.terms);
-  std::vector<std::size_t> targets, first_tiles;
-  for (const TargetGroup &group : plan.layout.groups) {
-    targets.push_back(block.append(group.targets));
-    first_tiles.push_back(block.append(group.first_tile));
-  }
-  if (!block.bytes().empty()) {
+/// What a plan points to in its block, known once the block has an address.
+class Uploader {
+ public:
+  explicit Uploader(WeightPlan &plan) : plan_(plan) {}
+
+  void upload() {
+    append_streams();
+    append_groups();
+    append_kronecker();
+    append_others();
+    append_products();
+    if (block_.bytes().empty()) return;
     const UncapturedScope uncaptured;
-    check(cudaMalloc(&plan.memory, block.bytes().size()), "cudaMalloc");
-    copy(*plan.context, plan.memory, block.bytes().data(), block.bytes().size(), cudaMemcpyHostToDevice);
+    check(cudaMalloc(&plan_.memory, block_.bytes().size()), "cudaMalloc");
+    copy(*plan_.context, plan_.memory, block_.bytes().data(), block_.bytes().size(), cudaMemcpyHostToDevice);
+    for (const auto &place : places_) place(static_cast<const char *>(plan_.memory));
   }
-  for (std::size_t g = 0; g < plan.layout.streams.size(); ++g) {
-    const StreamGroup &group = plan.layout.streams[g];
-    const bool alone = group.weights.size() == 1;
-    plan.streams.push_back({alone ? nullptr : at<StreamTarget>(plan.memory, stream_targets[g]),
-                            alone ? nullptr : at<std::uint32_t>(plan.memory, stream_tiles[g]),
-                            static_cast<std::int32_t>(group.weights.size()), group.first_tiles().back()});
+
+ private:
+  template <typename T>
+  void point(const T *&pointer, std::size_t offset) {
+    places_.push_back(
+        [&pointer, offset](const char *memory) { pointer = reinterpret_cast<const T *>(memory + offset); });
   }
-  for (std::size_t g = 0; g < plan.layout.groups.size(); ++g) {
-    const TargetGroup &group = plan.layout.groups[g];
-    plan.tables.push_back({at<MatrixTarget>(plan.memory, targets[g]), at<LowRankTerm>(plan.memory, terms),
-                           at<std::uint32_t>(plan.memory, first_tiles[g]),
-                           static_cast<std::int32_t>(group.targets.size()), group.tile_count, group.tile_rows,
-                           group.chunk_capacity});
+
+  template <typename T>
+  void append(const std::vector<T> &array, const T *&pointer) {
+    point(pointer, block_.append(array));
   }
-}
+
+  void append(const PieceCounter &counter, Schedule &schedule) {
+    schedule.count = static_cast<std::int32_t>(counter.first.size());
+    schedule.pieces = counter.pieces;
+    append(counter.first, schedule.first);
+  }
+
+  void append_streams() {
+    plan_.streams.resize(plan_.layout.streams.size());
+    for (std::size_t g = 0; g < plan_.streams.size(); ++g) {
+      const StreamGroup &group = plan_.layout.streams[g];
+      const std::vector<std::uint32_t> first_tiles = group.first_tiles();
+      plan_.streams[g].target_count = static_cast<std::int32_t>(group.weights.size());
+      plan_.streams[g].tile_count = first_tiles.back();
+      const std::vector<StreamTarget> targets = encode(*plan_.context, group);
+      plan_.only.push_back(targets.front());
+      if (targets.size() == 1) continue;  // travels with the launch
+      append(targets, plan_.streams[g].targets);
+      append(first_tiles, plan_.streams[g].first_tile);
+    }
+  }
+
+  void append_groups() {
+    if (plan_.layout.groups.empty()) return;
+    plan_.tables.resize(plan_.layout.groups.size());
+    const std::size_t terms = block_.append(plan_.layout.terms);
+    for (std::size_t g = 0; g < plan_.tables.size(); ++g) {
+      const TargetGroup &group = plan_.layout.groups[g];
+      TargetTable &table = plan_.tables[g];
+      table.target_count = static_cast<std::int32_t>(group.targets.size());
+      table.tile_count = group.tile_count;
+      table.tile_rows = group.tile_rows;
+      table.chunk_capacity = group.chunk_capacity;
+      append(group.targets, table.targets);
+      append(group.first_tile, table.first_tile);
+      point(table.terms, terms);
+    }
+  }
+
+  void append_kronecker() {
+    const KroneckerLayout &layout = plan_.layout.kronecker;
+    if (layout.terms.empty()) return;
+    const std::size_t terms = block_.append(layout.terms);
+    for (std::size_t k = 0; k < kKroneckerKinds; ++k) {
+      if (layout.groups[k].targets.empty()) continue;
+      append(layout.groups[k].targets, plan_.kronecker[k].targets);
+      append(layout.groups[k].tiles, plan_.kronecker[k].tiles);
+      point(plan_.kronecker[k].terms, terms);
+    }
+  }
+
+  void append_others() {
+    const TermLayout &others = plan_.layout.others;
+    if (others.targets.empty()) return;
+    append(others.targets, plan_.terms.targets);
+    append(others.adapters, plan_.terms.adapters);
+    append(others.terms, plan_.terms.terms);
+    append(others.norms, plan_.terms.norms);
+    append(others.tiles, plan_.tiles);
+    append(others.norm_tiles, plan_.norms);
+    append(others.magnitudes, plan_.magnitudes);
+  }
+
+  void append_products() {
+    const Products &products = plan_.layout.products;
+    for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
+      if (products.contractions[stage].empty()) continue;
+      append(products.contractions[stage], plan_.contractions[stage]);
+      append(products.tiles[stage], plan_.contraction_tiles[stage]);
+    }
+  }
+
+  WeightPlan &plan_;
+  Block block_;
+  std::vector<std::function<void(const char *)>> places_;
+};
 
 bool needs_staging(const WeightPlan &plan) { return plan.multiplier_count > kInlineMultipliers; }
 
+std::size_t staging_size(const WeightPlan &plan) {
+  return needs_staging(plan) ? aligned(static_cast<std::size_t>(plan.multiplier_count) * sizeof(float)) : 0;
+}
+
 void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
-  if (!needs_staging(plan)) return;
-  plan.info.launches += store_launches(plan.multiplier_count);
-  plan.info.workspace_size = aligned(static_cast<std::size_t>(plan.multiplier_count) * sizeof(float));
+  if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
+  for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
+  for (const KroneckerRun &run : plan.kronecker) plan.info.launches += run.tiles.pieces > 0;
+  for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
+    plan.info.launches += schedule->pieces > 0;
+  plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
 }
 
 /// Where the kernels find the multipliers: in device memory as it is, by value, or staged in the workspace.
@@ -131,10 +203,50 @@ Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &opt
     return placed;
   }
   auto *staged = static_cast<float *>(options.workspace);
-  require(staged, "the workspace is missing; ", plan.info.workspace_size, " bytes are needed");
   check(launch_store_multipliers(host, plan.multiplier_count, staged, stream), "storing multipliers");
   placed.device = staged;
   return placed;
+}
+
+char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
+  return static_cast<char *>(options.workspace) + staging_size(plan);
+}
+
+void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) {
+  for (std::size_t stage = 0; stage < kContractionStages; ++stage)
+    if (plan.contraction_tiles[stage].pieces > 0)
+      check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], workspace, stream),
+            "launching small products");
+}
+
+void run_kronecker(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
+                   cudaStream_t stream) {
+  for (int k = 0; k < kKroneckerKinds; ++k) {
+    KroneckerRun run = plan.kronecker[static_cast<std::size_t>(k)];
+    if (run.tiles.pieces == 0) continue;
+    run.op = op;
+    run.multipliers = multipliers;
+    run.workspace = workspace;
+    check(launch_kronecker(kronecker_kind(k), run, stream), "launching a weight kernel");
+  }
+}
+
+void run_others(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
+  if (plan.norms.pieces > 0) {
+    check(launch_norms(run, plan.norms, stream), "launching norms");
+    check(launch_factors(run, plan.magnitudes, stream), "launching norms");
+  }
+  if (plan.tiles.pieces > 0) check(launch_terms(run, plan.tiles, stream), "launching a weight kernel");
+}
+
+void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
+  require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
+          "merging needs a base for every weight, and this batch has weights without one");
+  if (options.op == ops::WeightOp::kUnmerge && plan.layout.reads_base)
+    fail(LYC_ERROR_UNSUPPORTED, "what depends on the pristine weight cannot be unmerged");
+  const bool stages = needs_staging(plan) && !(options.multipliers && options.multipliers_on_device);
+  require(options.workspace || (!stages && plan.layout.products.workspace_size == 0), "the workspace is missing; ",
+          plan.info.workspace_size, " bytes are needed");
 }
 
 }  // namespace
@@ -155,24 +267,27 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
-  upload(*plan);
+  Uploader(*plan).upload();
   describe_run(*plan);
   return plan.release();
 }
 
 void run(WeightPlan &plan, const ops::RunOptions &options) {
-  require(options.op == ops::WeightOp::kDiff || plan.layout.has_all_bases,
-          "merging needs a base for every weight, and this batch has weights without one");
+  check_run(plan, options);
   const DeviceScope scope(*plan.context);
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
+  char *workspace = products_of(plan, options);
+  run_products(plan, workspace, stream);
   for (std::size_t g = 0; g < plan.streams.size(); ++g)
     check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], options.op,
                         multipliers, stream),
           "launching the streaming kernel");
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
-    check(launch_low_rank(plan.layout.groups[g].kind, plan.tables[g], options.op, multipliers, stream),
+    check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
+  run_kronecker(plan, options.op, multipliers, workspace, stream);
+  run_others(plan, {plan.terms, workspace, options.op, multipliers}, stream);
 }
 
 std::string explain(const WeightPlan &plan) {

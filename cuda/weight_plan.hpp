@@ -5,18 +5,24 @@
 #include <string>
 
 #include "context.hpp"
+#include "kronecker_kernels.hpp"
 #include "weight_layout.hpp"
 
 namespace lyc::cuda {
 
 struct WeightPlan {
   Context *context = nullptr;
-  WeightLayout layout;               // the host's copy, for explanations
-  void *memory = nullptr;            // one allocation for all tables
-  std::vector<TargetTable> tables;   // of layout.groups
-  std::vector<StreamTarget> only;    // the first of each of layout.streams
-  std::vector<StreamTable> streams;  // of layout.streams
-  std::vector<int> stream_blocks;    // that the device holds at once
+  WeightLayout layout;                                    // the host's copy, for explanations
+  void *memory = nullptr;                                 // one allocation for all tables
+  std::vector<TargetTable> tables;                        // of layout.groups
+  std::vector<StreamTarget> only;                         // the first of each of layout.streams
+  std::vector<StreamTable> streams;                       // of layout.streams
+  std::vector<int> stream_blocks;                         // that the device holds at once
+  std::array<KroneckerRun, kKroneckerKinds> kronecker{};  // what is known before a run; no tiles: nothing to do
+  TermTables terms{};                                     // of layout.others, and how their work is cut
+  Schedule tiles{}, norms{}, magnitudes{};
+  std::array<Schedule, kContractionStages> contraction_tiles{};
+  std::array<const Contraction *, kContractionStages> contractions{};
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};
 };

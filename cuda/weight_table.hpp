@@ -24,6 +24,19 @@ struct AxisStrides {
   std::int64_t level[kMaxLevels];
 };
 
+/// A vector: a value per rank, per magnitude or per row; stride 0 and one element is a scalar.
+struct Vector {
+  const void *data;  // null = absent: all 1
+  lyc_dtype dtype;
+  std::int64_t stride;
+};
+
+struct DoraParameters {
+  ops::DoraRule rule;
+  float epsilon;
+  Vector magnitude;
+};
+
 struct Matrix {
   void *data;  // null = absent
   lyc_dtype dtype;
@@ -33,13 +46,18 @@ struct Matrix {
 };
 
 struct Factor {
-  const void *data;
+  const void *data;  // or an offset into the workspace
   lyc_dtype dtype;
+  std::int32_t in_workspace;
   std::int32_t vectors;  // 1: what a thread takes at once is contiguous and aligned: columns, or four ranks of a row
   std::int64_t rank_stride;
   AxisStrides axis;
   std::int32_t row_bytes;  // of a regular target's row factor: from row to row
 };
+
+/// What becomes of a product: it is added to the weight, or it is the first half of a Hadamard product and the next
+/// term's product, the second half, takes it times itself to the weight.
+enum class Role : std::int32_t { kAdd, kHold, kMultiply };
 
 /// multiplier * coefficient * scalar * row_factor column_factor
 struct LowRankTerm {
@@ -49,15 +67,18 @@ struct LowRankTerm {
   std::int32_t rank;
   float coefficient;
   std::int32_t multiplier_index;
+  Role role;
 };
 
 struct MatrixTarget {
   Matrix base, out;
   Axis rows, columns;
   std::int32_t first_term, term_count;  // in the plan's terms
+  DoraParameters dora;                  // of the one adapter of a target with DoRA
 };
 
-/// Targets that one launch serves. A tile is kStripColumns wide and `tile_rows` high; each warp takes one.
+/// Targets that one launch serves. A tile is kStripColumns wide and `tile_rows` high; each warp takes one. With DoRA a
+/// tile is as wide as its weight, and a block takes it.
 struct TargetTable {
   const MatrixTarget *targets;
   const LowRankTerm *terms;
@@ -77,13 +98,20 @@ inline constexpr int kInlineMultipliers = 64;  // by value in a kernel's paramet
 
 /// Kernels, by what makes one faster than another.
 struct KernelKind {
-  bool wide;     // base or out is float32, so a 16-byte vector has 4 elements, else 8
-  bool regular;  // everything is aligned and moves by whole vectors, columns come in whole strips, chunks fit at once
-  bool native;   // 16-bit factors of one dtype, as tensor cores take them; others go there in three parts
+  bool wide;      // base or out is float32, so a 16-byte vector has 4 elements, else 8
+  bool regular;   // everything is aligned and moves by whole vectors, columns come in whole strips, chunks fit at once
+  bool native;    // 16-bit factors of one dtype, as tensor cores take them; others go there in three parts
+  bool hadamard;  // some product is held for the next one, in as many registers again
+  bool dora;      // over rows: a block takes 16 whole rows, and takes them twice, the second time from the caches
 };
-inline constexpr int kKernelKinds = 8;
-constexpr int index_of(KernelKind kind) { return (kind.wide ? 1 : 0) + (kind.regular ? 0 : 2) + (kind.native ? 0 : 4); }
-constexpr KernelKind kernel_kind(int index) { return {(index & 1) != 0, (index & 2) == 0, (index & 4) == 0}; }
+constexpr int index_of(KernelKind kind) {
+  const int index = (kind.wide ? 1 : 0) + (kind.native ? 0 : 2) + (kind.hadamard ? 4 : 0);
+  return index + (kind.dora ? 16 : kind.regular ? 0 : 8);
+}
+inline constexpr int kKernelKinds = 24;  // DoRA comes with regular alone
+constexpr KernelKind kernel_kind(int index) {
+  return {(index & 1) != 0, (index & 8) == 0, (index & 2) == 0, (index & 4) != 0, (index & 16) != 0};
+}
 constexpr int vector_columns(KernelKind kind) { return kind.wide ? 4 : 8; }
 constexpr int parts_of(KernelKind kind) { return kind.native ? 1 : 3; }
 

@@ -112,6 +112,8 @@ struct Algorithm {
   void (*lower)(Lowering &);                                // the weight's terms
   void (*lower_bias)(Lowering &) = nullptr;                 // the bias's, where that is more than `bias`
   const BaseState *base_state = nullptr;
+  bool (*owns)(const Factors &) = nullptr;  // tells families with the same signature apart; null: all are its own
+  std::string_view marker = {};             // suffix whose values do not count, of any type; empty: none
 };
 
 /// All families, in the order in which files are recognised.

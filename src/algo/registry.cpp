@@ -36,7 +36,7 @@ const Algorithm *find_algorithm(std::string_view name) {
 const Algorithm *recognise(const Factors &factors) {
   for (const Algorithm *algorithm : kAlgorithms)
     for (const char *const *suffix = algorithm->signature; *suffix; ++suffix)
-      if (factors.has(*suffix)) return algorithm;
+      if (factors.has(*suffix) && (!algorithm->owns || algorithm->owns(factors))) return algorithm;
   return nullptr;
 }
 

@@ -95,7 +95,7 @@ Definition define(const algo::Factors &tensors, const std::vector<std::string> &
     const bool common = result.algorithm->low_rank && (name == kMagnitudeName || name == kScalarName);
     if (!common && !contains(result.algorithm->suffixes, name))
       fail(LYC_ERROR_FORMAT, name, " does not belong to a ", result.algorithm->name, " adapter");
-    check_factor(name, tensors.at(name));
+    if (name != result.algorithm->marker) check_factor(name, tensors.at(name));
     result.names.push_back(name);
     result.factors.set(name, tensors.at(name));
   }

@@ -94,10 +94,15 @@ std::size_t weight_explain(const WeightPlan *plan, char *buffer, std::size_t cap
 
 void weight_release(WeightPlan *plan) { delete plan; }
 
+lyc_status rotation_prepare(BackendContext *context, const ops::Rotation *rotation, const ops::Operand *rests, void *,
+                            Failure *failure) {
+  return guard(failure, [&] { prepare_rotation(*context, *rotation, *rests); });
+}
+
 constexpr ops::Backend kBackend = {
     sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,    context_create,
     context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,    memory_copy,
-    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release,
+    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release, rotation_prepare,
 };
 
 }  // namespace

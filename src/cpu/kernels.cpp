@@ -473,6 +473,50 @@ void changes(const float *w, const float *d, std::int64_t n, const float *weight
             : change_row<false, true>(w, d, n, weight, delta, row.data);
 }
 
+// -- Rotations -------------------------------------------------------------------------------------------------
+
+void add_scaled(const double *values, double factor, std::int64_t n, double *sums) {
+  const hn::ScalableTag<double> doubles;
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(doubles));
+  const auto factors = hn::Set(doubles, factor);
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    hn::StoreU(hn::MulAdd(factors, hn::LoadU(doubles, values + i), hn::LoadU(doubles, sums + i)), doubles, sums + i);
+  for (; i < n; ++i) sums[i] += factor * values[i];
+}
+
+void transpose_part(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
+                    std::int64_t to_stride) {
+  for (std::int64_t row = 0; row < rows; ++row)
+    for (std::int64_t column = 0; column < columns; ++column)
+      to[column * to_stride + row] = from[row * from_stride + column];
+}
+
+void transpose(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
+               std::int64_t to_stride) {
+  std::int64_t row = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Full128<float> four;
+  for (; row + 4 <= rows; row += 4, from += 4 * from_stride) {
+    std::int64_t column = 0;
+    for (; column + 4 <= columns; column += 4) {
+      const auto a = hn::LoadU(four, from + column), b = hn::LoadU(four, from + from_stride + column);
+      const auto c = hn::LoadU(four, from + 2 * from_stride + column);
+      const auto d = hn::LoadU(four, from + 3 * from_stride + column);
+      const auto ab_low = hn::InterleaveLower(four, a, b), ab_high = hn::InterleaveUpper(four, a, b);
+      const auto cd_low = hn::InterleaveLower(four, c, d), cd_high = hn::InterleaveUpper(four, c, d);
+      float *at = to + column * to_stride + row;
+      hn::StoreU(hn::ConcatLowerLower(four, cd_low, ab_low), four, at);
+      hn::StoreU(hn::ConcatUpperUpper(four, cd_low, ab_low), four, at + to_stride);
+      hn::StoreU(hn::ConcatLowerLower(four, cd_high, ab_high), four, at + 2 * to_stride);
+      hn::StoreU(hn::ConcatUpperUpper(four, cd_high, ab_high), four, at + 3 * to_stride);
+    }
+    transpose_part(from + column, from_stride, 4, columns - column, to + column * to_stride + row, to_stride);
+  }
+#endif
+  transpose_part(from, from_stride, rows - row, columns, to + row, to_stride);
+}
+
 constexpr const char *target_name() {
   return HWY_TARGET == HWY_AVX3   ? "AVX-512"
          : HWY_TARGET == HWY_AVX2 ? "AVX2"
@@ -484,8 +528,8 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(),   load, store, merge,  product, merge_product, scaled, kronecker,
-                              merge_kronecker, norm, norms, change, changes};
+constexpr Kernels kKernels = {target_name(),   load, store, merge,  product, merge_product, scaled,   kronecker,
+                              merge_kronecker, norm, norms, change, changes, add_scaled,    transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -72,6 +72,11 @@ struct Kernels {
   void (*change)(const float *w, const float *d, std::int64_t n, float weight, float delta, const Tile &row);
   void (*changes)(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta,
                   const Tile &row);
+
+  // Rotations. sums += factor * values, in double; columns of `from` become rows of `to`.
+  void (*add_scaled)(const double *values, double factor, std::int64_t n, double *sums);
+  void (*transpose)(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
+                    std::int64_t to_stride);
 };
 
 /// The tables compiled in that this processor can run, best first.

@@ -145,6 +145,24 @@ std::int64_t Frame::kernel_index(const ops::Operand &operand, std::int64_t posit
   return index;
 }
 
+std::vector<std::int64_t> Frame::inner_indices(const ops::Operand &operand) const {
+  std::int64_t steps[Axes::kMax], step = 1;
+  for (int axis = Axes::kMax - 1; axis >= 0; --axis) {
+    steps[axis] = step;
+    step *= extent_of(operand, axis);
+  }
+  std::vector<std::int64_t> indices(static_cast<std::size_t>(operand.in * operand.kernel_size()));
+  for (std::size_t at = 0; at < indices.size(); ++at) {
+    std::int64_t rest = static_cast<std::int64_t>(at);
+    for (int axis = Axes::kMax - 1; axis >= 0; --axis) {
+      const std::int64_t extent = extent_of(operand, order_[axis]);
+      indices[at] += rest % extent * steps[order_[axis]];
+      rest /= extent;
+    }
+  }
+  return indices;
+}
+
 void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
           float *values) {
   if (matrix.contiguous()) return kernels.load(matrix.dtype, matrix.at(row, column), n, values);
@@ -176,6 +194,11 @@ void copy(const Kernels &kernels, const Matrix &from, const Matrix &to, std::int
 float read(const ops::Operand &operand, std::int64_t offset) {
   return to_float(operand.dtype, static_cast<const char *>(operand.data) +
                                      offset * static_cast<std::int64_t>(dtype_size(operand.dtype)));
+}
+
+std::int64_t read_index(const ops::Operand &operand, std::int64_t offset) {
+  std::int64_t value;
+  return std::memcpy(&value, static_cast<const std::int64_t *>(operand.data) + offset, sizeof value), value;
 }
 
 }  // namespace lyc::cpu

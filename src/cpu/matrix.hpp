@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cpu/kernels.hpp"
 #include "ops/weight.hpp"
@@ -55,6 +56,8 @@ class Frame {
   std::int64_t inside_in(const ops::Operand &operand) const;
   /// Index on the inner side of kernel position `position`, counted in the frame's order, at input feature 0.
   std::int64_t kernel_index(const ops::Operand &operand, std::int64_t position) const;
+  /// For each index on the inner side i * kernel_size + k, k counted row-major over the kernel axes.
+  std::vector<std::int64_t> inner_indices(const ops::Operand &operand) const;
 
  private:
   // The inner axes, outermost first: 0 is I, 1.. are the kernel's.
@@ -74,5 +77,6 @@ void copy(const Kernels &kernels, const Matrix &from, const Matrix &to, std::int
 
 /// One value.
 float read(const ops::Operand &operand, std::int64_t offset);
+std::int64_t read_index(const ops::Operand &operand, std::int64_t offset);  // of an I64 operand
 
 }  // namespace lyc::cpu

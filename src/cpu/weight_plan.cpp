@@ -57,16 +57,31 @@ Operand shape_of(const ops::Product &product) {
   return shape;
 }
 
+void check_along_rank(const Operand &operand, std::int64_t rank, const char *name) {
+  if (!operand.data) return;
+  check_operand(operand, name);
+  require(operand.out == rank, name, " has ", operand.out, " entries, the rank is ", rank);
+}
+
 void check_product(const ops::Product &product) {
   check_operand(product.down, "down factor");
   if (product.whole()) return;
   check_operand(product.up, "up factor");
+  check_along_rank(product.diagonal, product.up.in, "diagonal");
+  check_along_rank(product.mask, product.up.in, "mask");
   if (product.tucker()) check_operand(product.core, "core");
   const std::int64_t above = product.tucker() ? product.core.out : product.down.out;
   require(product.up.in == above, "up factor has rank ", product.up.in, ", what it multiplies has ", above);
   if (product.tucker())
     require(product.core.in == product.down.out, "core has rank ", product.core.in, ", down factor has ",
             product.down.out);
+}
+
+// The same for every kernel position of `weight`.
+Operand spread(Operand operand, const Operand &weight) {
+  std::copy(weight.kernel, weight.kernel + ops::kMaxKernelDims, operand.kernel);
+  std::fill(operand.stride_kernel, operand.stride_kernel + ops::kMaxKernelDims, 0);
+  return operand;
 }
 
 void check_fit(const ops::Term &term, const Operand &product, const Operand &weight) {
@@ -106,6 +121,9 @@ class TargetBuilder {
     for (const AdapterPlan &adapter : plan_.adapters)
       for (const TermPlan &term : adapter.terms) add_steps(adapter, term);
     plan_.packed_size = layout_.size();
+    plan_.projects_rows = !plan_.project.empty() && plan_.region_rows == 0 && !frame_.out_in_columns() &&
+                          std::none_of(plan_.adapters.begin(), plan_.adapters.end(),
+                                       [](const AdapterPlan &adapter) { return adapter.norm_early; });
   }
 
   TargetPlan take() { return std::move(plan_); }
@@ -121,6 +139,9 @@ class TargetBuilder {
     plan.dora_rule = adapter.dora_rule;
     plan.epsilon = adapter.dora_rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(adapter.epsilon);
     plan.magnitude = adapter.magnitude;
+    plan.replaces = adapter.replaces != 0;
+    if (plan.replaces)
+      require(bool(plan_.base) && !plan.dora(), "what replaces the weight needs it, and takes no DoRA");
     for (std::int32_t i = 0; i < adapter.term_count; ++i)
       plan.terms.push_back(term_plan(batch_.terms[adapter.first_term + i]));
     if (plan.dora()) add_norms(plan);
@@ -133,23 +154,41 @@ class TargetBuilder {
     plan.coefficient = term.coefficient;
     plan.scalar = term.scalar;
     if (term.scalar.data) check_operand(term.scalar, "scalar");
-    if (term.kind > TermKind::kKronecker) fail(LYC_ERROR_UNSUPPORTED, "term not there yet");
-    check_product(term.p);
-    if (term.kind == TermKind::kKronecker) {
-      add_kronecker(term, plan);
-      return plan;
-    }
-    check_fit(term, shape_of(term.p), weight_);
-    plan.p = product_plan(slice(term.p, term.row_begin, weight_.out), true);
-    if (term.kind == TermKind::kHadamard) {
-      check_product(term.q);
-      check_fit(term, shape_of(term.q), weight_);
-      plan.q = product_plan(slice(term.q, term.row_begin, weight_.out), false);
+    if (ops::reads_base(term.kind)) require(bool(plan_.base), "a term reads the base weight, which is absent");
+    switch (term.kind) {
+      case TermKind::kProduct:
+      case TermKind::kBaseHadamard:
+        plan.p = weight_product(term, term.p, true);
+        break;
+      case TermKind::kHadamard:
+        plan.p = weight_product(term, term.p, true);
+        plan.q = weight_product(term, term.q, false);
+        break;
+      case TermKind::kKronecker:
+        add_kronecker(term, plan);
+        break;
+      case TermKind::kSparse:
+        add_sparse(term, plan);
+        break;
+      case TermKind::kBaseProduct:
+        add_base_product(term.p, plan);
+        break;
+      case TermKind::kRotation:
+        add_rotation(term, plan);
+        break;
     }
     return plan;
   }
 
+  // A product whose rows and columns are the weight's.
+  ProductPlan weight_product(const ops::Term &term, const ops::Product &product, bool scaled) {
+    check_product(product);
+    check_fit(term, shape_of(product), weight_);
+    return product_plan(slice(product, term.row_begin, weight_.out), scaled);
+  }
+
   void add_kronecker(const ops::Term &term, TermPlan &plan) {
+    check_product(term.p);
     check_product(term.q);
     const Operand p = shape_of(term.p), q = shape_of(term.q);
     require(p.kernel_size() == 1, "left half of a Kronecker product has a kernel");
@@ -168,6 +207,70 @@ class TargetBuilder {
     plan.q_at = layout_.take(multiply(round_up(plan.q.rows, kTileRows), plan.q_stride));
   }
 
+  void add_rotation(const ops::Term &term, TermPlan &plan) {
+    require(term.rotation >= 0 && term.rotation < batch_.rotation_count, "rotation ", term.rotation, " of ",
+            batch_.rotation_count);
+    plan.rotation = plan_rotation(batch_.rotations[term.rotation], frame_, weight_, term.row_begin);
+    const RotationPlan &rotation = plan.rotation;
+    if (rotation.measured()) plan.rotation.squares_at = layout_.take(multiply(rotation.matrices(), 2));
+    plan.rotation.left_at = layout_.take(multiply(rotation.matrices(), rotation.packed_floats()));
+  }
+
+  void add_sparse(const ops::Term &term, TermPlan &plan) {
+    const ops::Sparse &sparse = term.sparse;
+    require(sparse.row_starts.data && sparse.row_starts.dtype == LYC_DTYPE_I64, "row starts must be i64");
+    require(sparse.columns.data && sparse.columns.dtype == LYC_DTYPE_I64, "columns must be i64");
+    check_operand(sparse.values, "values");
+    require(sparse.columns.out == sparse.values.out, "there are ", sparse.columns.out, " columns, ", sparse.values.out,
+            " values");
+    require(term.row_begin >= 0 && term.row_begin + weight_.out < sparse.row_starts.out, "rows ", term.row_begin,
+            " to ", term.row_begin + weight_.out, " of a delta that has ", sparse.row_starts.out - 1);
+    plan.sparse = {sparse.row_starts, sparse.columns, sparse.values, frame_.inner_indices(weight_)};
+    plan.sparse.row_starts.data =
+        static_cast<std::int64_t *>(sparse.row_starts.data) + term.row_begin * sparse.row_starts.stride_out;
+  }
+
+  void add_base_product(const ops::Product &product, TermPlan &plan) {
+    check_product(product);
+    require(!product.tucker() && product.down.kernel_size() == 1, "what multiplies the weight must be a matrix");
+    require(product.out() == weight_.in && product.in() == weight_.in, "the weight has ", weight_.in,
+            " input features, what multiplies it is ", product.out(), " x ", product.in());
+    const bool columns = frame_.out_in_columns();
+    const Operand down = spread(product.down, weight_);
+    plan.p.rows = plan_.rows;
+    plan.p.columns = plan_.columns;
+    plan.p.rank = down.out;
+    Factor &factor = columns ? plan.p.left : plan.p.right;
+    factor = columns ? left_factor(frame_.left(down, down), plan_.rows, down.out)
+                     : right_factor(frame_.right(down, down), plan_.columns, down.out);
+    factor.scaled = columns;
+    factor.diagonal = product.diagonal;
+    factor.mask = product.mask;
+
+    Projection &projection = plan.projection;
+    projection.in = weight_.in;
+    projection.inside = frame_.inside_in(weight_);
+    projection.positions = weight_.kernel_size();
+    const Position lines = static_cast<Position>(columns ? round_up(plan_.columns, kPanel) : kTileRows);
+    projection.step = multiply(lines, static_cast<Position>(down.out));
+    const Position tiles = static_cast<Position>(columns ? 1 : ceil_div(plan_.rows, kTileRows));
+    projection.at =
+        layout_.take(multiply(multiply(projection.step, tiles), static_cast<Position>(projection.positions)));
+    if (!product.whole()) projection.up = projecting_factor(product.up);
+  }
+
+  // As what the weight is multiplied by: on the left of its rows, or along them.
+  Factor projecting_factor(const Operand &up) {
+    Operand turned = up;
+    std::swap(turned.out, turned.in);
+    std::swap(turned.stride_out, turned.stride_in);
+    if (!frame_.out_in_columns()) {
+      turned = spread(turned, weight_);
+      return right_factor(frame_.right(turned, turned), plan_.columns, turned.out);
+    }
+    return left_factor(plain_matrix(turned), turned.out, turned.in);
+  }
+
   // Exactly one product of a term is `scaled`: takes the term's coefficient.
   ProductPlan product_plan(const ops::Product &product, bool scaled) {
     const Operand shape = shape_of(product);
@@ -180,8 +283,12 @@ class TargetBuilder {
       return plan;
     }
     plan.rank = product.rank();
-    plan.left = {frame_.left(product.up, product.down), take_left(plan.rows, plan.rank), scaled};
-    plan.right = {frame_.right(product.up, product.down), take_right(plan.columns, plan.rank), false};
+    plan.left = left_factor(frame_.left(product.up, product.down), plan.rows, plan.rank);
+    plan.left.scaled = scaled;
+    plan.right = right_factor(frame_.right(product.up, product.down), plan.columns, plan.rank);
+    Factor &up = frame_.out_in_columns() ? plan.right : plan.left;
+    up.diagonal = product.diagonal;
+    up.mask = product.mask;
     if (product.tucker()) add_contraction(product, shape, scaled, plan);
     return plan;
   }
@@ -192,23 +299,33 @@ class TargetBuilder {
     plan.left.scaled = false;
     ProductPlan::Contraction &tucker = plan.tucker;
     const std::int64_t positions = product.core.kernel_size();
-    tucker.rows = positions * product.core.out;
-    tucker.rank = product.core.in;
-    tucker.in = product.down.in;
     tucker.in_step = frame_.inside_in(shape);
     for (std::int64_t k = 0; k < positions; ++k) tucker.kernel_index.push_back(frame_.kernel_index(shape, k));
-    tucker.core = {frame_.core(product.core), take_left(tucker.rows, tucker.rank), scaled};
-    Matrix down = {static_cast<char *>(product.down.data), product.down.dtype, {}, {}};
-    down.rows.add(product.down.out, product.down.stride_out);
-    down.columns.add(product.down.in, product.down.stride_in);
-    tucker.down = {down, take_right(tucker.in, tucker.rank), false};
+    tucker.core = left_factor(frame_.core(product.core), positions * product.core.out, product.core.in);
+    tucker.core.scaled = scaled;
+    tucker.down = right_factor(plain_matrix(product.down), product.down.in, product.core.in);
   }
 
-  Position take_left(std::int64_t rows, std::int64_t rank) {
-    return layout_.take(multiply(round_up(rows, kTileRows), rank));
+  static Matrix plain_matrix(const Operand &operand) {
+    Matrix matrix = {static_cast<char *>(operand.data), operand.dtype, {}, {}};
+    matrix.rows.add(operand.out, operand.stride_out);
+    matrix.columns.add(operand.in, operand.stride_in);
+    return matrix;
   }
-  Position take_right(std::int64_t columns, std::int64_t rank) {
-    return layout_.take(multiply(round_up(columns, kPanel), rank));
+
+  Factor left_factor(const Matrix &source, std::int64_t rows, std::int64_t rank) {
+    return factor(source, rows, rank, kTileRows);
+  }
+  Factor right_factor(const Matrix &source, std::int64_t columns, std::int64_t rank) {
+    return factor(source, columns, rank, kPanel);
+  }
+  Factor factor(const Matrix &source, std::int64_t lines, std::int64_t rank, std::int64_t block) {
+    Factor factor;
+    factor.source = source;
+    factor.lines = lines;
+    factor.rank = rank;
+    factor.at = layout_.take(multiply(round_up(lines, block), rank));
+    return factor;
   }
 
   void add_norms(AdapterPlan &plan) {
@@ -236,13 +353,50 @@ class TargetBuilder {
     for (const AdapterPlan &adapter : plan_.adapters)
       if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
     plan_.direct = direct();
-    // Three tiles (sum, delta, Hadamard's first half) and two rows.
-    plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride());
+    // Three tiles (sum, delta, Hadamard's first half), two rows, and a panel of the weight.
+    plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel);
+    finish_regions();
+  }
+
+  template <typename Visit>
+  void for_rotations(Visit visit) const {
+    for (const AdapterPlan &adapter : plan_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.rotation) visit(adapter, term);
+  }
+
+  // Rows and columns that turn together are computed together; other terms want whole tiles of them.
+  void finish_regions() {
+    std::int64_t rows = kTileRows, columns = kPanel, at_least = kRegionRows;
+    Position matrices = 0;
+    for_rotations([&](const AdapterPlan &adapter, const TermPlan &term) {
+      require(!adapter.dora() && !adapter.replaces,
+              "DoRA does not go on top of a rotation, nor replaces it the weight");
+      const bool along_rows = term.rotation.along_rows;
+      if (along_rows) at_least = kPanel;  // rows become the lanes of a panel
+      std::int64_t &lines = along_rows ? columns : rows;
+      lines = common_lines(term.rotation, lines, along_rows ? round_up(plan_.columns, kPanel) : plan_.rows);
+      matrices = std::max(matrices, matrix_scratch(term.rotation.rotation));
+    });
+    if (matrices == 0) return;
+    plan_.region_rows = std::min(plan_.rows, rows * std::max<std::int64_t>(1, at_least / rows));
+    const std::int64_t more_columns = std::min(kTileColumns, kRegionSize / plan_.region_rows) / columns;
+    const bool whole_rows = plan_.tile_columns > kTileColumns;
+    if (!whole_rows)
+      plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), columns * std::max<std::int64_t>(1, more_columns));
+    plan_.region_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    Position turning = 0;
+    for_rotations([&](const AdapterPlan &, const TermPlan &term) {
+      turning = std::max(turning, region_scratch(term.rotation, plan_.region_rows, plan_.tile_columns));
+    });
+    plan_.scratch_size = std::max(plan_.region_at + 2 * plan_.region_size() + turning, matrices);
+    plan_.scratch_size = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
   }
 
   bool direct() const {
     if (plan_.adapters.size() != 1 || plan_.adapters[0].dora() || plan_.adapters[0].terms.size() != 1) return false;
     const TermPlan &term = plan_.adapters[0].terms[0];
+    if (term.kind > TermKind::kKronecker) return false;
     const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
     return (term.kind == TermKind::kKronecker || !last.whole) && plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
            (!plan_.base ||
@@ -252,19 +406,33 @@ class TargetBuilder {
   void add_steps(const AdapterPlan &adapter, const TermPlan &term) {
     for (const ProductPlan *product : {&term.p, &term.q}) {
       const Step step = {&adapter, &term, product, nullptr, 0};
-      const ProductPlan::Contraction &tucker = product->tucker;
-      add_packing(step, product->left, product->rows, product->right, product->columns);
-      add_packing(step, tucker.core, tucker.rows, tucker.down, tucker.in);
-      if (product->contracted()) add(plan_.contract, step, tucker.rows, kTileRows);
+      add_packing(step, product->left, product->right);
+      add_packing(step, product->tucker.core, product->tucker.down);
+      if (product->contracted()) add(plan_.contract, step, product->tucker.core.lines, kTileRows);
       if (term.kind == TermKind::kKronecker) add(plan_.materialise, step, product->rows, kTileRows);
     }
+    if (term.kind == TermKind::kBaseProduct) add_projection({&adapter, &term, &term.p, nullptr, 0});
+    if (!term.rotation) return;
+    const Step step = {&adapter, &term, nullptr, nullptr, 0};
+    if (term.rotation.measured()) add(plan_.measure, step, term.rotation.matrices(), kMatrices);
+    add(plan_.derive, step, term.rotation.matrices(), kMatrices);
   }
 
-  void add_packing(Step step, const Factor &left, std::int64_t rows, const Factor &right, std::int64_t columns) {
+  void add_packing(Step step, const Factor &left, const Factor &right) {
     step.factor = &left;
-    if (left.source) add(plan_.pack_left, step, rows, kPackRows);
+    if (left.source) add(plan_.pack_left, step, left.lines, kPackRows);
     step.factor = &right;
-    if (right.source) add(plan_.pack_right, step, columns, kPackColumns);
+    if (right.source) add(plan_.pack_right, step, right.lines, kPackColumns);
+  }
+
+  void add_projection(const Step &step) {
+    const Factor none, &up = step.term->projection.up;
+    if (!frame_.out_in_columns()) {
+      add_packing(step, none, up);
+      return add(plan_.project, step, plan_.rows, kTileRows);
+    }
+    add_packing(step, up, none);
+    add(plan_.project, step, step.term->projection.positions * round_up(plan_.columns, kPanel), kPanel);
   }
 
   static void add(std::vector<Step> &steps, Step step, std::int64_t count, std::int64_t by) {
@@ -279,6 +447,12 @@ class TargetBuilder {
 };
 
 bool small(const TargetPlan &target) { return target.rows * target.columns < kSmallTarget; }
+
+bool invertible(const AdapterPlan &adapter) {
+  return !adapter.dora() && !adapter.replaces &&
+         std::none_of(adapter.terms.begin(), adapter.terms.end(),
+                      [](const TermPlan &term) { return ops::reads_base(term.kind); });
+}
 
 // Small targets go first, and side by side if there are enough of them to keep the threads busy.
 void arrange(ops::WeightPlan &plan) {
@@ -299,12 +473,41 @@ void arrange(ops::WeightPlan &plan) {
 }
 
 const char *kind_name(TermKind kind) {
-  return kind == TermKind::kProduct ? "product" : kind == TermKind::kHadamard ? "hadamard" : "kronecker";
+  switch (kind) {
+    case TermKind::kProduct:
+      return "product";
+    case TermKind::kHadamard:
+      return "hadamard";
+    case TermKind::kKronecker:
+      return "kronecker";
+    case TermKind::kSparse:
+      return "sparse";
+    case TermKind::kBaseHadamard:
+      return "base hadamard";
+    case TermKind::kBaseProduct:
+      return "base product";
+    case TermKind::kRotation:
+      break;
+  }
+  return "rotation";
 }
 
 std::string describe(const ProductPlan &product) {
   if (product.whole) return "whole";
   return concat(product.contracted() ? "tucker " : "rank ", product.rank);
+}
+
+std::string describe(const RotationPlan &plan) {
+  return concat("rotation of ", plan.along_rows ? "columns" : "rows", " by ", plan.rotation.blocks, " blocks of ",
+                plan.rotation.block_size, ", stages ", plan.rotation.stages);
+}
+
+std::string describe(const TermPlan &term) {
+  if (term.rotation) return describe(term.rotation);
+  if (term.kind == TermKind::kSparse) return concat(kind_name(term.kind), " ", term.sparse.values.out);
+  std::string text = concat(kind_name(term.kind), " ", describe(term.p));
+  const bool two = term.kind == TermKind::kHadamard || term.kind == TermKind::kKronecker;
+  return two ? concat(text, " and ", describe(term.q)) : text;
 }
 
 std::string describe(const TargetPlan &target) {
@@ -313,10 +516,8 @@ std::string describe(const TargetPlan &target) {
                             kTileRows, " x ", target.tile_columns, ":");
   for (const AdapterPlan &adapter : target.adapters) {
     if (adapter.dora()) text += adapter.norm_early ? " dora (norms first)" : " dora (norms by row)";
-    for (const TermPlan &term : adapter.terms) {
-      text += concat(" ", kind_name(term.kind), " ", describe(term.p));
-      if (term.kind != TermKind::kProduct) text += concat(" and ", describe(term.q));
-    }
+    if (adapter.replaces) text += " replaced by";
+    for (const TermPlan &term : adapter.terms) text += concat(" ", describe(term));
   }
   return text;
 }
@@ -330,7 +531,7 @@ std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops
   for (std::int64_t i = 0; i < batch.target_count; ++i) {
     if (batch.targets[i].out.numel() == 0) continue;
     plan->targets.push_back(TargetBuilder(batch, batch.targets[i]).take());
-    for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->has_dora |= adapter.dora();
+    for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->invertible &= invertible(adapter);
   }
   arrange(*plan);
   return plan;

@@ -4,6 +4,9 @@
 //   pack          factors into blocks and panels of float32 (kernels.hpp), the coefficient folded into the left one
 //   contract      Tucker: core and down become one factor
 //   materialise   Kronecker: both halves as float32 matrices
+//   project       products with the weight: W up, from which the tiles go on; before the base is overwritten
+//   measure       rotations: |Q| where it is limited
+//   derive        rotations: generators become packed matrices
 //   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight
 //   tiles         sums of all terms, onto the base, rounded, stored
 #pragma once
@@ -15,6 +18,7 @@
 
 #include "cpu/context.hpp"
 #include "cpu/matrix.hpp"
+#include "cpu/rotation.hpp"
 #include "ops/backend.hpp"
 
 namespace lyc::cpu {
@@ -25,8 +29,13 @@ inline constexpr std::int64_t kItemColumns = 4096;         // the rows, so that 
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
 
-inline constexpr std::int64_t kPackRows = 32 * kTileRows;  // packed by a thread at a time
+inline constexpr std::int64_t kRegionRows = 16 * kTileRows;         // at least about so many rows turn together,
+inline constexpr std::int64_t kRegionSize = std::int64_t{1} << 16;  // and at most so many elements if possible
+inline constexpr std::int64_t kMatrices = 4;                        // derived by a thread at a time
+inline constexpr std::int64_t kPackRows = 32 * kTileRows;           // packed by a thread at a time
 inline constexpr std::int64_t kPackColumns = 4 * kPanel;
+
+inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multiplied at a time
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -34,11 +43,13 @@ constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_di
 /// Positions in the workspace count floats.
 using Position = std::uint64_t;
 
-/// A factor and where its packed copy lies.
+/// A factor and where its packed copy lies: `lines` rows of a left factor or columns of a right one, by `rank`.
 struct Factor {
-  Matrix source;  // absent: written by the contraction
+  Matrix source;  // absent: not packed, but computed
+  std::int64_t lines = 0, rank = 0;
   Position at = 0;
-  bool scaled = false;  // takes the coefficient
+  bool scaled = false;          // takes the coefficient
+  ops::Operand diagonal, mask;  // multiply along the rank; may be absent
 };
 
 struct ProductPlan {
@@ -47,12 +58,31 @@ struct ProductPlan {
   Factor left, right;
 
   struct Contraction {
-    Factor core, down;
-    std::int64_t rows = 0, rank = 0, in = 0;  // (kernel positions x r_up) x r_down, r_down x in
-    std::int64_t in_step = 1;                 // between neighbouring input features in the contracted factor
-    std::vector<std::int64_t> kernel_index;   // of each kernel position there
+    Factor core, down;                       // (kernel positions x r_up) x r_down, r_down x in
+    std::int64_t in_step = 1;                // between neighbouring input features in the contracted factor
+    std::vector<std::int64_t> kernel_index;  // of each kernel position there
   } tucker;
-  bool contracted() const { return !whole && (!left.source || !right.source); }
+  bool contracted() const { return bool(tucker.core.source); }
+};
+
+/// kBaseProduct as a low-rank product: `up` projects the weight, W up (W itself where P is whole) becomes the factor
+/// on the side of the output features, one for each kernel position, and P's other factor meets it.
+struct Projection {
+  Factor up;
+  std::int64_t in = 0, inside = 1, positions = 1;
+  Position at = 0, step = 0;  // where the factors begin, and from one position to the next: of a row tile, or of all
+
+  /// Kernel position of an index on the inner side.
+  std::int64_t position(std::int64_t index) const { return index / (in * inside) * inside + index % inside; }
+  std::int64_t input(std::int64_t index) const { return index / inside % in; }
+  std::int64_t index(std::int64_t position, std::int64_t i) const {
+    return (position / inside * in + i) * inside + position % inside;
+  }
+};
+
+struct SparsePlan {
+  ops::Operand row_starts, columns, values;
+  std::vector<std::int64_t> inner;  // the column that each index on the inner side is
 };
 
 struct TermPlan {
@@ -64,6 +94,9 @@ struct TermPlan {
   Position p_at = 0, q_at = 0;
   std::int64_t p_stride = 0, q_stride = 0;
   Split rows, columns;
+  Projection projection;  // kBaseProduct
+  SparsePlan sparse;      // kSparse
+  RotationPlan rotation;  // kRotation
 };
 
 struct AdapterPlan {
@@ -71,6 +104,7 @@ struct AdapterPlan {
   ops::DoraAxis dora_axis;
   ops::DoraRule dora_rule;
   double epsilon;
+  bool replaces;
   ops::Operand magnitude;
   std::vector<TermPlan> terms;
 
@@ -90,7 +124,8 @@ struct Step {
   const TermPlan *term;
   const ProductPlan *product;
   const Factor *factor;  // pack only
-  std::int64_t begin;    // block, panel or row
+  std::int64_t
+      begin;  // block, panel, row or matrix; of a projection onto columns: the panels of all positions in a row
 };
 
 struct TargetPlan {
@@ -100,10 +135,17 @@ struct TargetPlan {
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
   std::vector<AdapterPlan> adapters;
-  std::vector<Step> pack_left, pack_right, contract, materialise;
+  std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
+  bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
+  std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
+  Position region_at = 0;        // in a thread's scratch
   Position packed_size = 0, scratch_size = 0;  // scratch: for one thread
 
   std::int64_t tile_stride() const { return tile_columns + 16; }  // no two rows of a tile in one cache set
+  /// Floats of a region: whole tiles of rows, and panels that go beyond the last one.
+  Position region_size() const {
+    return static_cast<Position>((round_up(region_rows, kTileRows) + 1) * round_up(tile_stride(), kPanel));
+  }
 };
 
 }  // namespace lyc::cpu
@@ -115,7 +157,7 @@ struct lyc::ops::WeightPlan {
   std::vector<cpu::TargetPlan> targets;  // the small ones first
   std::size_t small_count = 0;           // run side by side, one thread each
   std::int32_t multiplier_count = 0;
-  bool has_dora = false;
+  bool invertible = true;                                // no delta depends on the pristine weight
   std::uint64_t workspace_floats = 0, small_floats = 0;  // all; for each thread on small targets
 };
 

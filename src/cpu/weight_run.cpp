@@ -39,7 +39,10 @@ class TargetRun {
         op_(options.op),
         multipliers_(options.multipliers),
         packed_(workspace),
-        scratch_(workspace + target.packed_size) {}
+        scratch_(workspace + target.packed_size) {
+    for (const AdapterPlan &adapter : t_.adapters)
+      if (adapter.replaces && active(adapter)) --weights_;
+  }
 
   void run() {
     if (std::none_of(t_.adapters.begin(), t_.adapters.end(), [&](const AdapterPlan &a) { return active(a); }))
@@ -48,8 +51,12 @@ class TargetRun {
     for_each(t_.pack_right, [&](const Step &step) { pack_right(step); });
     for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
     for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
+    if (!t_.projects_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
+    for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
+    for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
+    if (t_.region_rows) return compute_regions();
     for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) { compute_rows(row, column, worker); });
   }
 
@@ -85,7 +92,10 @@ class TargetRun {
   }
 
   // A multiple of the tile's, unless that is the whole row.
-  std::int64_t item_columns() const { return std::max(kItemColumns, t_.tile_columns); }
+  std::int64_t item_columns() const {
+    if (t_.projects_rows) return round_up(t_.columns, kPanel);
+    return t_.tile_columns * std::max<std::int64_t>(1, kItemColumns / t_.tile_columns);
+  }
   float *scratch_tile(int worker, int tile) const {
     return scratch_ + static_cast<Position>(worker) * t_.scratch_size +
            static_cast<Position>(tile * kTileRows * t_.tile_stride());
@@ -94,6 +104,7 @@ class TargetRun {
   float *delta_tile(int worker) const { return scratch_tile(worker, 1); }
   float *hadamard_tile(int worker) const { return scratch_tile(worker, 2); }
   float *row_buffer(int worker) const { return scratch_tile(worker, 3); }
+  float *panel_buffer(int worker) const { return row_buffer(worker) + 2 * t_.tile_stride(); }
 
   std::int64_t width(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
   std::int64_t height(std::int64_t row) const { return std::min(kTileRows, t_.rows - row); }
@@ -109,35 +120,46 @@ class TargetRun {
     const double m = multiplier(adapter);
     const double scalar = term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0;
     const double delta = adapter.dora()              ? dora_coefficients(adapter.dora_rule, m).delta
+                         : adapter.replaces          ? 1.0
                          : op_ == WeightOp::kUnmerge ? -m
                                                      : m;
     return static_cast<float>(term.coefficient * scalar * delta);
   }
 
   void pack_left(const Step &step) {
-    const bool is_core = step.factor == &step.product->tucker.core;
-    const std::int64_t rows = is_core ? step.product->tucker.rows : step.product->rows;
-    const std::int64_t rank = is_core ? step.product->tucker.rank : step.product->rank;
-    const float scale = step.factor->scaled ? factor(*step.adapter, *step.term) : 1.0f;
-    float *packed = packed_ + step.factor->at;
+    const Factor &factor = *step.factor;
+    const float scale = factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f;
+    float *packed = packed_ + factor.at;
     float values[kPanel];
-    for (std::int64_t row = step.begin; row < std::min(rows, step.begin + kPackRows); ++row)
-      for (std::int64_t r = 0; r < rank; r += kPanel) {
-        const std::int64_t n = std::min(kPanel, rank - r);
-        load(k_, step.factor->source, row, r, n, values);
-        for (std::int64_t i = 0; i < n; ++i) packed[left_index(row, r + i, rank)] = scale * values[i];
+    for (std::int64_t r = 0; r < factor.rank; r += kPanel) {
+      const std::int64_t n = std::min(kPanel, factor.rank - r);
+      float scales[kPanel];
+      for (std::int64_t i = 0; i < n; ++i) scales[i] = scale * along_rank(factor, r + i);
+      for (std::int64_t row = step.begin; row < std::min(factor.lines, step.begin + kPackRows); ++row) {
+        load(k_, factor.source, row, r, n, values);
+        for (std::int64_t i = 0; i < n; ++i) packed[left_index(row, r + i, factor.rank)] = scales[i] * values[i];
       }
+    }
   }
 
   void pack_right(const Step &step) {
-    const bool is_down = step.factor == &step.product->tucker.down;
-    const std::int64_t columns = is_down ? step.product->tucker.in : step.product->columns;
-    const std::int64_t rank = is_down ? step.product->tucker.rank : step.product->rank;
-    float *packed = packed_ + step.factor->at;
-    for (std::int64_t column = step.begin; column < std::min(columns, step.begin + kPackColumns); column += kPanel)
-      for (std::int64_t r = 0; r < rank; ++r)
-        load(k_, step.factor->source, r, column, std::min(kPanel, columns - column),
-             packed + right_index(column, r, rank));
+    const Factor &factor = *step.factor;
+    float *packed = packed_ + factor.at;
+    for (std::int64_t r = 0; r < factor.rank; ++r) {
+      const float scale = along_rank(factor, r);
+      for (std::int64_t column = step.begin; column < std::min(factor.lines, step.begin + kPackColumns);
+           column += kPanel) {
+        const std::int64_t n = std::min(kPanel, factor.lines - column);
+        float *values = packed + right_index(column, r, factor.rank);
+        load(k_, factor.source, r, column, n, values);
+        if (scale != 1.0f) k_.scaled(values, scale, n, {values, 0, nullptr, true});
+      }
+    }
+  }
+
+  static float along_rank(const Factor &factor, std::int64_t r) {
+    const float diagonal = factor.diagonal.data ? read(factor.diagonal, r * factor.diagonal.stride_out) : 1.0f;
+    return factor.mask.data ? diagonal * read(factor.mask, r * factor.mask.stride_out) : diagonal;
   }
 
   static std::int64_t left_index(std::int64_t row, std::int64_t r, std::int64_t rank) {
@@ -151,16 +173,17 @@ class TargetRun {
   void contract(const Step &step, int worker) {
     const ProductPlan &product = *step.product;
     const ProductPlan::Contraction &tucker = product.tucker;
+    const std::int64_t rank = tucker.core.rank, in = tucker.down.lines;
     const bool to_left = !product.left.source;
     float *to = packed_ + (to_left ? product.left.at : product.right.at);
     float *tile = sum_tile(worker);
-    for (std::int64_t begin = 0; begin < tucker.in; begin += kPanel) {
-      k_.product(packed_ + tucker.core.at + step.begin * tucker.rank, packed_ + tucker.down.at + begin * tucker.rank,
-                 tucker.rank, 1, {tile, kPanel, nullptr, true});
-      for (std::int64_t row = 0; row < std::min(kTileRows, tucker.rows - step.begin); ++row) {
+    for (std::int64_t begin = 0; begin < in; begin += kPanel) {
+      k_.product(packed_ + tucker.core.at + step.begin * rank, packed_ + tucker.down.at + begin * rank, rank, 1,
+                 {tile, kPanel, nullptr, true});
+      for (std::int64_t row = 0; row < std::min(kTileRows, tucker.core.lines - step.begin); ++row) {
         const std::int64_t position = (step.begin + row) / product.rank, r = (step.begin + row) % product.rank;
         const std::int64_t first = tucker.kernel_index[static_cast<std::size_t>(position)];
-        for (std::int64_t i = begin; i < std::min(begin + kPanel, tucker.in); ++i) {
+        for (std::int64_t i = begin; i < std::min(begin + kPanel, in); ++i) {
           const std::int64_t at = first + i * tucker.in_step;
           to[to_left ? left_index(at, r, product.rank) : right_index(at, r, product.rank)] =
               tile[row * kPanel + i - begin];
@@ -180,6 +203,118 @@ class TargetRun {
       add_product(*step.product, scale, step.begin, std::min(kTileRows, step.product->rows - step.begin), column,
                   std::min(t_.tile_columns, step.product->columns - column), {to + column, stride, nullptr, true},
                   worker);
+  }
+
+  void measure(const Step &step, int worker) {
+    const RotationPlan &plan = step.term->rotation;
+    double *sums = squares_of(plan);
+    for (std::int64_t i = step.begin; i < std::min(plan.matrices(), step.begin + kMatrices); ++i)
+      sums[i] = squares(k_, plan.rotation, i, scratch_tile(worker, 0));
+  }
+
+  void derive(const Step &step, int worker) {
+    const RotationPlan &plan = step.term->rotation;
+    const double total = plan.measured() ? total_squares(plan.rotation, plan.matrices(), squares_of(plan)) : 0.0;
+    for (std::int64_t i = step.begin; i < std::min(plan.matrices(), step.begin + kMatrices); ++i)
+      derive_packed(k_, plan, i, total, multiplier(*step.adapter), scratch_tile(worker, 0),
+                    packed_ + plan.left_at + i * plan.packed_floats());
+  }
+
+  double *squares_of(const RotationPlan &plan) const { return reinterpret_cast<double *>(packed_ + plan.squares_at); }
+
+  // -- Products with the weight --------------------------------------------------------------------------------
+
+  void project(const Step &step, int worker) {
+    const std::int64_t panels = ceil_div(t_.columns, kPanel), panel = step.begin / kPanel;
+    if (t_.out_in_columns)
+      project_columns(*step.term, panel / panels, panel % panels * kPanel, worker);
+    else
+      project_rows(*step.term, factor(*step.adapter, *step.term), step.begin, worker);
+  }
+
+  float *projected(const TermPlan &term, std::int64_t row, std::int64_t position) const {
+    const std::int64_t tile = t_.out_in_columns ? 0 : row / kTileRows;
+    const Projection &projection = term.projection;
+    return packed_ + projection.at + static_cast<Position>(tile * projection.positions + position) * projection.step;
+  }
+
+  // A left factor for each kernel position from kTileRows rows of the weight.
+  void project_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
+    const Projection &projection = term.projection;
+    const std::int64_t rank = term.p.rank;
+    float *values = row_buffer(worker);
+    std::fill_n(projected(term, row, 0), static_cast<Position>(projection.positions) * projection.step, 0.0f);
+    for (std::int64_t i = 0; i < height(row); ++i)
+      for (std::int64_t column = 0; column < t_.columns; column += t_.tile_columns) {
+        const std::int64_t n = width(column);
+        load(k_, t_.base, row + i, column, n, values);
+        for (std::int64_t c = 0; c < n; ++c) {
+          const float value = scale * values[c];
+          float *to = projected(term, row, projection.position(column + c)) + i;
+          if (!projection.up.source) {
+            to[projection.input(column + c) * kTileRows] = value;
+            continue;
+          }
+          const float *up = packed_ + projection.up.at + right_index(column + c, 0, rank);
+          for (std::int64_t r = 0; r < rank; ++r) to[r * kTileRows] += value * up[r * kPanel];
+        }
+      }
+  }
+
+  // A panel of one kernel position's right factor, from that many columns of the weight.
+  void project_columns(const TermPlan &term, std::int64_t position, std::int64_t column, int worker) {
+    const Projection &projection = term.projection;
+    const std::int64_t rank = term.p.rank, n = std::min(kPanel, t_.columns - column);
+    float *to = projected(term, 0, position) + right_index(column, 0, rank), *panel = panel_buffer(worker);
+    const auto load_input = [&](std::int64_t i, float *values) {
+      load(k_, t_.base, projection.index(position, i), column, n, values);
+    };
+    if (!projection.up.source) {
+      for (std::int64_t i = 0; i < rank; ++i) load_input(i, to + i * kPanel);
+      return;
+    }
+    float *rest = delta_tile(worker);
+    for (std::int64_t begin = 0; begin < projection.in; begin += kProjectRows) {
+      const std::int64_t count = std::min(kProjectRows, projection.in - begin);
+      for (std::int64_t i = 0; i < count; ++i) load_input(begin + i, panel + i * kPanel);
+      for (std::int64_t r = 0; r < rank; r += kTileRows)
+        k_.product(packed_ + projection.up.at + left_index(r, begin, projection.in), panel, count, 1,
+                   {r + kTileRows <= rank ? to + r * kPanel : rest, kPanel, nullptr, begin == 0});
+    }
+    const std::int64_t whole = rank / kTileRows * kTileRows;
+    std::copy_n(rest, (rank - whole) * kPanel, to + whole * kPanel);
+  }
+
+  // Kernel positions alternate along the inner side: each takes its own lines of the tile.
+  void add_base_product(const TermPlan &term, std::int64_t row, std::int64_t column, const Tile &tile, int worker) {
+    const bool by_rows = t_.out_in_columns;
+    const std::int64_t begin = by_rows ? row : column, count = by_rows ? height(row) : width(column);
+    const Projection &projection = term.projection;
+    std::int64_t first = projection.positions, last = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      first = std::min(first, projection.position(begin + i));
+      last = std::max(last, projection.position(begin + i));
+    }
+    if (first == last) return multiply_projected(term, row, column, first, tile);
+    const Tile part = {hadamard_tile(worker), tile.stride, nullptr, true};
+    for (std::int64_t position = first; position <= last; ++position) {
+      multiply_projected(term, row, column, position, part);
+      for (std::int64_t i = 0; i < height(row); ++i)
+        for (std::int64_t c = 0; c < width(column); ++c)
+          if (projection.position(begin + (by_rows ? i : c)) == position) {
+            float &to = tile.data[i * tile.stride + c];
+            to = part.data[i * part.stride + c] + (tile.first ? 0.0f : to);
+          }
+    }
+  }
+
+  void multiply_projected(const TermPlan &term, std::int64_t row, std::int64_t column, std::int64_t position,
+                          const Tile &tile) {
+    const std::int64_t rank = term.p.rank;
+    const float *made = projected(term, row, position);
+    const float *left = t_.out_in_columns ? packed_ + term.p.left.at + row * rank : made;
+    const float *right = (t_.out_in_columns ? made : packed_ + term.p.right.at) + column * rank;
+    k_.product(left, right, rank, ceil_div(width(column), kPanel), tile);
   }
 
   // -- Deltas --------------------------------------------------------------------------------------------------
@@ -220,8 +355,57 @@ class TargetRun {
                        packed_ + term.q_at + term.rows.q(row + i) * term.q_stride, term.columns, column, n,
                        row_of(tile, i));
         return;
-      default:
+      case TermKind::kSparse:
+        return add_sparse(term, factor(adapter, term), row, column, tile);
+      case TermKind::kBaseHadamard: {
+        float *base = hadamard_tile(worker);
+        for (std::int64_t i = 0; i < rows; ++i) load(k_, t_.base, row + i, column, n, base + i * tile.stride);
+        tile.times = base;
+        return add_product(term.p, factor(adapter, term), row, rows, column, n, tile, worker);
+      }
+      case TermKind::kBaseProduct:
+        return add_base_product(term, row, column, tile, worker);
+      case TermKind::kRotation:  // added to regions
         return;
+    }
+  }
+
+  void add_sparse(const TermPlan &term, float scale, std::int64_t row, std::int64_t column, const Tile &tile) {
+    const std::int64_t rows = height(row), n = width(column);
+    if (tile.first)
+      for (std::int64_t i = 0; i < rows; ++i) std::fill_n(tile.data + i * tile.stride, n, 0.0f);
+    if (t_.out_in_columns)
+      for (std::int64_t c = 0; c < n; ++c)
+        add_elements(term.sparse, scale, column + c, row, rows, tile.data + c, tile.stride);
+    else
+      for (std::int64_t i = 0; i < rows; ++i)
+        add_elements(term.sparse, scale, row + i, column, n, tile.data + i * tile.stride, 1);
+  }
+
+  // Elements of output feature `out` at inner indices begin .. begin + count - 1: where these are neighbours among
+  // the columns of the delta, too, they are found at once.
+  static void add_elements(const SparsePlan &sparse, float scale, std::int64_t out, std::int64_t begin,
+                           std::int64_t count, float *to, std::int64_t step) {
+    const std::int64_t stride = sparse.row_starts.stride_out, all = sparse.values.out;
+    const std::int64_t first = std::clamp<std::int64_t>(read_index(sparse.row_starts, out * stride), 0, all);
+    const std::int64_t last = std::clamp<std::int64_t>(read_index(sparse.row_starts, (out + 1) * stride), first, all);
+    const auto column_at = [&](std::int64_t at) { return read_index(sparse.columns, at * sparse.columns.stride_out); };
+    const auto inner = [&](std::int64_t i) { return sparse.inner[static_cast<std::size_t>(begin + i)]; };
+    for (std::int64_t i = 0, end = 0; i < count; i = end) {
+      for (end = i + 1; end < count && inner(end) == inner(i) + end - i;) ++end;
+      std::int64_t at = first;
+      for (std::int64_t length = last - first; length > 0;) {  // the first element that is not before inner(i)
+        const std::int64_t half = length / 2;
+        if (column_at(at + half) < inner(i)) {
+          at += half + 1;
+          length -= half + 1;
+        } else {
+          length = half;
+        }
+      }
+      for (; at < last && column_at(at) < inner(i) + end - i; ++at)
+        if (column_at(at) >= inner(i))  // files may lie
+          to[(i + column_at(at) - inner(i)) * step] += scale * read(sparse.values, at * sparse.values.stride_out);
     }
   }
 
@@ -331,18 +515,31 @@ class TargetRun {
   void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
     const std::int64_t end = std::min(begin + kItemRows, t_.rows);
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
-    if (t_.direct && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
+    if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
       return merge_kronecker(begin, end, column, last - column);
-    for (std::int64_t row = begin; row < end; row += kTileRows)
+    for (std::int64_t row = begin; row < end; row += kTileRows) {
+      if (t_.projects_rows) project_tile(row, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
-        if (t_.direct && height(row) == kTileRows && width(c) % kPanel == 0)
+        if (direct() && height(row) == kTileRows && width(c) % kPanel == 0)
           merge_product(row, c, worker);
         else
           compute_tile(row, c, worker);
+    }
   }
 
+  void project_tile(std::int64_t row, int worker) {
+    for (const AdapterPlan &adapter : t_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.kind == TermKind::kBaseProduct && active(adapter))
+          project_rows(term, factor(adapter, term), row, worker);
+  }
+
+  // How often the weight itself is in what is stored.
+  int weights() const { return weights_ + (op_ == WeightOp::kDiff ? 0 : 1); }
+  bool direct() const { return t_.direct && (weights() == 0 || weights() == 1); }
+
   WeightRows weight_rows(std::int64_t row, std::int64_t column) const {
-    const bool with_base = op_ != WeightOp::kDiff;
+    const bool with_base = weights() != 0;
     return {t_.out.dtype, with_base ? t_.base.at(row, column) : nullptr, with_base ? t_.base.rows.stride[0] : 0,
             t_.out.at(row, column), t_.out.rows.stride[0]};
   }
@@ -372,7 +569,12 @@ class TargetRun {
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
-    Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+    const Tile sum = {sum_tile(worker), t_.tile_stride(), nullptr, true};
+    add_adapters(row, column, sum, worker);
+    for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+  }
+
+  void add_adapters(std::int64_t row, std::int64_t column, Tile sum, int worker) {
     for (const AdapterPlan &adapter : t_.adapters) {
       if (!active(adapter)) continue;
       if (adapter.dora())
@@ -381,18 +583,46 @@ class TargetRun {
         add_delta(adapter, row, column, sum, worker);
       sum.first = false;
     }
-    for (std::int64_t i = 0; i < height(row); ++i) store_row(row + i, column, row_of(sum, i).data, worker);
+  }
+
+  // -- Regions: lines that turn together -----------------------------------------------------------------------
+
+  void compute_regions() {
+    const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
+    for_range(ceil_div(t_.rows, t_.region_rows) * across, [&](std::int64_t index, int worker) {
+      compute_region(index / across * t_.region_rows, index % across * t_.tile_columns, worker);
+    });
+  }
+
+  // Nothing of a region is stored before all of it is computed, so it may be in place.
+  void compute_region(std::int64_t row, std::int64_t column, int worker) {
+    const std::int64_t rows = std::min(t_.region_rows, t_.rows - row), n = width(column), stride = t_.tile_stride();
+    float *base = scratch_tile(worker, 0) + t_.region_at, *sum = base + t_.region_size();
+    for (std::int64_t i = 0; i < rows; ++i) load(k_, t_.base, row + i, column, n, base + i * stride);
+    std::fill(sum, sum + t_.region_size(), 0.0f);
+    for (std::int64_t i = 0; i < rows; i += kTileRows)
+      add_adapters(row + i, column, {sum + i * stride, stride, nullptr, false}, worker);
+    for (const AdapterPlan &adapter : t_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.rotation && active(adapter))
+          add_rotation(k_, term.rotation, packed_ + term.rotation.left_at, rotation_scale(term),
+                       {row, column, rows, n, base, sum, stride}, sum + t_.region_size());
+    for (std::int64_t i = 0; i < rows; ++i) store_row(row + i, column, sum + i * stride, worker);
+  }
+
+  static double rotation_scale(const TermPlan &term) {
+    return term.coefficient * (term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0);
   }
 
   void store_row(std::int64_t row, std::int64_t column, float *sum, int worker) {
     const std::int64_t n = width(column);
-    if (op_ == WeightOp::kDiff) return store(k_, sum, n, t_.out, row, column);
-    if (t_.base.contiguous() && t_.out.contiguous())
+    if (weights() == 0) return store(k_, sum, n, t_.out, row, column);
+    if (weights() == 1 && t_.base.contiguous() && t_.out.contiguous())
       return k_.merge(t_.base.dtype, t_.base.at(row, column), sum, n, t_.out.dtype, t_.out.at(row, column));
     float *values = row_buffer(worker);
     load(k_, t_.base, row, column, n, values);
-    k_.merge(LYC_DTYPE_F32, values, sum, n, LYC_DTYPE_F32, values);
-    store(k_, values, n, t_.out, row, column);
+    k_.scaled(values, static_cast<float>(weights()), n, {sum, 0, nullptr, false});
+    store(k_, sum, n, t_.out, row, column);
   }
 
   // Nothing to add: every bit stays, or is copied.
@@ -416,6 +646,7 @@ class TargetRun {
   const Kernels &k_;
   ThreadPool *pool_;
   WeightOp op_;
+  int weights_ = 0;  // less one for each adapter that replaces the weight
   const float *multipliers_;
   float *packed_, *scratch_;
 };
@@ -423,8 +654,8 @@ class TargetRun {
 void check(const ops::WeightPlan &plan, const ops::RunOptions &options) {
   require(options.workspace || plan.workspace_floats == 0, "workspace is absent");
   require(reinterpret_cast<std::uintptr_t>(options.workspace) % 64 == 0, "workspace is not aligned");
-  if (options.op == WeightOp::kUnmerge && plan.has_dora)
-    fail(LYC_ERROR_UNSUPPORTED, "DoRA cannot be unmerged: the delta depends on the pristine weight");
+  if (options.op == WeightOp::kUnmerge && !plan.invertible)
+    fail(LYC_ERROR_UNSUPPORTED, "cannot be unmerged: a delta depends on the pristine weight");
   if (options.op == WeightOp::kDiff) return;
   for (const TargetPlan &target : plan.targets) require(bool(target.base), "base is absent");
 }

@@ -66,6 +66,10 @@ struct Backend {
   lyc_status (*weight_run)(WeightPlan *plan, const RunOptions *options, Failure *failure);
   std::size_t (*weight_explain)(const WeightPlan *plan, char *buffer, std::size_t capacity);  // length, as snprintf
   void (*weight_release)(WeightPlan *plan);
+
+  // R - I of every stage and block into `rests` [stages * blocks, b * b] F32, for Rotation::prepared.
+  lyc_status (*rotation_prepare)(BackendContext *context, const Rotation *rotation, const Operand *rests, void *stream,
+                                 Failure *failure);
 };
 
 /// The CPU back end, always there (src/cpu/backend.cpp).

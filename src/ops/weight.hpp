@@ -90,8 +90,8 @@ struct Rotation {
   /// 1 term is I, 2 are I + 2Q, 3 and 4 are I + 2Q + 2Q^2 + Q^3.
   enum class Map : std::int32_t { kCayley, kNeumann };
   /// Stage t works on an order of its own; nothing is moved for good. In windows of 2h, h = 2^t * block_size / 2,
-  ///   kInterleave  position 2e + g holds element g * h + e                                        LyCORIS
-  ///   kHalves      the window's half blocks (block_size / 2 each), even ones first, then odd ones  PEFT
+  ///   kInterleave  position 2e + g holds element g * h + e                                           LyCORIS
+  ///   kHalves      the same with half blocks (block_size / 2 elements each) in the place of elements  PEFT
   enum class Order : std::int32_t { kPlain, kInterleave, kHalves };
   /// What limits Q. kTogether: |Q| over all stages and blocks, + 1e-8, is brought down to `limit` where above it.
   /// kAlways: Q * (min(|Q|, limit) + 1e-8) / (|Q| + 1e-8), so a limit of 0 leaves next to nothing. kBlock: |Q| of each.

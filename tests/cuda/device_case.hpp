@@ -51,6 +51,7 @@ class DeviceMemory {
 };
 
 inline std::size_t bytes_of(const ops::Operand &t) {
+  if (t.numel() == 0) return 0;
   std::int64_t last = (t.out - 1) * t.stride_out + (t.in - 1) * t.stride_in;
   for (int d = 0; d < ops::kMaxKernelDims; ++d) last += (t.kernel[d] - 1) * t.stride_kernel[d];
   return static_cast<std::size_t>(last + 1) * dtype_size(t.dtype);
@@ -61,8 +62,9 @@ class DeviceCase {
  public:
   explicit DeviceCase(const ops::WeightBatch &host) : host_(host) {
     terms_.assign(host.terms, host.terms + host.term_count);
-    for (ops::Term &term : terms_)
-      for (ops::Operand *operand : {&term.scalar, &term.p.up, &term.p.core, &term.p.down}) place(*operand);
+    for (ops::Term &term : terms_) place(term);
+    adapters_.assign(host.adapters, host.adapters + host.adapter_count);
+    for (ops::Adapter &adapter : adapters_) place(adapter.magnitude);
     targets_.assign(host.targets, host.targets + host.target_count);
     for (ops::WeightTarget &target : targets_) place(target.base);
     for (ops::WeightTarget &target : targets_) place(target.out, /*poison=*/true);
@@ -71,6 +73,7 @@ class DeviceCase {
   ops::WeightBatch batch() const {
     ops::WeightBatch batch = host_;
     batch.targets = targets_.data();
+    batch.adapters = adapters_.data();
     batch.terms = terms_.data();
     return batch;
   }
@@ -106,6 +109,16 @@ class DeviceCase {
   }
 
  private:
+  void place(ops::Term &term) {
+    for (ops::Product *product : {&term.p, &term.q})
+      for (ops::Operand *operand :
+           {&product->up, &product->core, &product->down, &product->diagonal, &product->mask})
+        place(*operand);
+    for (ops::Operand *operand :
+         {&term.scalar, &term.sparse.row_starts, &term.sparse.columns, &term.sparse.values})
+      place(*operand);
+  }
+
   void place(ops::Operand &operand, bool poison = false) {
     if (!operand.data) return;
     auto found = memory_.find(operand.data);
@@ -131,6 +144,7 @@ class DeviceCase {
 
   ops::WeightBatch host_;
   std::vector<ops::Term> terms_;
+  std::vector<ops::Adapter> adapters_;
   std::vector<ops::WeightTarget> targets_;
   std::map<const void *, DeviceMemory> memory_;
 };

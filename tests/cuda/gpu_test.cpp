@@ -62,14 +62,26 @@ class Gpu : public testing::Test {
   ops::BackendContext *context_ = nullptr;
 };
 
+class Stream {
+ public:
+  Stream() { ok(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 /// Low-rank terms only, of any dtype, layout and rank.
 TargetChoice low_rank_target(Random &random) {
   TargetChoice target = random_target(random);
   for (AdapterChoice &adapter : target.adapters) {
     adapter.axis = ops::DoraAxis::kNone;
+    adapter.replaces = false;
     for (TermChoice &term : adapter.terms) {
       term.kind = ops::TermKind::kProduct;
       term.p = Half::kLowRank;
+      term.diagonal = term.mask = false;
       term.rank = random.one_of<std::int64_t>({1, 2, 4, 5, 9, 16, 17, 33});
     }
   }
@@ -83,13 +95,17 @@ AdapterChoice low_rank(std::int64_t rank, std::int64_t row_begin = 0) {
   return {{term}};
 }
 
-/// Contiguous factors of one dtype: what files hold, and what the fast kernels take.
-void use_plain_factors(WeightCase &c, lyc_dtype dtype, Random &random) {
-  for (ops::Term &term : c.terms()) {
-    const ops::Operand &up = term.p.up, &down = term.p.down;
-    term.p.up = c.arena().random({up.out, up.in, {1, 1, 1}}, dtype, random, 0.5);
-    term.p.down =
-        c.arena().random({down.out, down.in, {down.kernel[0], down.kernel[1], down.kernel[2]}}, dtype, random, 0.5);
+/// Contiguous factors of one dtype and rank: what files hold, and what the fast kernels take.
+void use_plain_factors(WeightCase &c, lyc_dtype dtype, Random &random, std::size_t first_term = 0) {
+  for (std::size_t t = first_term; t < c.terms().size(); ++t) {
+    const std::int64_t rank = c.terms()[t].p.rank();
+    for (ops::Product *product : {&c.terms()[t].p, &c.terms()[t].q}) {
+      if (!product->down.data) continue;
+      const ops::Operand down = product->down;
+      const Shape shape{product->whole() ? down.out : rank, down.in, {down.kernel[0], down.kernel[1], down.kernel[2]}};
+      product->down = c.arena().random(shape, dtype, random, 0.5);
+      if (product->up.data) product->up = c.arena().random({product->up.out, rank, {1, 1, 1}}, dtype, random, 0.5);
+    }
   }
 }
 
@@ -119,6 +135,204 @@ TEST_F(Gpu, RandomLowRankTargetsMatchTheReference) {
       expect_reference(c, op);
     }
   }
+}
+
+bool reads_base(const WeightCase &c) {
+  const ops::WeightBatch batch = c.batch();
+  return std::any_of(batch.adapters, batch.adapters + batch.adapter_count,
+                     [](const ops::Adapter &a) { return a.dora_axis != ops::DoraAxis::kNone || a.replaces; }) ||
+         std::any_of(batch.terms, batch.terms + batch.term_count,
+                     [](const ops::Term &term) { return ops::reads_base(term.kind); });
+}
+
+TEST_F(Gpu, RandomTargetsMatchTheReference) {
+  for (std::uint64_t seed = 0; seed < 8; ++seed) {
+    Random random(seed);
+    for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) {
+      WeightCase c(300 + seed);
+      for (int t = 0; t < 24; ++t) c.add(random_target(random));
+      SCOPED_TRACE(seed);
+      expect_reference(c, op);
+    }
+  }
+}
+
+/// One kind of term at a time and what is done with it, so that a failure has a name; what some kernel is made for, and
+/// what is not quite.
+TEST_F(Gpu, EachFormMatchesTheReference) {
+  using ops::DoraAxis;
+  using ops::TermKind;
+  for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard, TermKind::kKronecker, TermKind::kSparse,
+                        TermKind::kBaseHadamard, TermKind::kBaseProduct})
+    for (Half half : {Half::kLowRank, Half::kWhole, Half::kTucker})
+      for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut, DoraAxis::kIn})
+        for (Order order : {Order::kOIHW, Order::kHWIO}) {
+          SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " half " << static_cast<int>(half)
+                                          << " axis " << static_cast<int>(axis) << " order "
+                                          << static_cast<int>(order));
+          if (kind == TermKind::kSparse && half != Half::kLowRank) continue;
+          TermChoice term;
+          term.kind = kind;
+          term.p = term.q = half;
+          term.rank = 16;
+          term.p_out = term.p_in = 8;
+          WeightCase c(400);
+          for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+            for (Shape shape : {Shape{40, 64}, Shape{24, 16, {3, 1, 1}}})
+              c.add({shape, dtype, dtype, order, order, dtype == LYC_DTYPE_BF16, {{{term}, axis}}});
+          expect_reference(c, WeightOp::kMerge);
+          if (!reads_base(c)) expect_reference(c, WeightOp::kUnmerge);
+        }
+}
+
+TermChoice choice_of(ops::TermKind kind, std::int64_t rank = 16) {
+  TermChoice term;
+  term.kind = kind;
+  term.rank = rank;
+  return term;
+}
+
+TEST_F(Gpu, PlainHadamardAndDoraTargetsMatchTheReference) {
+  using ops::TermKind;
+  for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32})
+    for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+      for (ops::DoraAxis axis : {ops::DoraAxis::kNone, ops::DoraAxis::kOut})
+        for (bool in_place : {true, false}) {
+          SCOPED_TRACE(testing::Message() << dtype_name(weights) << " " << dtype_name(factors) << " axis "
+                                          << static_cast<int>(axis));
+          WeightCase c(420);
+          Random random(421);
+          for (Shape shape : {Shape{64, 64}, Shape{130, 320}, Shape{17, 1280}, Shape{64, 64, {3, 3, 1}}, Shape{50, 37}})
+            for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard})
+              c.add({shape, weights, weights, Order::kOIHW, Order::kOIHW, in_place, {{{choice_of(kind)}, axis}}});
+          use_plain_factors(c, factors, random);
+          expect_reference(c, WeightOp::kMerge);
+          expect_reference(c, WeightOp::kDiff);
+        }
+}
+
+/// A batch that needs all kernels that there are: for compute-sanitizer, and so that none is forgotten.
+WeightCase every_kernel_case() {
+  using ops::DoraAxis;
+  using ops::TermKind;
+  WeightCase c(430);
+  Random random(431);
+  const auto add = [&](Shape shape, lyc_dtype weights, lyc_dtype factors, TermChoice term, DoraAxis axis) {
+    const std::size_t first_term = c.terms().size();
+    c.add({shape, weights, weights, Order::kOIHW, Order::kOIHW, true, {{{term}, axis}}});
+    if (term.kind != TermKind::kSparse && term.p != Half::kTucker) use_plain_factors(c, factors, random, first_term);
+  };
+  for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
+    for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+      for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard}) {
+        add({40, 128}, weights, factors, choice_of(kind), DoraAxis::kNone);
+        add({33, 50}, weights, factors, choice_of(kind), DoraAxis::kNone);
+        add({40, 320}, weights, factors, choice_of(kind), DoraAxis::kOut);
+      }
+    TermChoice term = choice_of(TermKind::kKronecker);
+    term.p_out = term.p_in = 8;
+    for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut}) add({128, 192}, weights, LYC_DTYPE_BF16, term, axis);
+  }
+  TermChoice tucker = choice_of(TermKind::kProduct);
+  tucker.p = Half::kTucker;
+  add({20, 10, {3, 3, 1}}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, tucker, DoraAxis::kIn);
+  add({20, 50}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, choice_of(TermKind::kSparse), DoraAxis::kNone);
+  c.multipliers.resize(100, 1.0f);  // too many to go by value
+  return c;
+}
+
+TEST_F(Gpu, EveryKernelMatchesTheReference) {
+  WeightCase c = every_kernel_case();
+  DeviceCase device(c.batch());
+  const Plan plan(*backend_, context_, device.batch());
+  constexpr int kLowRank = 24, kKronecker = 4, kProducts = 2, kTerms = 3, kMultipliers = 1;
+  EXPECT_EQ(plan.info.launches, kLowRank + kKronecker + kProducts + kTerms + kMultipliers) << plan.explain();
+  expect_reference(c, WeightOp::kMerge);
+}
+
+TEST_F(Gpu, ACapturedBatchOfAllKernelsReplaysBitForBit) {
+  WeightCase c = every_kernel_case();
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
+  const DeviceMemory workspace(plan.info.workspace_size);
+  plan.run(WeightOp::kMerge, c.multipliers.data(), nullptr, false, workspace.data());
+  const auto eager = device.all_bytes();
+  const Stream stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  plan.run(WeightOp::kMerge, c.multipliers.data(), stream, false, workspace.data());
+  ok(cudaStreamEndCapture(stream, &graph));
+  ok(cudaGraphInstantiate(&executable, graph, 0));
+  for (int replay = 0; replay < 3; ++replay) {
+    device.reset();
+    ok(cudaGraphLaunch(executable, stream));
+    ok(cudaStreamSynchronize(stream));
+    EXPECT_EQ(device.all_bytes(), eager);
+  }
+  ok(cudaGraphExecDestroy(executable));
+  ok(cudaGraphDestroy(graph));
+}
+
+TEST_F(Gpu, MultiplierZeroKeepsEveryBitOfAllKernels) {
+  WeightCase c = every_kernel_case();
+  Random random(32);
+  std::vector<std::vector<unsigned char>> before;
+  for (const ops::WeightTarget &target : c.targets()) {  // any bits at all
+    auto *bytes = static_cast<unsigned char *>(target.base.data);
+    for (std::size_t b = 0; b < bytes_of(target.base); ++b) bytes[b] = static_cast<unsigned char>(random.bits());
+    before.emplace_back(bytes, bytes + bytes_of(target.base));
+  }
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
+  const DeviceMemory workspace(plan.info.workspace_size);
+  const std::vector<float> zeros(c.multipliers.size(), 0.0f);
+  plan.run(WeightOp::kMerge, zeros.data(), nullptr, false, workspace.data());
+  ok(cudaDeviceSynchronize());
+  EXPECT_EQ(device.all_bytes(), before);
+}
+
+TEST_F(Gpu, SeveralKroneckerAdaptersMatchTheReference) {
+  for (ops::DoraAxis axis : {ops::DoraAxis::kNone, ops::DoraAxis::kOut})
+    for (std::int64_t p_out : {2, 16}) {
+      TermChoice term;
+      term.kind = ops::TermKind::kKronecker;
+      term.p_out = p_out;
+      term.p_in = 4;
+      term.q = Half::kWhole;
+      AdapterChoice adapter{{term}, axis, ops::DoraRule::kPeft};
+      WeightCase c(410);
+      c.factor_dtype = LYC_DTYPE_BF16;
+      for (lyc_dtype base : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
+        for (lyc_dtype out : {LYC_DTYPE_BF16, LYC_DTYPE_F16})
+          for (std::int64_t in : {64, 3072})
+            c.add({{320, in},
+                   base,
+                   out,
+                   Order::kOIHW,
+                   Order::kOIHW,
+                   false,
+                   axis == ops::DoraAxis::kNone ? std::vector{adapter, adapter} : std::vector{adapter}});
+      expect_reference(c, WeightOp::kMerge);
+      expect_reference(c, WeightOp::kDiff);
+      c.multipliers[0] = c.multipliers[3] = 0.0f;
+      expect_reference(c, WeightOp::kMerge);
+    }
+}
+
+TEST_F(Gpu, LaunchesDoNotGrowWithTheBatch) {
+  std::int32_t launches[2];
+  for (int many : {0, 1}) {
+    WeightCase c(500);
+    for (int repeat = 0; repeat < (many ? 5 : 1); ++repeat) {
+      Random random(5);
+      for (int t = 0; t < 40; ++t) c.add(random_target(random));
+    }
+    c.multipliers.resize(500, 1.0f);
+    DeviceCase device(c.batch());
+    launches[many] = Plan(*backend_, context_, device.batch()).info.launches;
+  }
+  EXPECT_EQ(launches[0], launches[1]);
 }
 
 TEST_F(Gpu, PlainTargetsMatchTheReference) {
@@ -268,16 +482,6 @@ TEST_F(Gpu, MergeThenUnmergeGivesTheBase) {
     EXPECT_TRUE(near(device.out_values(static_cast<std::int64_t>(t)), values(c.targets()[t].base), {0x1p-18, 0x1p-20}));
 }
 
-class Stream {
- public:
-  Stream() { ok(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  operator cudaStream_t() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
 TEST_F(Gpu, CaptureHoldsOnlyTheStatedLaunchesAndReplaysBitForBit) {
   WeightCase c = plain_case(70, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, true);
   DeviceCase device(c.batch());
@@ -415,13 +619,22 @@ TEST_F(Gpu, ParametersAreWrittenAndReadBack) {
 TEST_F(Gpu, RefusesWhatItCannotCompute) {
   WeightCase c(140);
   TermChoice term;
-  term.kind = ops::TermKind::kHadamard;
-  c.add({{8, 8, {1, 1, 1}}, LYC_DTYPE_F32, LYC_DTYPE_F32, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
-  const ops::WeightBatch batch = c.batch();
-  ops::WeightPlan *plan = nullptr;
+  c.add({{8, 8, {1, 1, 1}},
+         LYC_DTYPE_F32,
+         LYC_DTYPE_F32,
+         Order::kOIHW,
+         Order::kOIHW,
+         true,
+         {{{term}, ops::DoraAxis::kOut}}});
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
   ops::Failure failure = {};
-  EXPECT_EQ(backend_->weight_prepare(context_, &batch, &plan, &failure), LYC_ERROR_UNSUPPORTED);
-  EXPECT_THAT(failure.message, HasSubstr("Hadamard"));
+  try {
+    plan.run(WeightOp::kUnmerge, c.multipliers.data());
+    ADD_FAILURE() << "unmerged what depends on the weight";
+  } catch (const std::runtime_error &error) {
+    EXPECT_THAT(error.what(), HasSubstr("pristine"));
+  }
 
   const ops::BackendContextOptions options = {1000, 0};
   ops::BackendContext *context = nullptr;

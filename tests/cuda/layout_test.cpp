@@ -143,6 +143,107 @@ TEST_F(Layout, RowsOfAFusedAdapterBeginLater) {
   EXPECT_THROW(lay_out(case_.batch()), Error);
 }
 
+/// One target for the kernels of every term.
+class Terms : public testing::Test {
+ protected:
+  TermLayout lay_out_one(Shape shape, Order order, TermChoice term, ops::DoraAxis axis = ops::DoraAxis::kNone) {
+    case_.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
+    return lay_out(case_.batch()).others;
+  }
+
+  WeightCase case_{4};
+};
+
+TEST_F(Terms, LowRankTermsWithoutDoraAreNoneOfThem) {
+  EXPECT_TRUE(lay_out_one({64, 64}, Order::kOIHW, {}).targets.empty());
+}
+
+TEST_F(Terms, AxesStayApartInTheOrderOfTheOutput) {
+  TermChoice term;
+  term.p = test::Half::kWhole;
+  const TermLayout layout = lay_out_one({8, 6, {3, 2, 1}}, Order::kHWIO, term);
+  const TermTarget &target = layout.targets.at(0);
+  EXPECT_FALSE(target.out_is_row);
+  EXPECT_EQ(target.columns.size, 8);
+  EXPECT_EQ(target.rows.size, 36);
+  EXPECT_THAT(target.rows.extent, testing::ElementsAre(6, 2, 3, 1));  // I within K
+  EXPECT_THAT(target.position.level, testing::ElementsAre(6, 1, 2, 0));
+}
+
+TEST_F(Terms, CoresAreContractedFirstAndHalvesAfterThem) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 4;
+  term.q = test::Half::kTucker;
+  const TermLayout layout = lay_out_one({64, 60, {3, 3, 1}}, Order::kOIHW, term);
+  const Products products = lay_out(case_.batch()).products;
+  ASSERT_EQ(products.contractions[0].size(), 1u);
+  ASSERT_EQ(products.contractions[1].size(), 2u);
+  const Contraction &core = products.contractions[0][0], &half = products.contractions[1][1];
+  EXPECT_EQ(half.left_in_workspace, 1);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(half.left.data), core.result);
+  EXPECT_EQ(layout.terms.at(0).rows.size, 16);
+  EXPECT_EQ(layout.terms.at(0).columns.level, 2);  // input features lie outside the kernel
+  EXPECT_GT(products.workspace_size, half.result);
+}
+
+TEST_F(Terms, NormsAreSummedInPieces) {
+  const TermLayout by_row = lay_out_one({100, 200}, Order::kOIHW, {}, ops::DoraAxis::kOut);
+  EXPECT_EQ(by_row.norms.at(0).pieces, 4);  // strips of 64
+  EXPECT_EQ(by_row.norms.at(0).lines, 100);
+  EXPECT_TRUE(by_row.adapters.at(0).magnitude_rows);
+  EXPECT_TRUE(by_row.reads_base);
+}
+
+TEST_F(Terms, AMagnitudeOfInputFeaturesCoversTheKernel) {
+  const TermLayout layout = lay_out_one({100, 20, {3, 3, 1}}, Order::kOIHW, {}, ops::DoraAxis::kIn);
+  EXPECT_EQ(layout.norms.at(0).pieces, 2);
+  EXPECT_EQ(layout.norms.at(0).lines, 180);
+  EXPECT_EQ(layout.norms.at(0).inside, 9);
+  EXPECT_EQ(layout.norms.at(0).magnitudes, 20);
+}
+
+TEST_F(Terms, KroneckerProductsOfPlainRowsHaveTheirOwnKernels) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 8;
+  EXPECT_TRUE(lay_out_one({128, 128}, Order::kOIHW, term).targets.empty());
+  EXPECT_TRUE(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kOut).targets.empty());
+  EXPECT_EQ(lay_out_one({128, 128}, Order::kHWIO, term).targets.size(), 1u);
+  EXPECT_EQ(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kIn).targets.size(), 2u);
+  const WeightLayout layout = lay_out(case_.batch());
+  const KroneckerGroup &plain = layout.kronecker.groups[0], &dora = layout.kronecker.groups[2];
+  ASSERT_EQ(plain.targets.size(), 1u);
+  ASSERT_EQ(dora.targets.size(), 1u);
+  EXPECT_EQ(plain.targets[0].step, 16);  // rows that share the right half's row
+  EXPECT_EQ(plain.tiles.pieces, 16u);
+  EXPECT_EQ(dora.tiles.pieces, 16u);
+  EXPECT_TRUE(layout.reads_base);
+}
+
+TEST_F(Terms, RowsOfAKroneckerProductThatEndWithinAHalfAreTakenOneByOne) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 8;
+  lay_out_one({128, 128}, Order::kOIHW, term);
+  case_.targets()[0].base.out = case_.targets()[0].out.out = 120;
+  EXPECT_EQ(lay_out(case_.batch()).kronecker.groups[0].targets.at(0).step, 1);
+}
+
+TEST_F(Layout, HadamardHalvesAndCoresTakeTheLowRankKernels) {
+  TermChoice term;
+  term.kind = ops::TermKind::kHadamard;
+  term.p = test::Half::kTucker;
+  case_.add({{64, 64}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+  const WeightLayout layout = lay_out(case_.batch());
+  ASSERT_EQ(layout.groups.size(), 1u);
+  EXPECT_TRUE(layout.groups[0].kind.hadamard);
+  ASSERT_EQ(layout.terms.size(), 2u);
+  EXPECT_EQ(layout.terms[0].role, Role::kHold);
+  EXPECT_EQ(layout.terms[0].column_factor.in_workspace, 1);
+  EXPECT_EQ(layout.terms[1].role, Role::kMultiply);
+}
+
 TEST_F(Layout, RefusesByName) {
   const auto message = [&](const std::function<void(WeightCase &)> &spoil) {
     WeightCase c(3);
@@ -156,10 +257,7 @@ TEST_F(Layout, RefusesByName) {
     }
     return std::string("no error");
   };
-  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].kind = ops::TermKind::kHadamard; }), HasSubstr("Hadamard"));
-  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].kind = ops::TermKind::kKronecker; }), HasSubstr("Kronecker"));
-  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].p.core = c.terms()[0].p.up; }), HasSubstr("Tucker"));
-  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].p.up = {}; }), HasSubstr("whole"));
+  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].kind = ops::TermKind::kRotation; }), HasSubstr("rotations"));
   EXPECT_THAT(message([](WeightCase &c) { c.targets()[0].base.dtype = LYC_DTYPE_F8_E4M3; }), HasSubstr("f8_e4m3"));
 }
 

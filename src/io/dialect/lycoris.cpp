@@ -60,9 +60,7 @@ class Reader {
   void check_supported(const Group &group) const {
     for (const auto &[suffix, tensor] : group.members) {
       if (suffix.unsupported.empty()) continue;
-      std::string_view family = suffix.unsupported;
-      if (suffix.name == "oft_blocks") family = keys_.tensors[tensor].ndim == 4 ? "BOFT" : "OFT";
-      fail(LYC_ERROR_UNSUPPORTED, "unsupported family: ", family, " ('", suffix.name, "')");
+      fail(LYC_ERROR_UNSUPPORTED, "unsupported family: ", suffix.unsupported, " ('", suffix.name, "')");
     }
   }
 
@@ -199,6 +197,12 @@ bool is_kohya(const AdapterKeys &keys) {
          any_prefix(keys, {"lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_"});
 }
 
+bool is_kohya_oft(const AdapterKeys &keys) {
+  const std::string_view module = network_module(keys);
+  return starts_with(module, "networks.oft") || starts_with(module, "networks.boft") ||
+         any_prefix(keys, {"oft_unet_"});
+}
+
 bool is_original(const AdapterKeys &keys) {
   return std::any_of(keys.tensors.begin(), keys.tensors.end(), [&](const TensorEntry &tensor) {
     const std::string_view name = split_key(tensor.name, keys.families).suffix.name;
@@ -215,6 +219,12 @@ AdapterRecords read_lycoris(const AdapterKeys &keys) {
                    [](const LayerRecord &a, const LayerRecord &b) { return a.layer < b.layer; });
   std::sort(records.leftovers.begin(), records.leftovers.end(),
             [](const Leftover &a, const Leftover &b) { return a.tensors.front() < b.tensors.front(); });
+  return records;
+}
+
+AdapterRecords read_kohya_oft(const AdapterKeys &keys) {
+  AdapterRecords records = read_lycoris(keys);
+  records.origin = LYC_ORIGIN_KOHYA;
   return records;
 }
 

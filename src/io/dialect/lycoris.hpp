@@ -11,8 +11,10 @@ std::string_view network_module(const AdapterKeys &keys);
 
 bool is_lycoris(const AdapterKeys &keys);
 bool is_kohya(const AdapterKeys &keys);
+bool is_kohya_oft(const AdapterKeys &keys);
 bool is_original(const AdapterKeys &keys);  // any key that ends like a factor's
 
 AdapterRecords read_lycoris(const AdapterKeys &keys);
+AdapterRecords read_kohya_oft(const AdapterKeys &keys);  // the same; rotations are limited otherwise
 
 }  // namespace lyc::io

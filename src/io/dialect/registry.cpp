@@ -24,12 +24,6 @@ bool is_peft(const AdapterKeys &keys) {
 
 bool is_onetrainer(const AdapterKeys &keys) { return has_metadata(keys, "ot_branch"); }
 
-bool is_kohya_oft(const AdapterKeys &keys) {
-  const std::string_view module = network_module(keys);
-  return starts_with(module, "networks.oft") || starts_with(module, "networks.boft") ||
-         any_key(keys, [](auto key) { return starts_with(key, "oft_unet_"); });
-}
-
 bool is_gguf(const AdapterKeys &keys) {
   return any_key(keys, [](auto key) { return ends_with(key, ".lora_a") || ends_with(key, ".lora_b"); });
 }
@@ -72,7 +66,7 @@ bool is_diffusers(const AdapterKeys &keys) {
 constexpr Dialect kDialects[] = {
     {"PEFT", is_peft, nullptr},
     {"OneTrainer", is_onetrainer, nullptr},
-    {"kohya OFT", is_kohya_oft, nullptr},
+    {"kohya OFT", is_kohya_oft, read_kohya_oft},
     {"GGUF", is_gguf, nullptr},
     {"xlabs", is_xlabs, nullptr},
     {"ai-toolkit", is_ai_toolkit, nullptr},

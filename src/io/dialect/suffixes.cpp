@@ -44,12 +44,6 @@ constexpr Suffix kSuffixes[] = {
     unsupported("GLoRA", ".b1.weight"),
     unsupported("GLoRA", ".b2.weight"),
     unsupported("GLoRA", ".bm.weight"),
-    unsupported("OFT or BOFT", ".oft_blocks"),  // 3 or 4 axes
-    unsupported("OFT", ".oft_R.weight"),
-    unsupported("OFT", ".oft_R.scaled_oft"),
-    unsupported("BOFT", ".boft_R"),
-    unsupported("BOFT", ".boft_s"),
-    unsupported("OFT or BOFT", ".rescale"),
     unsupported("T-LoRA", ".lambda_layer"),
     unsupported("T-LoRA", ".q_layer.weight"),
     unsupported("T-LoRA", ".p_layer.weight"),
@@ -79,16 +73,6 @@ KeyParts split_named_adapter(std::string_view key) {
   return {};
 }
 
-/// "oft_blocks.<slice>", of kohya's OFT for Flux.
-KeyParts split_oft_slice(std::string_view key) {
-  const std::size_t dot = key.rfind('.');
-  if (dot == key.npos || !is_number(key.substr(dot + 1))) return {};
-  constexpr std::string_view kEnd = ".oft_blocks";
-  static constexpr Suffix kSlice = unsupported("OFT", ".oft_blocks.slice");
-  if (!ends_with(key.substr(0, dot), kEnd) || dot == kEnd.size()) return {};
-  return {key.substr(0, dot - kEnd.size()), kSlice};
-}
-
 bool ends_in(std::string_view key, std::string_view ending) {
   return ends_with(key, ending) && key.size() > ending.size();
 }
@@ -96,8 +80,7 @@ bool ends_in(std::string_view key, std::string_view ending) {
 }  // namespace
 
 KeyParts split_key(std::string_view key, const std::vector<FamilySuffix> &families) {
-  for (const KeyParts &parts : {split_named_adapter(key), split_oft_slice(key)})
-    if (parts.suffix.name.data()) return parts;
+  if (const KeyParts parts = split_named_adapter(key); parts.suffix.name.data()) return parts;
   KeyParts found{key, {}};
   std::size_t longest = 0;
   for (const Suffix &suffix : kSuffixes)

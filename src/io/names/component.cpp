@@ -36,6 +36,7 @@ constexpr Prefix kDottedPrefixes[] = {
 constexpr Prefix kFlatPrefixes[] = {
     {"lora_unet__", kDenoiser},  // Wan-Fun exports
     {"lora_unet_", kDenoiser},
+    {"oft_unet_", kDenoiser},
     {"lora_transformer_", kDenoiser},
     {"lora_te_", kTextEncoder1},
     {"lora_te1_", kTextEncoder1},

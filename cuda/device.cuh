@@ -1,0 +1,156 @@
+// What kernels share: elements, multipliers, the search for the entry that a piece of work belongs to, DoRA's factors.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "term_table.hpp"
+#include "weight_kernels.hpp"
+
+namespace lyc::cuda {
+
+__device__ inline float to_float(std::uint32_t bits, lyc_dtype dtype) {
+  if (dtype == LYC_DTYPE_F32) return __uint_as_float(bits);
+  return dtype == LYC_DTYPE_BF16 ? __uint_as_float(bits << 16)
+                                 : __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+__device__ inline const char *address_of(const void *data, lyc_dtype dtype, std::int64_t offset) {
+  return static_cast<const char *>(data) + (offset << (dtype == LYC_DTYPE_F32 ? 2 : 1));
+}
+
+/// An element of what no kernel of this launch writes. Predicates in the place of branches, so that the loads of many
+/// elements are under way together.
+__device__ inline float load_float(const void *data, lyc_dtype dtype, std::int64_t offset) {
+  std::uint32_t bits;
+  asm("{\n .reg .pred wide;\n setp.ne.s32 wide, %2, 0;\n"
+      " @wide ld.global.nc.b32 %0, [%1];\n @!wide ld.global.nc.u16 %0, [%1];\n}"
+      : "=r"(bits)
+      : "l"(address_of(data, dtype, offset)), "r"(static_cast<int>(dtype == LYC_DTYPE_F32)));
+  return to_float(bits, dtype);
+}
+
+/// Of a vector that may be absent.
+__device__ inline float element(const Vector &vector, std::int64_t index) {
+  return vector.data ? load_float(vector.data, vector.dtype, index * vector.stride) : 1.0f;
+}
+
+__device__ inline const void *resolve(const void *data, int in_workspace, const char *workspace) {
+  return in_workspace ? workspace + reinterpret_cast<std::uintptr_t>(data) : data;
+}
+
+__device__ inline float multiplier_at(const Multipliers &multipliers, int index) {
+  return multipliers.device ? multipliers.device[index] : multipliers.values[index];
+}
+
+/// The last of `count` entries whose first piece is not behind `piece`. Called by whole warps.
+__device__ inline int find_entry(const std::uint32_t *first_piece, int count, std::uint32_t piece) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  int first = 0;
+  while (count > 1) {
+    const int stride = (count + 31) / 32, probe = lane * stride;
+    const bool reached = probe < count && first_piece[first + probe] <= piece;
+    const int last = (__popc(__ballot_sync(~0u, reached)) - 1) * stride;
+    first += last;
+    count = min(stride, count - last);
+  }
+  return first;
+}
+
+// -- DoRA -------------------------------------------------------------------------------------------------------------
+
+/// What a rule takes of V, of the weight and of the delta, as in ops/weight.hpp.
+struct DoraCoefficients {
+  double v, a, b, c;
+};
+
+__device__ inline DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
+  if (rule == ops::DoraRule::kInterpolate) return {1.0, 0.0, m, m};
+  if (rule == ops::DoraRule::kLycoris) return {1.0, 1.0 - m, m, 1.0};
+  return {m, 0.0, 1.0, 1.0};
+}
+
+/// From the sum of squares of V along a magnitude's line.
+__device__ inline DoraFactors dora_factors(const DoraParameters &dora, float m, int magnitude, double squares) {
+  const DoraCoefficients rule = dora_coefficients(dora.rule, m);
+  const double epsilon = dora.rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(dora.epsilon);
+  const double blend =
+      rule.a + rule.b * static_cast<double>(element(dora.magnitude, magnitude)) / (sqrt(squares) + epsilon);
+  const bool cancels = fabs(blend) > 4.0 * fabs(rule.c);
+  return {static_cast<float>(blend), static_cast<float>(cancels ? -rule.c : blend - rule.c),
+          static_cast<float>(rule.v), cancels ? 1.0f : 0.0f};
+}
+
+__device__ inline float dora_change(const DoraFactors &factors, float base, float delta) {
+  return fmaf(factors.x, fmaf(factors.v, delta, factors.w * base), factors.y * base);
+}
+
+__device__ inline float sum_of_warp(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
+// -- rows of a weight -------------------------------------------------------------------------------------------------
+
+/// Two neighbours of a packed row, by element type.
+struct F32 {
+  static __device__ float2 get(const std::uint32_t *word, int pair) {
+    return make_float2(__uint_as_float(word[2 * pair]), __uint_as_float(word[2 * pair + 1]));
+  }
+  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
+    word[2 * pair] = __float_as_uint(value.x), word[2 * pair + 1] = __float_as_uint(value.y);
+  }
+};
+struct F16 {
+  static __device__ float2 get(const std::uint32_t *word, int pair) {
+    return __half22float2(*reinterpret_cast<const __half2 *>(&word[pair]));
+  }
+  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
+    const __half2 rounded = __float22half2_rn(value);
+    word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
+  }
+};
+struct Bf16 {
+  static __device__ float2 get(const std::uint32_t *word, int pair) {
+    return make_float2(__uint_as_float(word[pair] << 16), __uint_as_float(word[pair] & 0xffff0000u));
+  }
+  static __device__ void put(std::uint32_t *word, int pair, float2 value) {
+    const __nv_bfloat162 rounded = __float22bfloat162_rn(value);
+    word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
+  }
+};
+
+/// Call with the element type as a value: the one dispatch on a weight's dtype, outside all loops.
+template <bool kWide, typename Body>
+__device__ void with_type(lyc_dtype dtype, Body body) {
+  if (kWide && dtype == LYC_DTYPE_F32)
+    body(F32{});
+  else if (dtype == LYC_DTYPE_BF16)
+    body(Bf16{});
+  else
+    body(F16{});
+}
+
+// Weights are read and written by these alone. They are read once, so they must not push the factors out of L1. Being
+// opaque, and volatile so as to stay in order, they let the compiler keep descriptors in registers across a store.
+__device__ inline uint4 load_streaming(const uint4 *from) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+__device__ inline uint2 load_streaming(const uint2 *from) {
+  uint2 v;
+  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+  return v;
+}
+
+__device__ inline void store_streaming(uint4 *to, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+}
+__device__ inline void store_streaming(uint2 *to, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y));
+}
+}  // namespace lyc::cuda

@@ -1,0 +1,215 @@
+#include "products.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+
+namespace lyc::cuda {
+namespace {
+
+using ops::Operand;
+
+constexpr std::uint64_t kAlignment = 256;
+
+Operand rows_from(Operand operand, std::int64_t begin) {
+  operand.data = static_cast<char *>(operand.data) +
+                 begin * operand.stride_out * static_cast<std::int64_t>(dtype_size(operand.dtype));
+  operand.out -= begin;
+  return operand;
+}
+
+/// Contiguous strides in the memory order of `weight`.
+Operand laid_out_alike(Operand t, const Operand &weight) {
+  std::vector<int> order = axes_by_stride(weight);
+  for (int axis = kAxes - 1; axis >= 0; --axis)
+    if (std::find(order.begin(), order.end(), axis) == order.end()) order.push_back(axis);
+  std::int64_t step = 1;
+  for (int axis : order) {
+    (axis == kOutAxis ? t.stride_out : axis == kInAxis ? t.stride_in : t.stride_kernel[axis - kFirstKernelAxis]) = step;
+    step *= extent(t, axis);
+  }
+  return t;
+}
+
+/// A contraction's factors, as yet without extents.
+Contraction factors(const Source &left, std::int64_t left_a, std::int64_t left_s, const Source &right,
+                    std::int64_t right_s, std::int64_t right_b) {
+  Contraction sum{};
+  sum.left = {left.operand.data, left.operand.dtype, 0};
+  sum.left_in_workspace = left.in_workspace;
+  sum.left_a = left_a, sum.left_s = left_s;
+  sum.right = {right.operand.data, right.operand.dtype, 0};
+  sum.right_in_workspace = right.in_workspace;
+  sum.right_s = right_s, sum.right_b = right_b;
+  return sum;
+}
+
+}  // namespace
+
+ProductSource Products::without_core(const ops::Product &product, const Operand &weight, std::int64_t row_begin) {
+  if (product.whole()) return {{}, {rows_from(product.down, row_begin)}, {}, {}};
+  ProductSource source{{rows_from(product.up, row_begin)}, {product.down}, product.diagonal, product.mask};
+  if (!product.tucker()) return source;
+  const Operand &core = product.core, &down = product.down;
+  Operand result = core;
+  result.in = down.in;
+  source.down = contract(0, factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in),
+                         core, core.in, result, true, weight);
+  return source;
+}
+
+Source Products::whole(const ops::Product &product, const Operand &weight) {
+  const ProductSource source = without_core(product, weight);
+  if (source.rank() == 0) return source.down;
+  const Operand &up = source.up.operand, &down = source.down.operand;
+  // The kernel is the lower factor's, so that is the left one.
+  Contraction sum = factors(source.down, down.stride_in, down.stride_out, source.up, up.stride_in, up.stride_out);
+  sum.diagonal = vector_of(source.diagonal);
+  sum.mask = vector_of(source.mask);
+  Operand result = down;
+  result.out = up.out;
+  return contract(1, sum, down, up.in, result, false, weight);
+}
+
+ProductSource Products::right_of(const Operand &base, const ops::Product &product, const Operand &weight) {
+  const ProductSource right = without_core(product, weight);
+  const Operand &first = right.rank() == 0 ? right.down.operand : right.up.operand;
+  Operand result = base;
+  result.in = first.in;
+  const Source left =
+      contract(0, factors({base}, base.stride_out, base.stride_in, {first}, first.stride_out, first.stride_in), base,
+               base.in, result, true, weight);
+  if (right.rank() == 0) return {{}, left, {}, {}};
+  if (weight.kernel_size() == 1) return {left, right.down, right.diagonal, right.mask};
+
+  const Operand &above = left.operand, &below = right.down.operand;
+  Contraction sum = factors(left, above.stride_out, above.stride_in, right.down, below.stride_out, below.stride_in);
+  sum.diagonal = vector_of(right.diagonal);
+  sum.mask = vector_of(right.mask);
+  result.in = weight.in;
+  return {{}, contract(1, sum, above, above.in, result, true, weight), {}, {}};
+}
+
+std::uint64_t Products::reserve(std::int64_t floats) {
+  const std::uint64_t at = workspace_size;
+  workspace_size += (static_cast<std::uint64_t>(floats) * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
+  return at;
+}
+
+/// Finish a contraction over `length` whose left factor has the kernel of `kernel`. `result` has the extents: rows are
+/// `a` and columns `b`, or the other way round.
+Source Products::contract(int stage, Contraction sum, const Operand &kernel, std::int64_t length, Operand result,
+                          bool a_is_out, const Operand &weight) {
+  result = laid_out_alike(result, weight);
+  result.dtype = LYC_DTYPE_F32;
+  sum.result = reserve(result.numel());
+  result.data = reinterpret_cast<void *>(sum.result);
+  sum.a = narrow(a_is_out ? result.out : result.in, "a factor's extent");
+  sum.b = narrow(a_is_out ? result.in : result.out, "a factor's extent");
+  sum.s = narrow(length, "a rank");
+  sum.result_a = a_is_out ? result.stride_out : result.stride_in;
+  sum.result_b = a_is_out ? result.stride_in : result.stride_out;
+  for (int k = 0; k < ops::kMaxKernelDims; ++k) {
+    sum.kernel[k] = narrow(kernel.kernel[k], "a kernel");
+    sum.left_kernel[k] = kernel.stride_kernel[k];
+    sum.result_kernel[k] = result.stride_kernel[k];
+  }
+  const std::int64_t rows = std::int64_t{sum.a} * kernel.kernel_size();
+  const auto at = static_cast<std::size_t>(stage);
+  contractions[at].push_back(sum);
+  tiles[at].add(ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile));
+  return {result, true};
+}
+
+void PieceCounter::add(std::int64_t count) {
+  require(count <= std::numeric_limits<std::int32_t>::max() - std::int64_t{pieces},
+          "a batch of more than 2^31 tiles; split it");
+  first.push_back(pieces);
+  pieces += static_cast<std::uint32_t>(count);
+}
+
+std::int32_t narrow(std::int64_t value, const char *what) {
+  require(value <= std::numeric_limits<std::int32_t>::max(), what, " is ", value, ", at most 2^31-1");
+  return static_cast<std::int32_t>(value);
+}
+
+void check_multiplier(const ops::Adapter &adapter, const ops::WeightBatch &batch) {
+  require(adapter.multiplier_index >= 0 && adapter.multiplier_index < batch.multiplier_count, "multiplier index ",
+          adapter.multiplier_index, " of ", batch.multiplier_count);
+}
+
+void check(const Operand &operand, const char *what) {
+  require(operand.data, what, " is absent");
+  if (!is_arithmetic(operand.dtype))
+    fail(LYC_ERROR_UNSUPPORTED, what, " has dtype ", dtype_name(operand.dtype), ", must be f32, f16 or bf16");
+}
+
+void check_product(const ops::Product &product) {
+  check(product.down, "a factor");
+  if (product.whole()) return;
+  check(product.up, "a factor");
+  if (product.tucker()) check(product.core, "a core");
+  const std::int64_t below = product.tucker() ? product.core.out : product.down.out;
+  require(product.up.in == below, "up has rank ", product.up.in, " and what it multiplies has ", below);
+  if (product.tucker())
+    require(product.core.in == product.down.out, "a core has rank ", product.core.in, " and down has ",
+            product.down.out);
+  for (const Operand *ranks : {&product.diagonal, &product.mask}) {
+    if (!ranks->data) continue;
+    check(*ranks, "a vector of ranks");
+    require(ranks->out == product.rank(), "a vector has ", ranks->out, " ranks, must have ", product.rank());
+  }
+}
+
+void check_fit(std::int64_t rows, std::int64_t in, const Operand &holder, const ops::Term &term,
+               const Operand &weight) {
+  require(term.row_begin >= 0 && term.row_begin <= rows - weight.out, "rows ", term.row_begin, " to ",
+          term.row_begin + weight.out, " of a delta with ", rows, " rows");
+  require(in == weight.in && holder.kernel_size() == weight.kernel_size(), "a delta of ", in, " x ",
+          holder.kernel_size(), " columns on a weight of ", weight.in, " x ", weight.kernel_size());
+}
+
+void check_kronecker(const ops::Term &term, const Operand &weight) {
+  check_product(term.p);
+  check_product(term.q);
+  require(term.p.kernel_holder().kernel_size() == 1, "the left half of a Kronecker product has a kernel");
+  check_fit(term.p.out() * term.q.out(), term.p.in() * term.q.in(), term.q.kernel_holder(), term, weight);
+}
+
+void check_base_product(const ops::Product &product, const Operand &weight) {
+  check_product(product);
+  require(product.kernel_holder().kernel_size() == 1 && product.out() == weight.in && product.in() == weight.in,
+          "a factor of ", product.out(), " x ", product.in(), " right of a weight with ", weight.in, " input features");
+}
+
+DoraParameters dora_parameters(const ops::Adapter &adapter, const Operand &weight) {
+  const Operand &magnitude = adapter.magnitude;
+  check(magnitude, "a magnitude");
+  const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
+  const std::int64_t given = out ? magnitude.out : magnitude.in, wanted = out ? weight.out : weight.in;
+  require(given == wanted, "a magnitude has ", given, " entries, must have ", wanted);
+  return {adapter.dora_rule,
+          adapter.epsilon,
+          {magnitude.data, magnitude.dtype, stride(magnitude, out ? kOutAxis : kInAxis)}};
+}
+
+std::int64_t extent(const Operand &t, int axis) {
+  return axis == kOutAxis ? t.out : axis == kInAxis ? t.in : t.kernel[axis - kFirstKernelAxis];
+}
+
+std::int64_t stride(const Operand &t, int axis) {
+  if (extent(t, axis) == 1) return 0;
+  return axis == kOutAxis ? t.stride_out : axis == kInAxis ? t.stride_in : t.stride_kernel[axis - kFirstKernelAxis];
+}
+
+std::vector<int> axes_by_stride(const Operand &t) {
+  std::vector<int> axes;
+  for (int axis = kAxes - 1; axis >= 0; --axis)
+    if (extent(t, axis) > 1) axes.push_back(axis);
+  std::stable_sort(axes.begin(), axes.end(), [&](int a, int b) { return stride(t, a) < stride(t, b); });
+  return axes;
+}
+
+}  // namespace lyc::cuda

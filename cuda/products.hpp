@@ -1,0 +1,83 @@
+// What a run computes before everything else, as float32 in its workspace: Tucker cores with the factors below them,
+// halves of Kronecker products, the weight times a factor. Pure host code.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "term_table.hpp"
+
+namespace lyc::cuda {
+
+/// Entries of one kind of work with the pieces that they are cut into.
+struct PieceCounter {
+  std::vector<std::uint32_t> first;
+  std::uint32_t pieces = 0;
+
+  void add(std::int64_t count);
+};
+
+/// An operand of the batch, or one that a run computes: its data is an offset into the workspace then.
+struct Source {
+  ops::Operand operand;
+  bool in_workspace = false;
+};
+
+/// A product without a core.
+struct ProductSource {
+  Source up, down;  // up absent: whole
+  ops::Operand diagonal, mask;
+  std::int64_t rank() const { return up.operand.dtype == LYC_DTYPE_NONE ? 0 : up.operand.in; }
+};
+
+class Products {
+ public:
+  /// `weight` is the output of the target that they are for: results have its memory order.
+  /// A core goes into the factor below it. Rows from `row_begin` on.
+  ProductSource without_core(const ops::Product &product, const ops::Operand &weight, std::int64_t row_begin = 0);
+  /// As one tensor, the ranks' vectors with it.
+  Source whole(const ops::Product &product, const ops::Operand &weight);
+  /// base * product: (base up) down where that is a matrix, else one tensor.
+  ProductSource right_of(const ops::Operand &base, const ops::Product &product, const ops::Operand &weight);
+
+  /// Floats in the workspace; where they begin, in bytes.
+  std::uint64_t reserve(std::int64_t floats);
+
+  std::array<std::vector<Contraction>, kContractionStages> contractions;
+  std::array<PieceCounter, kContractionStages> tiles;
+  std::uint64_t workspace_size = 0;  // bytes
+
+ private:
+  Source contract(int stage, Contraction sum, const ops::Operand &kernel, std::int64_t length, ops::Operand result,
+                  bool a_is_out, const ops::Operand &weight);
+};
+
+// What the builders of tables check.
+std::int32_t narrow(std::int64_t value, const char *what);
+void check_multiplier(const ops::Adapter &adapter, const ops::WeightBatch &batch);
+void check(const ops::Operand &operand, const char *what);
+void check_product(const ops::Product &product);
+/// A product with the kernel of `holder` on a target's weight.
+void check_fit(std::int64_t rows, std::int64_t in, const ops::Operand &holder, const ops::Term &term,
+               const ops::Operand &weight);
+void check_kronecker(const ops::Term &term, const ops::Operand &weight);
+/// The right factor of a weight.
+void check_base_product(const ops::Product &product, const ops::Operand &weight);
+
+DoraParameters dora_parameters(const ops::Adapter &adapter, const ops::Operand &weight);
+
+// Axes of a weight: O is 0, I is 1, then the kernel's.
+inline constexpr int kOutAxis = 0, kInAxis = 1, kFirstKernelAxis = 2;
+inline constexpr int kAxes = kFirstKernelAxis + ops::kMaxKernelDims;
+
+std::int64_t extent(const ops::Operand &t, int axis);
+std::int64_t stride(const ops::Operand &t, int axis);  // 0 for one element
+/// All axes of more than one element, those with the smallest steps first.
+std::vector<int> axes_by_stride(const ops::Operand &t);
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// A vector of ranks, or of elements.
+inline Vector vector_of(const ops::Operand &t) { return {t.data, t.dtype, t.stride_out}; }
+
+}  // namespace lyc::cuda

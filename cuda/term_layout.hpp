@@ -1,0 +1,36 @@
+// From targets with terms of any kind to the tables of their kernels. Pure host code: no CUDA, no device memory.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "products.hpp"
+
+namespace lyc::cuda {
+
+struct TermLayout {
+  std::vector<TermTarget> targets;
+  std::vector<AdapterEntry> adapters;
+  std::vector<TermEntry> terms;
+  std::vector<NormTask> norms;
+  PieceCounter tiles, norm_tiles, magnitudes;
+  bool reads_base = false;  // also for a difference
+};
+
+/// Adds targets one by one. Throws for what does not fit together.
+class TermLayoutBuilder {
+ public:
+  TermLayoutBuilder(const ops::WeightBatch &batch, Products &products) : batch_(batch), products_(products) {}
+
+  void add(const ops::WeightTarget &target);
+  TermLayout take() { return std::move(layout_); }
+
+ private:
+  const ops::WeightBatch &batch_;
+  Products &products_;
+  TermLayout layout_;
+};
+
+std::string describe(const TermLayout &layout);
+
+}  // namespace lyc::cuda

@@ -1,0 +1,115 @@
+// What the kernels for terms of every kind read. A target is the matrix of weight_table.hpp, but its axes stay apart,
+// and a tensor is found by its strides along them. What a run computes first lies in the workspace, always as float32.
+#pragma once
+
+#include <cstdint>
+
+#include "weight_table.hpp"
+
+namespace lyc::cuda {
+
+/// A tensor as the lines of a target see it.
+struct View {
+  const void *data;  // or an offset into the workspace
+  lyc_dtype dtype;   // NONE = absent
+  std::int32_t in_workspace;
+  AxisStrides row, column;
+};
+
+/// Whole: `row` has all strides and `rank` is 0. Else sum_r row[y, r] * l[r] * column[r, x].
+struct ProductView {
+  View row, column;
+  std::int64_t row_rank_stride, column_rank_stride;
+  Vector diagonal, mask;
+  std::int32_t rank;
+};
+
+/// Of a line's place on one level, `(place + begin) / size` belongs to the left half of a Kronecker product and the
+/// remainder to the right one.
+struct Split {
+  std::int32_t level, size;
+  std::int64_t begin;
+};
+
+struct SparseView {
+  Vector row_starts, columns, values;
+};
+
+struct TermEntry {
+  ops::TermKind kind;
+  float coefficient;
+  Vector scalar;
+  ProductView p, q;
+  Split rows, columns;  // kKronecker
+  SparseView sparse;
+};
+
+/// What DoRA makes of a magnitude's line: the change is x * (v * D + w * W) + y * W. Where x is large, D and W may
+/// nearly cancel, and w is 1 so that they do before they are multiplied; elsewhere w is 0 and y says how little of W
+/// changes.
+struct alignas(16) DoraFactors {
+  float x, y, v, w;
+};
+
+struct AdapterEntry {
+  std::int32_t first_term, term_count;
+  std::int32_t multiplier_index;
+  ops::DoraAxis dora_axis;
+  std::int32_t replaces;
+  DoraParameters dora;
+  std::int32_t magnitude_rows;   // 1: magnitudes belong to rows, 0: to columns
+  std::int32_t magnitude_level;  // the level of that axis which counts magnitudes
+  std::uint64_t factors;         // DoraFactors of all magnitudes: offset into the workspace
+};
+
+struct TermTarget {
+  View base, out;
+  Axis rows, columns;    // levels apart, of one element left out
+  AxisStrides position;  // along the axis that is not O: i * kernel_size + k
+  std::int32_t out_is_row;
+  std::int32_t first_adapter, adapter_count;
+};
+
+/// The part of a target that one adapter's norms are summed over, in pieces: partial[piece][line].
+struct NormTask {
+  std::int32_t target, adapter;
+  std::uint64_t partial;            // offset into the workspace
+  std::int32_t pieces, lines;       // lines: rows or columns
+  std::int32_t inside, magnitudes;  // line -> magnitude is line / inside % magnitudes
+};
+
+/// result[a, b, k] = sum_s left[a, s, k] * l[s] * right[s, b], in float32
+struct Contraction {
+  Vector left, right;  // of one element: where they begin
+  std::int32_t left_in_workspace, right_in_workspace;
+  Vector diagonal, mask;
+  std::int32_t a, b, s;
+  std::int32_t kernel[ops::kMaxKernelDims];
+  std::int64_t left_a, left_s, left_kernel[ops::kMaxKernelDims];
+  std::int64_t right_s, right_b;
+  std::uint64_t result;  // offset into the workspace
+  std::int64_t result_a, result_b, result_kernel[ops::kMaxKernelDims];
+};
+
+/// Work of one kind, cut into pieces that are numbered through: entry e has those from first[e] on.
+struct Schedule {
+  const std::uint32_t *first;
+  std::int32_t count;
+  std::uint32_t pieces;
+};
+
+struct TermTables {
+  const TermTarget *targets;
+  const AdapterEntry *adapters;
+  const TermEntry *terms;
+  const NormTask *norms;
+  const Contraction *contractions;
+};
+
+inline constexpr int kContractionTile = 32;  // a and k together, and b, that a block computes
+inline constexpr int kNormRows = 64;         // rows whose squares a warp sums
+inline constexpr int kTermTileRows = 32;     // rows of a tile, a warp's piece of work, 64 columns wide
+inline constexpr int kMagnitudesPerBlock = 256;
+inline constexpr int kContractionStages = 2;  // the second one reads what the first one wrote
+
+}  // namespace lyc::cuda

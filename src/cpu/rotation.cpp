@@ -1,0 +1,432 @@
+#include "cpu/rotation.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/dtype.hpp"
+#include "base/error.hpp"
+#include "cpu/context.hpp"
+#include "cpu/weight_plan.hpp"
+
+namespace lyc::cpu {
+namespace {
+
+using ops::Rotation;
+
+bool identity(const std::vector<std::int64_t> &lines) {
+  for (std::size_t i = 0; i < lines.size(); ++i)
+    if (lines[i] != static_cast<std::int64_t>(i)) return false;
+  return true;
+}
+
+void check(const Rotation &rotation) {
+  const std::int64_t b = rotation.block_size;
+  require(rotation.blocks > 0 && b > 0 && rotation.stages > 0 && rotation.stages < 32, "a rotation of ",
+          rotation.blocks, " blocks of ", b, " in ", rotation.stages, " stages");
+  require(rotation.order == Rotation::Order::kPlain || b % 2 == 0, "blocks of ", b, " have no halves");
+  require(rotation.blocks % (std::int64_t{1} << (rotation.stages - 1)) == 0, rotation.stages, " stages do not fit ",
+          rotation.blocks, " blocks");
+  const ops::Operand &given = rotation.prepared.data ? rotation.prepared : rotation.generators;
+  require(given.data && is_arithmetic(given.dtype), "generators of a rotation must be f32, f16 or bf16");
+  const bool square = rotation.prepared.data || rotation.storage == Rotation::Storage::kSquare;
+  require(given.in == (square ? b * b : b * (b - 1) / 2) && (given.in <= 1 || given.stride_in == 1), "blocks of ", b,
+          " cannot have ", given.in, " generators");
+  require(!rotation.prepared.data || rotation.prepared.dtype == LYC_DTYPE_F32, "prepared rotations are f32");
+}
+
+// -- Matrices --------------------------------------------------------------------------------------------------
+
+/// Q of one block as loaded: factor * shrink * x for i < j, from either storage.
+class Skew {
+ public:
+  Skew(const Kernels &kernels, const Rotation &rotation, std::int64_t matrix, float *values)
+      : values_(values), n_(rotation.block_size), square_(rotation.storage == Rotation::Storage::kSquare) {
+    const ops::Operand &x = rotation.generators;
+    const char *row =
+        static_cast<const char *>(x.data) + matrix * x.stride_out * static_cast<std::int64_t>(dtype_size(x.dtype));
+    kernels.load(x.dtype, row, x.in, values);
+  }
+
+  /// factor * Q, row-major.
+  void write(double factor, double *q) const {
+    const float *above = values_;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      q[i * n_ + i] = 0.0;
+      for (std::int64_t j = i + 1; j < n_; ++j) {
+        const double x = square_ ? static_cast<double>(values_[i * n_ + j]) - static_cast<double>(values_[j * n_ + i])
+                                 : static_cast<double>(*above++);
+        q[i * n_ + j] = factor * x;
+        q[j * n_ + i] = -factor * x;
+      }
+    }
+  }
+
+ private:
+  const float *values_;
+  std::int64_t n_;
+  bool square_;
+};
+
+double sum_of_squares(const double *values, std::int64_t count) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) sum += values[i] * values[i];
+  return sum;
+}
+
+/// What Q is multiplied by so that it keeps the limit.
+double shrinking(const Rotation &rotation, double squares) {
+  const double norm = std::sqrt(squares), limit = rotation.limit;
+  switch (rotation.limited) {
+    case Rotation::Limit::kNone:
+      return 1.0;
+    case Rotation::Limit::kTogether:
+      return norm + 1e-8 > limit ? limit / (norm + 1e-8) : 1.0;
+    case Rotation::Limit::kAlways:
+      return (std::min(norm, limit) + 1e-8) / (norm + 1e-8);
+    case Rotation::Limit::kBlock:
+      return norm > limit ? limit / norm : 1.0;
+  }
+  fail(LYC_ERROR_INTERNAL, "unknown limit of a rotation");
+}
+
+/// A becomes its inverse. Where the symmetric part of A is I, that of what is left after each step is I and something
+/// positive: no pivot is below 1, and nothing need be exchanged.
+void invert(const Kernels &kernels, double *a, std::int64_t n) {
+  for (std::int64_t k = 0; k < n; ++k) {
+    double *row = a + k * n;
+    const double pivot = 1.0 / row[k];
+    row[k] = 1.0;
+    for (std::int64_t j = 0; j < n; ++j) row[j] *= pivot;
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (i == k) continue;
+      const double factor = -a[i * n + k];
+      a[i * n + k] = 0.0;
+      kernels.add_scaled(row, factor, n, a + i * n);
+    }
+  }
+}
+
+/// q becomes R - I = 2 ((I - Q)^-1 - I).
+void cayley(const Kernels &kernels, double *q, std::int64_t n) {
+  for (std::int64_t i = 0; i < n * n; ++i) q[i] = -q[i];
+  for (std::int64_t i = 0; i < n; ++i) q[i * n + i] += 1.0;
+  invert(kernels, q, n);
+  for (std::int64_t i = 0; i < n; ++i) q[i * n + i] -= 1.0;
+  for (std::int64_t i = 0; i < n * n; ++i) q[i] *= 2.0;
+}
+
+/// sum becomes the series without I, by Horner's scheme. Three matrices in all.
+void neumann(const Kernels &kernels, const double *q, std::int64_t n, int terms, double *sum, double *next) {
+  for (std::int64_t i = 0; i < n * n; ++i) sum[i] = terms == 1 ? 0.0 : terms == 2 ? 2.0 * q[i] : q[i];
+  if (terms < 3) return;
+  for (int step = 2; step < std::max(terms, 4); ++step) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) next[i * n + j] = 2.0 * q[i * n + j];
+      for (std::int64_t k = 0; k < n; ++k) kernels.add_scaled(sum + k * n, q[i * n + k], n, next + i * n);
+    }
+    std::copy(next, next + n * n, sum);
+  }
+}
+
+}  // namespace
+
+std::int64_t RotationPlan::matrices() const {
+  const ops::Operand &given = rotation.prepared.data ? rotation.prepared : rotation.generators;
+  return given.stride_out == 0 ? 1 : rotation.stages * rotation.blocks;
+}
+
+std::int64_t RotationPlan::packed_floats() const {
+  return runs() * round_up(run_length(), kTileRows) * rotation.block_size;
+}
+
+bool RotationPlan::measured() const {
+  return !rotation.prepared.data &&
+         (rotation.limited == Rotation::Limit::kTogether || rotation.limited == Rotation::Limit::kAlways);
+}
+
+RotationPlan plan_rotation(const Rotation &rotation, const Frame &frame, const ops::Operand &weight,
+                           std::int64_t row_begin) {
+  check(rotation);
+  RotationPlan plan;
+  plan.rotation = rotation;
+  const bool out = rotation.axis == Rotation::Axis::kOut;
+  const std::int64_t extent = out ? weight.out : weight.in * weight.kernel_size();
+  require(rotation.begin >= 0 && rotation.begin <= extent - rotation.extent(), "a rotation of ", rotation.extent(),
+          " from ", rotation.begin, " on, along an axis of ", extent);
+  require(!out || row_begin == 0, "rows turn together; they cannot begin at row ", row_begin);
+  plan.along_rows = out == frame.out_in_columns();
+  if (!out) {
+    const std::vector<std::int64_t> elements = frame.inner_indices(weight);
+    plan.lines.resize(elements.size());
+    for (std::size_t line = 0; line < elements.size(); ++line)
+      plan.lines[static_cast<std::size_t>(elements[line])] = static_cast<std::int64_t>(line);
+    if (identity(plan.lines)) plan.lines.clear();
+  }
+  ops::Operand &rescale = plan.rotation.rescale;
+  if (rescale.data) {
+    require(is_arithmetic(rescale.dtype) && rescale.out >= row_begin + weight.out, "rescale has ", rescale.out,
+            " values for ", weight.out, " rows");
+    rescale.data = static_cast<char *>(rescale.data) +
+                   row_begin * rescale.stride_out * static_cast<std::int64_t>(dtype_size(rescale.dtype));
+  }
+  return plan;
+}
+
+std::int64_t common_lines(const RotationPlan &plan, std::int64_t unit, std::int64_t all) {
+  const std::int64_t window = plan.window();
+  if (!plan.lines.empty() || plan.rotation.begin % window != 0 || unit >= all) return all;
+  const std::int64_t steps = window / std::gcd(unit, window);
+  return steps > all / unit ? all : unit * steps;
+}
+
+std::uint64_t matrix_scratch(const Rotation &rotation) {
+  const auto b = static_cast<std::uint64_t>(rotation.block_size);
+  const std::uint64_t doubles = rotation.map == Rotation::Map::kNeumann ? 3 : 1;
+  return (2 * doubles + 2) * b * b;
+}
+
+double squares(const Kernels &kernels, const Rotation &rotation, std::int64_t matrix, float *scratch) {
+  const std::int64_t n = rotation.block_size;
+  double *q = reinterpret_cast<double *>(scratch);
+  Skew(kernels, rotation, matrix, scratch + 2 * n * n).write(rotation.factor, q);
+  return sum_of_squares(q, n * n);
+}
+
+void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matrix, double squares, float *scratch,
+            float *rest) {
+  const std::int64_t n = rotation.block_size, size = n * n;
+  const bool series = rotation.map == Rotation::Map::kNeumann;
+  double *q = reinterpret_cast<double *>(scratch), *result = series ? q + size : q;
+  const Skew skew(kernels, rotation, matrix, scratch + (series ? 6 : 2) * size);
+  skew.write(rotation.factor, q);
+  const double shrink =
+      shrinking(rotation, rotation.limited == Rotation::Limit::kBlock ? sum_of_squares(q, size) : squares);
+  for (std::int64_t i = 0; i < size; ++i) q[i] *= shrink;
+  if (series)
+    neumann(kernels, q, n, rotation.neumann_terms, result, result + size);
+  else
+    cayley(kernels, q, n);
+  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(result[i]);
+}
+
+void derive_packed(const Kernels &kernels, const RotationPlan &plan, std::int64_t matrix, double squares,
+                   double multiplier, float *scratch, float *left) {
+  const Rotation &rotation = plan.rotation;
+  const std::int64_t n = rotation.block_size, length = plan.run_length(), runs = plan.runs();
+  const float *rest;
+  if (rotation.prepared.data) {
+    rest = static_cast<const float *>(rotation.prepared.data) + matrix * rotation.prepared.stride_out;
+  } else {
+    float *derived = scratch + matrix_scratch(rotation) - static_cast<std::uint64_t>(n * n);
+    derive(kernels, rotation, matrix, squares, scratch, derived);
+    rest = derived;
+  }
+  // Runs follow each other, while the matrix counts the order of the stage.
+  const bool interleaved = rotation.order == Rotation::Order::kInterleave;
+  const auto at = [&](std::int64_t in_runs) { return interleaved ? in_runs % length * 2 + in_runs / length : in_runs; };
+  const float m = static_cast<float>(multiplier);
+  for (std::int64_t run = 0; run < runs; ++run)
+    for (std::int64_t begin = 0; begin < length; begin += kTileRows, left += n * kTileRows)
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        const bool inside = begin + i < length;
+        const float *row = inside ? rest + at(run * length + begin + i) * n : nullptr;
+        for (std::int64_t k = 0; k < n; ++k) left[k * kTileRows + i] = inside ? m * row[at(k)] : 0.0f;
+      }
+}
+
+double total_squares(const Rotation &rotation, std::int64_t matrices, const double *squares) {
+  const double sum = std::accumulate(squares, squares + matrices, 0.0);
+  return matrices == 1 ? sum * static_cast<double>(rotation.stages * rotation.blocks) : sum;
+}
+
+void prepare_rotation(ops::BackendContext &context, const Rotation &given, const ops::Operand &rests) {
+  Rotation rotation = given;
+  rotation.prepared = {};
+  check(rotation);
+  const std::int64_t n = rotation.block_size, count = rotation.stages * rotation.blocks;
+  require(rests.data && rests.dtype == LYC_DTYPE_F32 && rests.out == count && rests.in == n * n && rests.stride_in == 1,
+          "prepared rotations are f32, ", count, " x ", n * n);
+  RotationPlan plan;
+  plan.rotation = rotation;
+  const std::uint64_t each = matrix_scratch(rotation) + matrix_scratch(rotation) % 2;
+  std::vector<float> scratch(each * static_cast<std::uint64_t>(context.pool.threads()));
+  std::vector<double> sums(plan.measured() ? static_cast<std::size_t>(plan.matrices()) : 0);
+  const auto own = [&](int worker) { return scratch.data() + each * static_cast<std::uint64_t>(worker); };
+  context.pool.parallel_for(static_cast<std::int64_t>(sums.size()), [&](std::int64_t matrix, int worker) {
+    sums[static_cast<std::size_t>(matrix)] = squares(context.kernels, rotation, matrix, own(worker));
+  });
+  const double total = plan.measured() ? total_squares(rotation, plan.matrices(), sums.data()) : 0.0;
+  context.pool.parallel_for(count, [&](std::int64_t matrix, int worker) {
+    derive(context.kernels, rotation, matrix, total, own(worker),
+           static_cast<float *>(rests.data) + matrix * rests.stride_out);
+  });
+}
+
+// -- Application -----------------------------------------------------------------------------------------------
+
+namespace {
+
+/// One rotation on one region, kPanel lanes at a time: a lane is the other axis of the weight. The elements of the
+/// region's windows are `begin_` .. `end_` of the rotation.
+class RotationRun {
+ public:
+  RotationRun(const Kernels &kernels, const RotationPlan &plan, const float *left, double scale, const Region &region,
+              float *scratch)
+      : k_(kernels), plan_(plan), r_(plan.rotation), left_(left), scale_(scale), region_(region) {
+    first_ = plan.along_rows ? region.column : region.row;
+    const std::int64_t count = plan.along_rows ? region.columns : region.rows;
+    begin_ = plan.lines.empty() ? std::max(r_.begin, first_) - r_.begin : 0;
+    end_ = plan.lines.empty() ? std::min(r_.begin + r_.extent(), first_ + count) - r_.begin : r_.extent();
+    tile_ = scratch;
+    weight_factors_ = tile_ + kPanel * kPanel;
+    change_factors_ = weight_factors_ + kPanel;
+    gathered_ = change_factors_ + kPanel;
+    change_ = gathered_ + r_.block_size * kPanel;
+    across_ = change_ + count * kPanel;
+  }
+
+  void run() {
+    if (begin_ >= end_) return;
+    const std::int64_t lanes = plan_.along_rows ? region_.rows : region_.columns;
+    for (lane_ = 0; lane_ < lanes; lane_ += kPanel) {
+      lanes_ = std::min(kPanel, lanes - lane_);
+      take_base();
+      std::fill(change_, change_ + (end_ - begin_) * kPanel, 0.0f);
+      for (std::int64_t at = begin_; at < end_; at += plan_.window()) turn(r_.stages - 1, at);
+      if (plan_.along_rows)
+        add_columns();
+      else
+        for (std::int64_t at = begin_; at < end_; ++at)
+          finish(at, lanes_, region_.sum + line(at) * region_.stride + lane_, false);
+    }
+  }
+
+ private:
+  // Within the region, of an element of the rotation.
+  std::int64_t line(std::int64_t element) const {
+    const std::int64_t at = r_.begin + element;
+    return (plan_.lines.empty() ? at : plan_.lines[static_cast<std::size_t>(at)]) - first_;
+  }
+  const float *base(std::int64_t element) const {
+    return plan_.along_rows ? across_ + (element - begin_) * kPanel
+                            : region_.base + line(element) * region_.stride + lane_;
+  }
+  float *change(std::int64_t element) const { return change_ + (element - begin_) * kPanel; }
+
+  // -- Lanes that are rows: lines become rows for the time being -----------------------------------------------
+
+  void take_base() {
+    if (!plan_.along_rows) return;
+    const float *rows = region_.base + lane_ * region_.stride;
+    if (plan_.lines.empty())
+      return k_.transpose(rows + line(begin_), region_.stride, lanes_, end_ - begin_, across_, kPanel);
+    for (std::int64_t row = 0; row < lanes_; ++row)
+      for (std::int64_t at = begin_; at < end_; ++at)
+        across_[(at - begin_) * kPanel + row] = rows[row * region_.stride + line(at)];
+  }
+
+  void add_columns() {
+    float *rows = region_.sum + lane_ * region_.stride;
+    for (std::int64_t at = begin_; at < end_; ++at) finish(at, lanes_, change(at), true);
+    for (std::int64_t at = begin_; at < end_; at += kPanel) {
+      const std::int64_t n = std::min(kPanel, end_ - at);
+      k_.transpose(change(at), kPanel, n, lanes_, tile_, kPanel);
+      for (std::int64_t row = 0; row < lanes_; ++row) add_row(tile_ + row * kPanel, at, n, rows + row * region_.stride);
+    }
+  }
+
+  void add_row(const float *values, std::int64_t at, std::int64_t n, float *row) const {
+    if (plan_.lines.empty()) return k_.scaled(values, 1.0f, n, {row + line(at), 0, nullptr, false});
+    for (std::int64_t i = 0; i < n; ++i) row[line(at + i)] += values[i];
+  }
+
+  // -- Stages --------------------------------------------------------------------------------------------------
+
+  // All stages up to `stage` in the window that begins at `at`: its halves first.
+  void turn(std::int64_t stage, std::int64_t at) {
+    const std::int64_t blocks = std::int64_t{1} << stage;
+    if (stage > 0) {
+      turn(stage - 1, at);
+      turn(stage - 1, at + r_.block_size * blocks / 2);
+    }
+    for (std::int64_t block = 0; block < blocks; ++block) turn_block(stage, at, block);
+  }
+
+  void turn_block(std::int64_t stage, std::int64_t window, std::int64_t block) {
+    const std::int64_t n = r_.block_size, length = plan_.run_length();
+    std::int64_t starts[2];
+    for (std::int64_t run = 0; run < plan_.runs(); ++run) {
+      starts[run] = window + run_start(stage, block, run);
+      for (std::int64_t i = 0; i < length; ++i)
+        k_.merge(LYC_DTYPE_F32, base(starts[run] + i), change(starts[run] + i), kPanel, LYC_DTYPE_F32,
+                 gathered_ + (run * length + i) * kPanel);
+    }
+    const std::int64_t matrix = stage * r_.blocks + window / n + block;
+    const float *left = left_ + (plan_.matrices() == 1 ? 0 : matrix) * plan_.packed_floats();
+    for (std::int64_t run = 0; run < plan_.runs(); ++run)
+      for (std::int64_t i = 0; i < length; i += kTileRows, left += n * kTileRows)
+        add_product(left, std::min(kTileRows, length - i), change(starts[run] + i));
+  }
+
+  // Where a run of a block begins, from its window's first element on.
+  std::int64_t run_start(std::int64_t stage, std::int64_t block, std::int64_t run) const {
+    if (r_.order == Rotation::Order::kPlain) return block * r_.block_size;
+    return (run * (std::int64_t{1} << stage) + block) * plan_.run_length();
+  }
+
+  void add_product(const float *left, std::int64_t rows, float *to) {
+    if (rows == kTileRows) return k_.product(left, gathered_, r_.block_size, 1, {to, kPanel, nullptr, false});
+    k_.product(left, gathered_, r_.block_size, 1, {tile_, kPanel, nullptr, true});
+    k_.scaled(tile_, 1.0f, rows * kPanel, {to, 0, nullptr, false});
+  }
+
+  // -- The difference: scale * (rescale * (W + change) - W) -----------------------------------------------------
+
+  double rescale(std::int64_t row) const { return static_cast<double>(read(r_.rescale, row * r_.rescale.stride_out)); }
+
+  void finish(std::int64_t element, std::int64_t n, float *to, bool first) {
+    const Tile tile = {to, 0, nullptr, first};
+    if (!r_.rescale.data) return k_.scaled(change(element), static_cast<float>(scale_), n, tile);
+    if (r_.axis == Rotation::Axis::kOut) {
+      const double factor = rescale(r_.begin + element);
+      return k_.change(base(element), change(element), n, static_cast<float>(scale_ * (factor - 1.0)),
+                       static_cast<float>(scale_ * factor), tile);
+    }
+    if (element == begin_) set_lane_factors();
+    k_.changes(base(element), change(element), n, weight_factors_, change_factors_, tile);
+  }
+
+  void set_lane_factors() {
+    const std::int64_t row = (plan_.along_rows ? region_.row : region_.column) + lane_;
+    for (std::int64_t i = 0; i < lanes_; ++i) {
+      const double factor = rescale(row + i);
+      weight_factors_[i] = static_cast<float>(scale_ * (factor - 1.0));
+      change_factors_[i] = static_cast<float>(scale_ * factor);
+    }
+  }
+
+  const Kernels &k_;
+  const RotationPlan &plan_;
+  const Rotation &r_;
+  const float *left_;
+  double scale_;
+  const Region &region_;
+  std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0;
+  float *tile_, *weight_factors_, *change_factors_, *gathered_, *change_, *across_;
+};
+
+}  // namespace
+
+std::uint64_t region_scratch(const RotationPlan &plan, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t lines = plan.along_rows ? columns : rows;
+  const std::int64_t strips = plan.along_rows ? 2 : 1;
+  return static_cast<std::uint64_t>((kPanel + 2 + plan.rotation.block_size + strips * lines) * kPanel);
+}
+
+void add_rotation(const Kernels &kernels, const RotationPlan &plan, const float *left, double scale,
+                  const Region &region, float *scratch) {
+  RotationRun(kernels, plan, left, scale, region, scratch).run();
+}
+
+}  // namespace lyc::cpu
