@@ -421,6 +421,7 @@ class Worker {
       const ChunkEnd end = chunks_[c].end;
       if (end == ChunkEnd::kGoOn) continue;
       const float scale = scales_[c];
+      const bool times_kept = kForm == StreamForm::kHadamard && end == ChunkEnd::kAddTimesKept;
 #pragma unroll
       for (int n = 0; n < kPairs; ++n)
 #pragma unroll
@@ -429,8 +430,7 @@ class Worker {
           if (kForm == StreamForm::kHadamard && end == ChunkEnd::kKeep)
             kept.value[n][i] = value;
           else if (scale != 0.0f)
-            total.value[n][i] =
-                fmaf(scale, kForm == StreamForm::kHadamard ? value * kept.value[n][i] : value, total.value[n][i]);
+            total.value[n][i] = fmaf(scale, times_kept ? value * kept.value[n][i] : value, total.value[n][i]);
           value = 0.0f;
         }
     }
