@@ -1,11 +1,11 @@
-// out = round(base + sum over terms of s * P), or s * P o Q, where a product P is row factor x column factor: the work of
-// weight_kernels.cu, for contiguous 16-bit weights on GPUs that have a copy engine (Hopper and later).
+// out = round(base + sum over terms of s * P), or s * P o Q, where a product P is row factor x column factor: the work
+// of weight_kernels.cu, for contiguous 16-bit weights on GPUs that have a copy engine (Hopper and later).
 //
 // Work.     A block walks down a strip of 256 columns, 32 rows at a time. One thread of its last warp feeds a ring of
 //           slots in shared memory by bulk tensor copies and sends finished slots back to memory; the other warps take
 //           64 columns each, multiply on the tensor cores, and change a slot's tile where it lies. Tiles are dealt out
-//           evenly, whatever weights they belong to; where a strip begins, its column factors come through the ring, too,
-//           and stay in registers.
+//           evenly, whatever weights they belong to; where a strip begins, its column factors come through the ring,
+//           too, and stay in registers.
 // Traffic.  base read once, out written once, row factors once a strip (rank / 256 of the base), column factors once.
 //           What limits is memory: three blocks on a multiprocessor keep some 100 KB on the way.
 // Numerics. Tensor cores multiply 16-bit factors exactly and sum in float32; one rounding, at the store. A term whose
@@ -19,18 +19,22 @@ namespace lyc::cuda {
 namespace {
 
 constexpr int kSlots = 4;
-constexpr int kBoxes = kStreamColumns / kBoxColumns;  // one for each computing warp
-constexpr int kThreads = (kBoxes + 1) * 32;
+constexpr int kBoxes = kStreamColumns / kBoxColumns;
 constexpr int kRowBytes = kBoxColumns * 2;
 constexpr int kBoxBytes = kStreamRows * kRowBytes;
 constexpr int kTileBytes = kBoxes * kBoxBytes;
 constexpr int kRowChunkBytes = kStreamRows * kChunkRanks * 2;
 constexpr int kColumnChunkBytes = kBoxColumns * kChunkRanks * 2;  // of one box
-constexpr int kPairs = kBoxColumns / 8;                           // n tiles of mma.m16n8k16 in a box
 constexpr int kSwizzleAlignment = 1024;
 
+/// Computing warps, which share a tile's columns: as many as it takes to have their factors in registers.
 template <int kChunks>
-constexpr int kSlotBytes = kTileBytes + kChunks * kRowChunkBytes;
+constexpr int kWarps = kChunks == 4 ? 8 : 4;
+template <int kChunks>
+constexpr int kThreads = (kWarps<kChunks> + 1) * 32;
+
+template <int kChunks>
+constexpr int kSlotBytes = kTileBytes + kChunks *kRowChunkBytes;
 /// Column factors come in slots of their own, two chunks in each.
 constexpr int kColumnSlotChunks = 2;
 template <int kChunks>
@@ -38,6 +42,7 @@ constexpr int kColumnSlots = (kChunks + kColumnSlotChunks - 1) / kColumnSlotChun
 static_assert(kColumnSlotChunks * kBoxes * kColumnChunkBytes <= kTileBytes);
 
 struct Parameters {
+  StreamTarget only;  // where the table has no targets
   StreamTable table;
   ops::WeightOp op;
   Multipliers multipliers;
@@ -58,9 +63,7 @@ struct Barrier {
   __device__ void init(int arrivals) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
   }
-  __device__ void arrive() const {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
-  }
+  __device__ void arrive() const { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory"); }
   __device__ void arrive_expecting(int bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
   }
@@ -78,15 +81,15 @@ struct Barrier {
 
 __device__ void copy_in(std::uint32_t to, const TensorMap &map, int x, int y, Barrier barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-          to),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+          "r"(to),
       "l"(&map), "r"(x), "r"(y), "r"(barrier.address)
       : "memory");
 }
 
 __device__ void copy_out(const TensorMap &map, int x, int y, std::uint32_t from) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from),
-               "r"(x), "r"(y)
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+               "r"(from), "r"(x), "r"(y)
                : "memory");
 }
 
@@ -103,7 +106,8 @@ __device__ void wait_for_copies() { asm volatile("cp.async.bulk.wait_group 0;" :
 template <int kChunks>
 class Cursor {
  public:
-  __device__ explicit Cursor(const StreamTable &table) : table_(table) {
+  __device__ explicit Cursor(const Parameters &p) : p_(p) {
+    const StreamTable &table = p.table;
     const std::uint64_t tiles = table.tile_count;
     tile_ = static_cast<std::uint32_t>(tiles * blockIdx.x / gridDim.x);
     end_ = static_cast<std::uint32_t>(tiles * (blockIdx.x + 1) / gridDim.x);
@@ -115,7 +119,7 @@ class Cursor {
       else
         last = middle - 1;
     }
-    enter(first, static_cast<int>(tile_ - table.first_tile[first]));
+    enter(first, static_cast<int>(tile_ - (table.targets ? table.first_tile[first] : 0)));
   }
 
   __device__ bool at_end() const { return tile_ == end_; }
@@ -143,7 +147,7 @@ class Cursor {
  private:
   __device__ void enter(int index, int local) {
     index_ = index;
-    target_ = &table_.targets[index];
+    target_ = p_.table.targets ? &p_.table.targets[index] : &p_.only;
     columns_ = target_->columns;
     strips_ = target_->strips;
     row_tiles_ = target_->row_tiles;
@@ -152,7 +156,7 @@ class Cursor {
     column_slot_ = 0;
   }
 
-  const StreamTable &table_;
+  const Parameters &p_;
   const StreamTarget *target_;
   std::uint32_t tile_, end_;
   int index_, columns_, strips_, row_tiles_, strip_, row_tile_, column_slot_;
@@ -219,7 +223,7 @@ __device__ void store_tile(const Ring &ring, unsigned item, const Cursor<kChunks
 
 template <int kChunks>
 __device__ void feed(const Parameters &p, const Ring &ring) {
-  Cursor<kChunks> load(p.table), store(p.table);
+  Cursor<kChunks> load(p), store(p);
   unsigned loaded = 0;
   const auto load_next = [&] {
     if (load.on_columns())
@@ -281,8 +285,9 @@ __device__ uint4 load_column_factor(std::uint32_t chunk, bool transposed, int pa
   return load_matrices<true>(chunk + swizzled_128(lane % 16, n));
 }
 
-__device__ void multiply(float (&d)[4], uint4 a, uint2 b, bool bf16) {
-  if (bf16)
+template <bool kBf16>
+__device__ void multiply(float (&d)[4], uint4 a, uint2 b) {
+  if constexpr (kBf16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -311,29 +316,38 @@ struct Bf16 {
   }
 };
 struct F16 {
-  static __device__ float2 widen(std::uint32_t word) { return __half22float2(*reinterpret_cast<const __half2 *>(&word)); }
+  static __device__ float2 widen(std::uint32_t word) {
+    return __half22float2(*reinterpret_cast<const __half2 *>(&word));
+  }
   static __device__ std::uint32_t round(float x, float y) {
     const __half2 rounded = __floats2half2_rn(x, y);
     return *reinterpret_cast<const std::uint32_t *>(&rounded);
   }
 };
 
-/// 16 rows x 64 columns in the fragments of mma's operand C.
-struct Sum {
-  float value[kPairs][4] = {};
-};
-
-/// What one warp adds to its box of every tile.
-template <int kChunks, bool kHadamard>
+/// What one warp adds to its columns of every tile.
+template <int kChunks, StreamForm kForm, bool kBf16Factors>
 class Worker {
+  static constexpr int kColumns = kStreamColumns / kWarps<kChunks>;
+  static constexpr int kPairs = kColumns / 8;  // n tiles of mma.m16n8k16
+
+  /// 16 rows of the warp's columns in the fragments of mma's operand C.
+  struct Sum {
+    float value[kPairs][4] = {};
+  };
+
  public:
-  __device__ Worker(const Parameters &p, int box) : p_(p), box_(box) {}
+  __device__ Worker(const Parameters &p, int warp)
+      : p_(p), box_(warp * kColumns / kBoxColumns), first_pair_(warp * kColumns % kBoxColumns / 8) {}
+
+  __device__ int box() const { return box_; }
 
   __device__ void enter(const StreamTarget &target) {
     active_ = false;
+    count_ = target.chunk_count;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const bool there = c < target.chunk_count;
+      const bool there = c < count_;
       chunks_[c] = there ? target.chunks[c] : StreamChunk{};
       scales_[c] = there ? scale(target.terms[target.chunks[c].term]) : 0.0f;
       active_ = active_ || scales_[c] != 0.0f;
@@ -345,11 +359,10 @@ class Worker {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c / kColumnSlotChunks != column_slot) continue;
-      const std::uint32_t chunk =
-          shared_address(slot) + (c % kColumnSlotChunks * kBoxes + box_) * kColumnChunkBytes;
+      const std::uint32_t chunk = shared_address(slot) + (c % kColumnSlotChunks * kBoxes + box_) * kColumnChunkBytes;
 #pragma unroll
       for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(chunk, chunks_[c].column_transposed, n);
+        const uint4 two = load_column_factor(chunk, chunks_[c].column_transposed, first_pair_ + n);
         columns_[c][n] = make_uint2(two.x, two.y);
         columns_[c][n + 1] = make_uint2(two.z, two.w);
       }
@@ -361,7 +374,7 @@ class Worker {
     const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
 #pragma unroll
     for (int y = 0; y < kStreamRows; y += 16) {
-      const Sum sum = add_products(row_chunks, y);
+      const Sum sum = kForm == StreamForm::kSingle ? product(row_chunks, y) : products(row_chunks, y);
       if (bf16_)
         add_to_tile<Bf16>(slot, y, sum);
       else
@@ -378,25 +391,46 @@ class Worker {
     return p_.op == ops::WeightOp::kUnmerge ? -scale : scale;
   }
 
-  __device__ Sum add_products(std::uint32_t row_chunks, int y) const {
+  __device__ void add_chunk(Sum &sum, int c, std::uint32_t row_chunks, int y) const {
+    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, chunks_[c].row_transposed, y);
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n) multiply<kBf16Factors>(sum.value[n], rows, columns_[c][n]);
+  }
+
+  /// s P, all chunks being of one product.
+  __device__ Sum product(std::uint32_t row_chunks, int y) const {
+    Sum sum;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+      if (c < count_) add_chunk(sum, c, row_chunks, y);
+    const float scale = scales_[0];
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum.value[n][i] = scale == 0.0f ? 0.0f : scale * sum.value[n][i];
+    return sum;
+  }
+
+  /// The sum of s P, or s P o Q.
+  __device__ Sum products(std::uint32_t row_chunks, int y) const {
     Sum total, sum, kept;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, chunks_[c].row_transposed, y);
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) multiply(sum.value[n], rows, columns_[c][n], chunks_[c].bf16);
+      if (c >= count_) break;
+      add_chunk(sum, c, row_chunks, y);
       const ChunkEnd end = chunks_[c].end;
       if (end == ChunkEnd::kGoOn) continue;
       const float scale = scales_[c];
+      const bool times_kept = kForm == StreamForm::kHadamard && end == ChunkEnd::kAddTimesKept;
 #pragma unroll
       for (int n = 0; n < kPairs; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float &value = sum.value[n][i];
-          if (kHadamard && end == ChunkEnd::kKeep)
+          if (kForm == StreamForm::kHadamard && end == ChunkEnd::kKeep)
             kept.value[n][i] = value;
           else if (scale != 0.0f)
-            total.value[n][i] = fmaf(scale, kHadamard ? value * kept.value[n][i] : value, total.value[n][i]);
+            total.value[n][i] = fmaf(scale, times_kept ? value * kept.value[n][i] : value, total.value[n][i]);
           value = 0.0f;
         }
     }
@@ -407,35 +441,37 @@ class Worker {
   __device__ void add_to_tile(char *slot, int y, const Sum &sum) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     const bool has_base = p_.op != ops::WeightOp::kDiff;
+    char *box = slot + box_ * kBoxBytes + q * 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int n = 0; n < kPairs; ++n) {
-        auto *word = reinterpret_cast<std::uint32_t *>(slot + box_ * kBoxBytes + swizzled_128(y + half * 8 + g, n) + q * 4);
+        auto *word = reinterpret_cast<std::uint32_t *>(box + swizzled_128(y + half * 8 + g, first_pair_ + n));
         const float2 base = has_base ? Type::widen(*word) : make_float2(0.0f, 0.0f);
         *word = Type::round(base.x + sum.value[n][2 * half], base.y + sum.value[n][2 * half + 1]);
       }
   }
 
   const Parameters &p_;
-  const int box_;
+  const int box_, first_pair_;
+  int count_ = 0;
   StreamChunk chunks_[kChunks];
   float scales_[kChunks];
   uint2 columns_[kChunks][kPairs];
   bool active_ = false, bf16_ = false;
 };
 
-template <int kChunks, bool kHadamard>
-__device__ void compute(const Parameters &p, const Ring &ring, int box) {
-  Worker<kChunks, kHadamard> worker(p, box);
+template <int kChunks, StreamForm kForm, bool kBf16Factors>
+__device__ void compute(const Parameters &p, const Ring &ring, int warp) {
+  Worker<kChunks, kForm, kBf16Factors> worker(p, warp);
   int entered = -1;
   unsigned item = 0;
-  for (Cursor<kChunks> at(p.table); !at.at_end(); ++item, at.next()) {
+  for (Cursor<kChunks> at(p); !at.at_end(); ++item, at.next()) {
     if (at.index() != entered) worker.enter(at.target());
     entered = at.index();
     char *slot = ring.slot(item, kSlotBytes<kChunks>);
     ring.full(item).wait(item / kSlots);
-    if (box < at.boxes()) {
+    if (worker.box() < at.boxes()) {
       if (at.on_columns())
         worker.take_columns(slot, at.column_slot());
       else
@@ -449,8 +485,8 @@ __device__ void compute(const Parameters &p, const Ring &ring, int box) {
 
 #endif
 
-template <int kChunks, bool kHadamard>
-__global__ void __launch_bounds__(kThreads) stream_kernel(const __grid_constant__ Parameters p) {
+template <int kChunks, StreamForm kForm, bool kBf16Factors>
+__global__ void __launch_bounds__(kThreads<kChunks>) stream_kernel(const __grid_constant__ Parameters p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ char raw[];
   __shared__ alignas(8) std::uint64_t barriers[2 * kSlots];
@@ -459,48 +495,73 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const __grid_constant_
   if (threadIdx.x == 0) {
     for (unsigned s = 0; s < kSlots; ++s) {
       ring.full(s).init(1);
-      ring.computed(s).init(kBoxes);
+      ring.computed(s).init(kWarps<kChunks>);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp < kBoxes)
-    compute<kChunks, kHadamard>(p, ring, warp);
+  if (warp < kWarps<kChunks>)
+    compute<kChunks, kForm, kBf16Factors>(p, ring, warp);
   else if (threadIdx.x % 32 == 0)
     feed<kChunks>(p, ring);
 #endif
 }
 
-std::size_t shared_bytes(int chunks) {
-  const int slot = chunks == 1 ? kSlotBytes<1> : chunks == 2 ? kSlotBytes<2> : kSlotBytes<4>;
-  return static_cast<std::size_t>(kSlots * slot + kSwizzleAlignment);
+struct Instance {
+  StreamKind kind;
+  void (*kernel)(Parameters);
+  int threads, slot_bytes;
+};
+
+template <int kChunks, StreamForm kForm, bool kBf16Factors>
+constexpr Instance kInstance = {{kChunks, kForm, kBf16Factors},
+                                stream_kernel<kChunks, kForm, kBf16Factors>,
+                                kThreads<kChunks>,
+                                kSlotBytes<kChunks>};
+
+// Ranks of 16, 32 and 64 of the usual bf16 factors each have their own; the rest makes do with the largest.
+constexpr Instance kInstances[] = {
+    kInstance<1, StreamForm::kSingle, true>,    kInstance<2, StreamForm::kSingle, true>,
+    kInstance<4, StreamForm::kSingle, true>,    kInstance<4, StreamForm::kSingle, false>,
+    kInstance<4, StreamForm::kSeveral, true>,   kInstance<4, StreamForm::kSeveral, false>,
+    kInstance<2, StreamForm::kHadamard, true>,  kInstance<4, StreamForm::kHadamard, true>,
+    kInstance<4, StreamForm::kHadamard, false>,
+};
+
+/// The smallest that is large enough.
+const Instance &instance_of(const StreamKind &kind) {
+  for (const Instance &instance : kInstances)
+    if (instance.kind.form == kind.form && instance.kind.bf16_factors == kind.bf16_factors &&
+        instance.kind.chunks >= kind.chunks)
+      return instance;
+  return kInstances[0];  // kinds are made of what is here
 }
 
-const void *kernel_of(StreamKind kind) {
-  using Kernel = void (*)(Parameters);
-  constexpr Kernel kSums[] = {stream_kernel<1, false>, stream_kernel<2, false>, stream_kernel<4, false>};
-  constexpr Kernel kHadamards[] = {nullptr, stream_kernel<2, true>, stream_kernel<4, true>};  // two halves at least
-  return reinterpret_cast<const void *>((kind.hadamard ? kHadamards : kSums)[kind.chunks / 2]);
+std::size_t shared_bytes(const Instance &instance) {
+  return static_cast<std::size_t>(kSlots * instance.slot_bytes + kSwizzleAlignment);
 }
 
 }  // namespace
 
 cudaError_t resident_blocks(StreamKind kind, int *blocks) {
-  const std::size_t size = shared_bytes(kind.chunks);
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel_of(kind), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(size));
+  const Instance &instance = instance_of(kind);
+  const auto *kernel = reinterpret_cast<const void *>(instance.kernel);
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  static_cast<int>(shared_bytes(instance)));
   if (status != cudaSuccess) return status;
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel_of(kind), kThreads, size);
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, instance.threads, shared_bytes(instance));
 }
 
-cudaError_t launch_stream(StreamKind kind, const StreamTable &table, int blocks, ops::WeightOp op,
-                          const Multipliers &multipliers, cudaStream_t stream) {
-  Parameters parameters{table, op, multipliers};
+cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const StreamTarget &only, int blocks,
+                          ops::WeightOp op, const Multipliers &multipliers, cudaStream_t stream) {
+  const Instance &instance = instance_of(kind);
+  Parameters parameters{only, table, op, multipliers};
   void *arguments[] = {&parameters};
-  const unsigned grid = table.tile_count < static_cast<unsigned>(blocks) ? table.tile_count : static_cast<unsigned>(blocks);
-  return cudaLaunchKernel(kernel_of(kind), dim3(grid), dim3(kThreads), arguments,
-                          shared_bytes(kind.chunks), stream);
+  const unsigned grid =
+      table.tile_count < static_cast<unsigned>(blocks) ? table.tile_count : static_cast<unsigned>(blocks);
+  return cudaLaunchKernel(reinterpret_cast<const void *>(instance.kernel), dim3(grid),
+                          dim3(static_cast<unsigned>(instance.threads)), arguments, shared_bytes(instance), stream);
 }
 
 }  // namespace lyc::cuda

@@ -1,5 +1,6 @@
 #include "stream_layout.hpp"
 
+#include <algorithm>
 #include <limits>
 
 #include "base/error.hpp"
@@ -49,14 +50,22 @@ std::optional<FactorMap> factor_map(const Factor &factor, std::int64_t size, std
   return std::nullopt;
 }
 
+ChunkEnd end_of(Role role) {
+  return role == Role::kAdd ? ChunkEnd::kAdd : role == Role::kHold ? ChunkEnd::kKeep : ChunkEnd::kAddTimesKept;
+}
+
 /// Append one product, unless it does not fit.
 bool add_product(StreamWeight &weight, const MatrixTarget &matrix, const LowRankTerm &term, std::int8_t index) {
   StreamTarget &target = weight.target;
   const std::int64_t chunks = ceil_div(term.rank, kChunkRanks);
+  const bool bf16 = term.row_factor.dtype == LYC_DTYPE_BF16;
   if (target.chunk_count + chunks > kMaxStreamChunks || term.row_factor.dtype != term.column_factor.dtype) return false;
+  if (index > 0 && bf16 != weight.kind.bf16_factors) return false;
+  if (term.row_factor.in_workspace || term.column_factor.in_workspace) return false;  // a map holds one address
   const auto row = factor_map(term.row_factor, matrix.rows.size, term.rank, kStreamRows);
   const auto column = factor_map(term.column_factor, matrix.columns.size, term.rank, kBoxColumns);
   if (!row || !column) return false;
+  weight.kind.bf16_factors = bf16;
   weight.row[index] = row->map;
   weight.column[index] = column->map;
   for (std::int64_t c = 0; c < chunks; ++c)
@@ -64,10 +73,9 @@ bool add_product(StreamWeight &weight, const MatrixTarget &matrix, const LowRank
                                            static_cast<std::int8_t>(c),
                                            !row->rank_inside,
                                            column->rank_inside,
-                                           row->map.bf16,
-                                           c + 1 == chunks ? ChunkEnd::kAdd : ChunkEnd::kGoOn,
+                                           c + 1 == chunks ? end_of(term.role) : ChunkEnd::kGoOn,
                                            index,
-                                           0};
+                                           {}};
   target.terms[index] = {term.scalar, term.scalar_dtype, term.coefficient, term.multiplier_index, 0};
   return true;
 }
@@ -91,6 +99,10 @@ std::optional<StreamWeight> stream_weight(const MatrixTarget &target, const std:
   stream.row_tiles = static_cast<std::int32_t>(ceil_div(target.rows.size, kStreamRows));
   stream.bf16 = target.out.dtype == LYC_DTYPE_BF16;
   stream.term_count = static_cast<std::int32_t>(terms.size());
+  const bool hadamard =
+      std::any_of(terms.begin(), terms.end(), [](const LowRankTerm &term) { return term.role != Role::kAdd; });
+  weight.kind.form = hadamard ? StreamForm::kHadamard : terms.size() > 1 ? StreamForm::kSeveral : StreamForm::kSingle;
+  weight.kind.chunks = stream.chunk_count > 2 ? 4 : stream.chunk_count > 1 ? 2 : 1;
   return weight;
 }
 

@@ -20,6 +20,7 @@ struct MapSpec {
 
 /// A StreamTarget before its maps are encoded. Maps that it does not use have no data.
 struct StreamWeight {
+  StreamKind kind{1, StreamForm::kSingle, true};
   StreamTarget target{};
   MapSpec base{}, out{}, row[kMaxStreamProducts]{}, column[kMaxStreamProducts]{};
 };

@@ -17,10 +17,18 @@ inline constexpr int kChunkRanks = 16;      // what one instruction takes
 inline constexpr int kMaxStreamChunks = 4;  // column factors live in registers: 16 of them a chunk
 inline constexpr int kMaxStreamProducts = 4;
 
-/// Instances: how many chunks the registers hold, and whether products are multiplied with each other.
+/// What a target's chunks come to: one product, several terms, or two halves that are multiplied.
+enum class StreamForm : std::int32_t { kSingle, kSeveral, kHadamard };
+
+/// Which instance of the kernel.
 struct StreamKind {
-  int chunks;  // 1, 2 or 4
-  bool hadamard;
+  std::int32_t chunks;  // at most; 1, 2 or 4
+  StreamForm form;
+  bool bf16_factors;  // else f16
+
+  bool operator==(const StreamKind &o) const {
+    return chunks == o.chunks && form == o.form && bf16_factors == o.bf16_factors;
+  }
 };
 
 /// CUtensorMap, without its header.
@@ -34,9 +42,8 @@ enum class ChunkEnd : std::int8_t { kGoOn, kAdd, kKeep, kAddTimesKept };
 struct StreamChunk {
   std::int8_t product, first_rank;                // first_rank / 16
   std::int8_t row_transposed, column_transposed;  // the factor's contiguous axis is not the rank; is the rank
-  std::int8_t bf16;                               // else f16: what the tensor cores take the factors for
   ChunkEnd end;
-  std::int8_t term, reserved;
+  std::int8_t term, reserved[2];
 };
 
 /// multiplier * coefficient * scalar
@@ -56,7 +63,7 @@ struct StreamTarget {
   StreamTerm terms[kMaxStreamProducts];
 };
 
-/// Targets that one launch serves.
+/// Targets that one launch serves. One alone travels with the launch, and `targets` is null.
 struct StreamTable {
   const StreamTarget *targets;
   const std::uint32_t *first_tile;  // of each target, ascending from 0

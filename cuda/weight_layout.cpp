@@ -209,7 +209,6 @@ class Builder {
         others_(batch, layout_.products),
         copy_engine_(copy_engine) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
-    for (std::size_t k = 0; k < streams_.size(); ++k) streams_[k].kind = {1 << k, false};
   }
 
   void add(const ops::WeightTarget &target) {
@@ -236,12 +235,8 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
-    if (copy_engine_ && !dora && !kind.hadamard)
-      if (const auto weight = stream_weight(matrix, terms)) {
-        const int chunks = weight->target.chunk_count;
-        streams_[chunks > 2 ? 2 : chunks > 1 ? 1 : 0].weights.push_back(*weight);
-        return;
-      }
+    if (copy_engine_ && !dora)
+      if (const auto weight = stream_weight(matrix, terms)) return add(*weight);
     kind.regular = is_regular(matrix, terms, kind);
     if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
     if (dora) add_dora(target, matrix);
@@ -254,8 +249,6 @@ class Builder {
   }
 
   WeightLayout take() {
-    for (StreamGroup &group : streams_)
-      if (!group.weights.empty()) layout_.streams.push_back(std::move(group));
     for (TargetGroup &group : groups_)
       if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
     layout_.elementwise = elementwise_.take();
@@ -265,6 +258,14 @@ class Builder {
   }
 
  private:
+  void add(const StreamWeight &weight) {
+    auto &groups = layout_.streams;
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });
+    if (group == groups.end()) group = groups.insert(group, {weight.kind, {}});
+    group->weights.push_back(weight);
+  }
+
   /// Whether its sum is one of low-rank products. With DoRA, of one adapter's and as they are: what needs a product
   /// first would need it for nothing if the weight proves to be irregular.
   bool is_low_rank(const ops::WeightTarget &target) const {
@@ -335,7 +336,6 @@ class Builder {
   ElementwiseLayoutBuilder elementwise_;
   TermLayoutBuilder others_;
   std::array<TargetGroup, kKernelKinds> groups_;
-  std::array<StreamGroup, 3> streams_;  // of 1, 2, up to 4 chunks
   const bool copy_engine_;
 };
 

@@ -110,12 +110,16 @@ class Uploader {
       const std::vector<std::uint32_t> first_tiles = group.first_tiles();
       plan_.streams[g].target_count = static_cast<std::int32_t>(group.weights.size());
       plan_.streams[g].tile_count = first_tiles.back();
-      append(encode(*plan_.context, group), plan_.streams[g].targets);
+      const std::vector<StreamTarget> targets = encode(*plan_.context, group);
+      plan_.only.push_back(targets.front());
+      if (targets.size() == 1) continue;  // travels with the launch
+      append(targets, plan_.streams[g].targets);
       append(first_tiles, plan_.streams[g].first_tile);
     }
   }
 
   void append_groups() {
+    if (plan_.layout.groups.empty()) return;
     plan_.tables.resize(plan_.layout.groups.size());
     const std::size_t terms = block_.append(plan_.layout.terms);
     for (std::size_t g = 0; g < plan_.tables.size(); ++g) {
@@ -276,8 +280,8 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   char *workspace = products_of(plan, options);
   run_products(plan, workspace, stream);
   for (std::size_t g = 0; g < plan.streams.size(); ++g)
-    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.stream_blocks[g], options.op, multipliers,
-                        stream),
+    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], options.op,
+                        multipliers, stream),
           "launching the streaming kernel");
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),

@@ -15,6 +15,7 @@ struct WeightPlan {
   WeightLayout layout;                                          // the host's copy, for explanations
   void *memory = nullptr;                                       // one allocation for all tables
   std::vector<TargetTable> tables;                              // of layout.groups
+  std::vector<StreamTarget> only;                               // the first of each of layout.streams
   std::vector<StreamTable> streams;                             // of layout.streams
   std::vector<int> stream_blocks;                               // that the device holds at once
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
