@@ -60,6 +60,9 @@ struct LayerCase {
   }
 };
 
+void PrintTo(const Form &form, std::ostream *to) { *to << form.name; }
+void PrintTo(const LayerCase &layer, std::ostream *to) { *to << layer.name; }
+
 const LayerCase kLayers[] = {
     {"linear", LYC_LAYER_LINEAR, {2, 3, 12}, {20, 12}},
     {"linear_square", LYC_LAYER_LINEAR, {70, 8}, {8, 8}},
