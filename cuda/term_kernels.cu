@@ -239,12 +239,30 @@ __device__ __noinline__ Fragment sparse_values(const SparseView &sparse, const S
   return values;
 }
 
+/// R'(W) - W
+__device__ Fragment rotated_values(const TermEntry &term, const Step &step, const Fragment &base,
+                                   const char *workspace) {
+  const TermTarget &target = step.target;
+  const RotatedView &rotated = term.rotated;
+  Fragment values = load_whole(term.p.row, offsets_of(term.p.row, step), workspace);
+  for_each([&](int r, int c) {
+    const Line row = step.row(r), column = step.columns[c];
+    const Line &out = target.out_is_row ? row : column, &side = target.out_is_row ? column : row;
+    const std::int64_t place = rotated.by_out ? out.at[0] : offset_of(side, target.position, kMaxLevels);
+    const bool inside = place >= rotated.begin && place < rotated.end;
+    float &value = values.value[r][c];
+    value = inside ? element(rotated.rescale, out.at[0]) * value - base.value[r][c] : 0.0f;
+  });
+  return values;
+}
+
 __device__ void multiply(Fragment &a, const Fragment &b) {
   for_each([&](int r, int c) { a.value[r][c] *= b.value[r][c]; });
 }
 
 __device__ Fragment term_values(const TermEntry &term, const Step &step, const Fragment &base, const char *workspace) {
   if (term.kind == ops::TermKind::kSparse) return sparse_values(term.sparse, step);
+  if (term.kind == ops::TermKind::kRotation) return rotated_values(term, step, base, workspace);
   if (term.kind == ops::TermKind::kKronecker) {
     Fragment values = kronecker_half(term.p.row, term, step, true, workspace);
     multiply(values, kronecker_half(term.q.row, term, step, false, workspace));
@@ -256,11 +274,13 @@ __device__ Fragment term_values(const TermEntry &term, const Step &step, const F
   return values;
 }
 
-/// D of an adapter.
-__device__ Fragment raw_delta(const TermRun &run, const AdapterEntry &adapter, const Step &step, const Fragment &base) {
+/// D of an adapter, or the sum of its rotations, in which the multiplier is already.
+__device__ Fragment raw_delta(const TermRun &run, const AdapterEntry &adapter, const Step &step, const Fragment &base,
+                              bool rotations) {
   Fragment delta = {};
   for (int t = 0; t < adapter.term_count; ++t) {
     const TermEntry &term = run.tables.terms[adapter.first_term + t];
+    if ((term.kind == ops::TermKind::kRotation) != rotations) continue;
     const float scale = term.coefficient * element(term.scalar, 0);
     const Fragment values = term_values(term, step, base, run.workspace);
     for_each([&](int r, int c) { delta.value[r][c] = fmaf(scale, values.value[r][c], delta.value[r][c]); });
@@ -276,7 +296,11 @@ struct Change {
 
 __device__ void add_change(const TermRun &run, const AdapterEntry &adapter, float m, const Step &step,
                            const Fragment &base, Change &change) {
-  const Fragment delta = raw_delta(run, adapter, step, base);
+  if (adapter.has_rotations) {
+    const Fragment turned = raw_delta(run, adapter, step, base, true);
+    for_each([&](int r, int c) { change.sum.value[r][c] += turned.value[r][c]; });
+  }
+  const Fragment delta = raw_delta(run, adapter, step, base, false);
   if (adapter.dora_axis == ops::DoraAxis::kNone) {
     const float of_delta = adapter.replaces ? 1.0f : m;
     if (adapter.replaces) change.kept -= 1.0f;
@@ -370,7 +394,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   Step step = first_step(target, tile.y_begin, tile.x);
   for (; step.y < tile.y_end; step.y += kRows) {
     const Fragment base = load_weight(target.base, step);
-    const Fragment delta = raw_delta(run, adapter, step, base);
+    const Fragment delta = raw_delta(run, adapter, step, base, false);
     float row_sums[kRows] = {};
     for_each([&](int r, int c) {
       const float value = step.inside(r, c) ? fmaf(v, delta.value[r][c], base.value[r][c]) : 0.0f;
@@ -408,6 +432,181 @@ __global__ void factors_kernel(const __grid_constant__ TermRun run, const __grid
         squares += static_cast<double>(__ldg(partial + piece * task.lines + line));
   reinterpret_cast<DoraFactors *>(run.workspace + adapter.factors)[magnitude] =
       dora_factors(adapter.dora, m, magnitude, squares);
+}
+
+// -- rotations --------------------------------------------------------------------------------------------------------
+
+constexpr int kRotationThreads = 256;
+
+/// Sum over a block of threads, the same for all of them, in an order of its own.
+__device__ float sum_of_block(float value) {
+  __shared__ float partial[kRotationThreads / 32];
+  value = sum_of_warp(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0.0f;
+  for (const float part : partial) sum += part;
+  return sum;
+}
+
+/// Element (i, j) of a block's Q, before its limit.
+__device__ float skew(const RotationTask &task, std::int64_t block, int i, int j) {
+  const int b = task.block_size, low = min(i, j), high = max(i, j);
+  const auto x = [&](int index) {
+    return load_float(task.generators.data, task.generators.dtype,
+                      block * task.generators.stride + index * task.generator_stride);
+  };
+  if (i == j) return 0.0f;
+  const float above = task.storage == ops::Rotation::Storage::kTriangle
+                          ? x(low * b - low * (low + 1) / 2 + high - low - 1)
+                          : x(low * b + high) - x(high * b + low);
+  return (i < j ? task.factor : -task.factor) * above;
+}
+
+__device__ float squares_of_block(const RotationTask &task, std::int64_t block) {
+  const int b = task.block_size;
+  float sum = 0.0f;
+  for (int e = static_cast<int>(threadIdx.x); e < b * b; e += kRotationThreads) {
+    const float q = skew(task, block, e / b, e % b);
+    sum = fmaf(q, q, sum);
+  }
+  return sum;
+}
+
+__global__ void __launch_bounds__(kRotationThreads) squares_kernel(const __grid_constant__ TermRun run) {
+  const RotationTask &task = run.tables.rotations[blockIdx.x];
+  if (task.prepared || task.limited == ops::Rotation::Limit::kNone || task.limited == ops::Rotation::Limit::kBlock)
+    return;
+  float sum = 0.0f;
+  for (std::int64_t block = 0; block < std::int64_t{task.stages} * task.blocks; ++block)
+    sum += squares_of_block(task, block);
+  sum = sum_of_block(sum);
+  if (threadIdx.x == 0) *reinterpret_cast<float *>(run.workspace + task.squares) = sum;
+}
+
+/// What brings |Q| to its limit.
+__device__ float shrink(const RotationTask &task, std::int64_t block, const char *workspace) {
+  constexpr float kTiny = 1e-8f;
+  if (task.limited == ops::Rotation::Limit::kNone) return 1.0f;
+  if (task.limited == ops::Rotation::Limit::kBlock) {
+    const float norm = sqrtf(sum_of_block(squares_of_block(task, block)));
+    return norm > task.limit ? task.limit / norm : 1.0f;
+  }
+  const float norm = sqrtf(*reinterpret_cast<const float *>(workspace + task.squares));
+  if (task.limited == ops::Rotation::Limit::kTogether)
+    return norm + kTiny > task.limit ? task.limit / (norm + kTiny) : 1.0f;
+  return (fminf(norm, task.limit) + kTiny) / (norm + kTiny);
+}
+
+/// c = scale * a * b, or with `add` scale * (a * b + a).
+__device__ void multiply_blocks(float *c, const float *a, const float *b, int size, float scale, bool add) {
+  for (int e = static_cast<int>(threadIdx.x); e < size * size; e += kRotationThreads) {
+    const float *row = a + e / size * size;
+    float sum = add ? row[e % size] : 0.0f;
+    for (int k = 0; k < size; ++k) sum = fmaf(row[k], b[k * size + e % size], sum);
+    c[e] = scale * sum;
+  }
+  __syncthreads();
+}
+
+/// The inverse of I - q by Gauss and Jordan, in place; pivots are never small, since q is skew-symmetric.
+__device__ void invert(float *a, const float *q, int size) {
+  for (int e = static_cast<int>(threadIdx.x); e < size * size; e += kRotationThreads)
+    a[e] = (e / size == e % size ? 1.0f : 0.0f) - q[e];
+  __syncthreads();
+  for (int k = 0; k < size; ++k) {
+    const float pivot = 1.0f / a[k * size + k];
+    __syncthreads();
+    for (int j = static_cast<int>(threadIdx.x); j < size; j += kRotationThreads)
+      a[k * size + j] = (j == k ? 1.0f : a[k * size + j]) * pivot;
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += kRotationThreads)
+      if (i != k) {
+        const float by = a[i * size + k];
+        a[i * size + k] = 0.0f;
+        for (int j = 0; j < size; ++j) a[i * size + j] = fmaf(-by, a[k * size + j], a[i * size + j]);
+      }
+    __syncthreads();
+  }
+}
+
+/// R - I of one block: 2 Q (I - Q)^-1, or the series by Horner's rule.
+__global__ void __launch_bounds__(kRotationThreads)
+    rests_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const RotationTask &task = run.tables.rotations[index];
+  const std::int64_t block = blockIdx.x - schedule.first[index];
+  const int b = task.block_size, size = b * b;
+  auto *rest = reinterpret_cast<float *>(run.workspace + task.rests) + block * size;
+  float *q = reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size, *other = q + size;
+  const float scale = shrink(task, block, run.workspace);
+  for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads)
+    q[e] = scale * skew(task, block, e / b, e % b);
+  __syncthreads();
+  if (task.map == ops::Rotation::Map::kCayley) {
+    invert(other, q, b);
+    multiply_blocks(rest, q, other, b, 2.0f, false);
+    return;
+  }
+  const int terms = task.neumann_terms, last = terms < 3 ? terms - 1 : max(terms, 4) - 1;
+  // sum of w_e Q^e: the innermost is w Q, and each step further out Q (2 I + sum).
+  for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads)
+    rest[e] = last == 0 ? 0.0f : (terms > 2 ? 1.0f : 2.0f) * q[e];
+  __syncthreads();
+  for (int exponent = last - 1; exponent >= 1; --exponent) {
+    for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads) other[e] = 0.5f * rest[e];
+    __syncthreads();
+    multiply_blocks(rest, q, other, b, 2.0f, true);
+  }
+}
+
+/// Which element stands at `position` in the order of a stage.
+__device__ std::int64_t element_at(const RotationTask &task, int stage, std::int64_t position) {
+  if (task.order == ops::Rotation::Order::kPlain) return position;
+  const std::int64_t half = (std::int64_t{task.block_size} << stage) / 2, window = 2 * half;
+  const std::int64_t begin = position / window * window, inside = position - begin;
+  if (task.order == ops::Rotation::Order::kInterleave) return begin + inside % 2 * half + inside / 2;
+  const std::int64_t part = task.block_size / 2, at = inside / part, parts = half / part;
+  return begin + (at % 2 * parts + at / 2) * part + inside % part;
+}
+
+__device__ float weight_at(const RotationTask &task, std::int64_t row, std::int64_t column) {
+  std::int64_t offset = row * task.base_out;
+#pragma unroll
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    offset += column % task.kernel[k] * task.base_kernel[k];
+    column /= task.kernel[k];
+  }
+  return load_float(task.base, task.base_dtype, offset + column * task.base_in);
+}
+
+/// An element for each thread, neighbours of a row in neighbouring threads.
+__global__ void stage_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule,
+                             int stage) {
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const RotationTask &task = run.tables.rotations[index];
+  const float m = multiplier_at(run.multipliers, task.multiplier_index);
+  const int b = task.block_size;
+  const std::int64_t extent = std::int64_t{task.blocks} * b, across = task.by_out ? task.columns : extent;
+  const std::int64_t number = std::int64_t{blockIdx.x - schedule.first[index]} * kTurnedPerBlock + threadIdx.x;
+  if (m == 0.0f || number >= extent * (task.by_out ? task.columns : task.rows)) return;
+  const std::int64_t high = number / across, low = number % across;
+  const std::int64_t position = task.by_out ? high : low, line = task.by_out ? low : high;
+  const auto *before = reinterpret_cast<const float *>(run.workspace + task.turned[(stage + 1) % 2]);
+  const auto place_of = [&](std::int64_t at) { return task.begin + element_at(task, stage, at); };
+  const auto value_at = [&](std::int64_t place) {
+    const std::int64_t row = task.by_out ? place : line, column = task.by_out ? line : place;
+    return stage == 0 ? weight_at(task, row, column) : before[row * task.columns + column];
+  };
+  const float *rests = task.prepared ? task.prepared : reinterpret_cast<const float *>(run.workspace + task.rests);
+  const float *rest = rests + (std::int64_t{stage} * task.blocks + position / b) * b * b + position % b * b;
+  float sum = 0.0f;
+  for (int i = 0; i < b; ++i) sum = fmaf(__ldg(rest + i), value_at(place_of(position / b * b + i)), sum);
+  const std::int64_t place = place_of(position);
+  const std::int64_t row = task.by_out ? place : line, column = task.by_out ? line : place;
+  reinterpret_cast<float *>(run.workspace + task.turned[stage % 2])[row * task.columns + column] =
+      fmaf(m, sum, value_at(place));
 }
 
 // -- contractions -----------------------------------------------------------------------------------------------------
@@ -493,6 +692,15 @@ cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, cudaStrea
 
 cudaError_t launch_factors(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {
   return launch(factors_kernel, schedule.pieces, kMagnitudesPerBlock, stream, run, schedule);
+}
+
+cudaError_t launch_rotations(const TermRun &run, int rotations, const Schedule &blocks, cudaStream_t stream) {
+  const cudaError_t status = launch(squares_kernel, static_cast<unsigned>(rotations), kRotationThreads, stream, run);
+  return status == cudaSuccess ? launch(rests_kernel, blocks.pieces, kRotationThreads, stream, run, blocks) : status;
+}
+
+cudaError_t launch_stage(const TermRun &run, const Schedule &schedule, int stage, cudaStream_t stream) {
+  return launch(stage_kernel, schedule.pieces, kTurnedPerBlock, stream, run, schedule, stage);
 }
 
 cudaError_t launch_terms(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {

@@ -24,6 +24,12 @@ cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, cudaStrea
 /// From those to the factors of each magnitude.
 cudaError_t launch_factors(const TermRun &run, const Schedule &schedule, cudaStream_t stream);
 
+/// |Q| of all rotations, then R - I of each stage and block.
+cudaError_t launch_rotations(const TermRun &run, int rotations, const Schedule &blocks, cudaStream_t stream);
+
+/// Turn the weight by one stage of all rotations that have it.
+cudaError_t launch_stage(const TermRun &run, const Schedule &schedule, int stage, cudaStream_t stream);
+
 /// Everything else, and the store.
 cudaError_t launch_terms(const TermRun &run, const Schedule &schedule, cudaStream_t stream);
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
+#include <utility>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -134,7 +134,10 @@ class TargetBuilder {
     entry.replaces = adapter.replaces;
     if (adapter.replaces) need_base("a term that replaces the weight");
     if (adapter.dora_axis != ops::DoraAxis::kNone) add_norms(adapter, entry);
-    for (std::int32_t t = 0; t < adapter.term_count; ++t) add_term(batch_.terms[adapter.first_term + t]);
+    for (std::int32_t t = 0; t < adapter.term_count; ++t)
+      entry.has_rotations |= batch_.terms[adapter.first_term + t].kind == TermKind::kRotation;
+    for (std::int32_t t = 0; t < adapter.term_count; ++t)
+      add_term(batch_.terms[adapter.first_term + t], adapter.multiplier_index);
     layout_.adapters.push_back(entry);
   }
 
@@ -162,7 +165,7 @@ class TargetBuilder {
     layout_.magnitudes.add(ceil_div(magnitudes, kMagnitudesPerBlock));
   }
 
-  void add_term(const ops::Term &term) {
+  void add_term(const ops::Term &term, std::int32_t multiplier_index) {
     TermEntry entry{};
     entry.kind = term.kind;
     entry.coefficient = static_cast<float>(term.coefficient);
@@ -193,9 +196,75 @@ class TargetBuilder {
         entry.p = frame_.product(products_.right_of(target_.base, term.p, weight_));
         break;
       case TermKind::kRotation:
-        fail(LYC_ERROR_UNSUPPORTED, "the CUDA back end does not compute rotations (OFT, BOFT) yet");
+        need_base("a rotation");
+        add_rotation(batch_.rotations[term.rotation], term.row_begin, multiplier_index, entry);
     }
     layout_.terms.push_back(entry);
+  }
+
+  void add_rotation(const ops::Rotation &rotation, std::int64_t row_begin, std::int32_t multiplier_index,
+                    TermEntry &entry) {
+    const bool by_out = rotation.axis == ops::Rotation::Axis::kOut;
+    const std::int64_t columns = weight_.in * weight_.kernel_size(), lines = by_out ? weight_.out : columns;
+    require(rotation.begin >= 0 && rotation.begin + rotation.extent() <= lines, "a rotation of ", rotation.extent(),
+            " elements from ", rotation.begin, " on, along an axis of ", lines);
+    require(rotation.stages >= 1 && rotation.stages <= kMaxStages, "a rotation of ", rotation.stages, " stages");
+    const Operand &x = rotation.generators, &base = target_.base;
+    RotationTask task{};
+    task.storage = rotation.storage;
+    task.map = rotation.map;
+    task.order = rotation.order;
+    task.limited = rotation.limited;
+    task.neumann_terms = rotation.neumann_terms;
+    task.stages = rotation.stages;
+    task.blocks = narrow(rotation.blocks, "the number of blocks");
+    task.block_size = narrow(rotation.block_size, "a block's size");
+    task.by_out = by_out;
+    task.multiplier_index = multiplier_index;
+    task.begin = rotation.begin;
+    task.factor = static_cast<float>(rotation.factor);
+    task.limit = static_cast<float>(rotation.limit);
+    const std::int64_t matrices = rotation.stages * rotation.blocks, size = rotation.block_size * rotation.block_size;
+    if (rotation.prepared.data) {
+      require(rotation.prepared.dtype == LYC_DTYPE_F32, "prepared rotations must be f32");
+      task.prepared = static_cast<const float *>(rotation.prepared.data);
+    } else {
+      check(x, "generators");
+      task.generators = vector_of(x);
+      task.generator_stride = x.stride_in;
+      task.rests = products_.reserve(matrices * size);
+      task.scratch = products_.reserve(2 * matrices * size);
+      task.squares = products_.reserve(1);
+    }
+    for (std::uint64_t &turned : task.turned) turned = products_.reserve(weight_.numel());
+    task.base = base.data;
+    task.base_dtype = base.dtype;
+    task.base_out = base.stride_out;
+    task.base_in = base.stride_in;
+    for (int k = 0; k < ops::kMaxKernelDims; ++k) {
+      task.base_kernel[k] = base.stride_kernel[k];
+      task.kernel[k] = narrow(base.kernel[k], "a kernel");
+    }
+    task.rows = weight_.out;
+    task.columns = columns;
+    layout_.rotations.push_back(task);
+    layout_.rotation_blocks.add(rotation.prepared.data ? 0 : matrices);
+    layout_.stages.resize(std::max<std::size_t>(layout_.stages.size(), static_cast<std::size_t>(rotation.stages)));
+
+    Operand turned = weight_;
+    turned.data = reinterpret_cast<void *>(task.turned[(rotation.stages - 1) % 2]);
+    turned.dtype = LYC_DTYPE_F32;
+    turned.stride_out = columns;
+    turned.stride_in = weight_.kernel_size();
+    std::int64_t step = 1;
+    for (int k = ops::kMaxKernelDims - 1; k >= 0; --k)
+      turned.stride_kernel[k] = std::exchange(step, step * turned.kernel[k]);
+    entry.p.row = frame_.view({turned, true});
+    entry.rotated = {by_out, rotation.begin, rotation.begin + rotation.extent(), vector_of(rotation.rescale)};
+    if (rotation.rescale.data)
+      entry.rotated.rescale.data =
+          static_cast<char *>(rotation.rescale.data) +
+          row_begin * rotation.rescale.stride_out * static_cast<std::int64_t>(dtype_size(rotation.rescale.dtype));
   }
 
   void need_base(const char *what) {
@@ -240,6 +309,17 @@ class TargetBuilder {
 };
 
 }  // namespace
+
+/// Every stage has an entry for every rotation.
+TermLayout TermLayoutBuilder::take() {
+  for (std::size_t stage = 0; stage < layout_.stages.size(); ++stage)
+    for (const RotationTask &task : layout_.rotations) {
+      const std::int64_t turned =
+          std::int64_t{task.blocks} * task.block_size * (task.by_out ? task.columns : task.rows);
+      layout_.stages[stage].add(static_cast<int>(stage) < task.stages ? ceil_div(turned, kTurnedPerBlock) : 0);
+    }
+  return std::move(layout_);
+}
 
 void TermLayoutBuilder::add(const ops::WeightTarget &target) {
   TargetBuilder(batch_, target, products_, layout_).build();

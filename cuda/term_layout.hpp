@@ -13,6 +13,9 @@ struct TermLayout {
   std::vector<AdapterEntry> adapters;
   std::vector<TermEntry> terms;
   std::vector<NormTask> norms;
+  std::vector<RotationTask> rotations;
+  PieceCounter rotation_blocks;      // a piece for each stage and block
+  std::vector<PieceCounter> stages;  // of each stage, an entry for each rotation: none where it has fewer
   PieceCounter tiles, norm_tiles, magnitudes;
   bool reads_base = false;  // also for a difference
 };
@@ -23,7 +26,7 @@ class TermLayoutBuilder {
   TermLayoutBuilder(const ops::WeightBatch &batch, Products &products) : batch_(batch), products_(products) {}
 
   void add(const ops::WeightTarget &target);
-  TermLayout take() { return std::move(layout_); }
+  TermLayout take();
 
  private:
   const ops::WeightBatch &batch_;

@@ -35,6 +35,14 @@ struct SparseView {
   Vector row_starts, columns, values;
 };
 
+/// A rotated weight, [O, I * K] in float32 in the workspace, as ProductView::row of its term has it; outside
+/// [begin, end) along its axis the term is 0.
+struct RotatedView {
+  std::int32_t by_out;
+  std::int64_t begin, end;
+  Vector rescale;
+};
+
 struct TermEntry {
   ops::TermKind kind;
   float coefficient;
@@ -42,6 +50,7 @@ struct TermEntry {
   ProductView p, q;
   Split rows, columns;  // kKronecker
   SparseView sparse;
+  RotatedView rotated;
 };
 
 /// What DoRA makes of a magnitude's line: the change is x * (v * D + w * W) + y * W. Where x is large, D and W may
@@ -55,7 +64,7 @@ struct AdapterEntry {
   std::int32_t first_term, term_count;
   std::int32_t multiplier_index;
   ops::DoraAxis dora_axis;
-  std::int32_t replaces;
+  std::int32_t replaces, has_rotations;
   DoraParameters dora;
   std::int32_t magnitude_rows;   // 1: magnitudes belong to rows, 0: to columns
   std::int32_t magnitude_level;  // the level of that axis which counts magnitudes
@@ -91,6 +100,30 @@ struct Contraction {
   std::int64_t result_a, result_b, result_kernel[ops::kMaxKernelDims];
 };
 
+/// R - I of all stages and blocks, and what they make of a weight, stage after stage.
+struct RotationTask {
+  ops::Rotation::Storage storage;
+  ops::Rotation::Map map;
+  ops::Rotation::Order order;
+  ops::Rotation::Limit limited;
+  std::int32_t neumann_terms, stages, blocks, block_size;
+  std::int32_t by_out;
+  std::int32_t multiplier_index;
+  std::int64_t begin;
+  float factor, limit;
+  Vector generators;              // of a block, from block to block
+  std::int64_t generator_stride;  // from element to element
+  const float *prepared;          // R - I; null = computed into `rests`
+  std::uint64_t rests, scratch;   // offsets into the workspace; scratch: two matrices for each stage and block
+  std::uint64_t squares;          // |Q|^2 over all stages and blocks
+  std::uint64_t turned[2];        // stage t goes into t % 2
+  const void *base;
+  lyc_dtype base_dtype;
+  std::int64_t base_out, base_in, base_kernel[ops::kMaxKernelDims];
+  std::int32_t kernel[ops::kMaxKernelDims];
+  std::int64_t rows, columns;
+};
+
 /// Work of one kind, cut into pieces that are numbered through: entry e has those from first[e] on.
 struct Schedule {
   const std::uint32_t *first;
@@ -104,11 +137,14 @@ struct TermTables {
   const TermEntry *terms;
   const NormTask *norms;
   const Contraction *contractions;
+  const RotationTask *rotations;  // those of most stages first
 };
 
 inline constexpr int kContractionTile = 32;  // a and k together, and b, that a block computes
 inline constexpr int kNormRows = 64;         // rows whose squares a warp sums
 inline constexpr int kTermTileRows = 32;     // rows of a tile, a warp's piece of work, 64 columns wide
+inline constexpr int kTurnedPerBlock = 256;  // elements of a stage
+inline constexpr int kMaxStages = 24;
 inline constexpr int kMagnitudesPerBlock = 256;
 inline constexpr int kContractionStages = 2;  // the second one reads what the first one wrote
 

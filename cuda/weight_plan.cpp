@@ -157,6 +157,11 @@ class Uploader {
     append(others.tiles, plan_.tiles);
     append(others.norm_tiles, plan_.norms);
     append(others.magnitudes, plan_.magnitudes);
+    append(others.rotations, plan_.terms.rotations);
+    append(others.rotation_blocks, plan_.rotation_blocks);
+    plan_.stages.resize(others.stages.size());
+    for (std::size_t stage = 0; stage < others.stages.size(); ++stage)
+      append(others.stages[stage], plan_.stages[stage]);
   }
 
   void append_products() {
@@ -184,6 +189,8 @@ void describe_run(WeightPlan &plan) {
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
+  if (plan.rotation_blocks.pieces > 0) plan.info.launches += 2;
+  for (const Schedule &schedule : plan.stages) plan.info.launches += schedule.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
   plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
@@ -232,6 +239,11 @@ void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers
 }
 
 void run_others(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
+  if (plan.rotation_blocks.pieces > 0)
+    check(launch_rotations(run, plan.rotation_blocks.count, plan.rotation_blocks, stream), "launching rotations");
+  for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
+    if (plan.stages[stage].pieces > 0)
+      check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), stream), "launching rotations");
   if (plan.norms.pieces > 0) {
     check(launch_norms(run, plan.norms, stream), "launching norms");
     check(launch_factors(run, plan.magnitudes, stream), "launching norms");

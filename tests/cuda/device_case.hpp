@@ -65,6 +65,9 @@ class DeviceCase {
     for (ops::Term &term : terms_) place(term);
     adapters_.assign(host.adapters, host.adapters + host.adapter_count);
     for (ops::Adapter &adapter : adapters_) place(adapter.magnitude);
+    rotations_.assign(host.rotations, host.rotations + host.rotation_count);
+    for (ops::Rotation &rotation : rotations_)
+      for (ops::Operand *operand : {&rotation.generators, &rotation.rescale, &rotation.prepared}) place(*operand);
     targets_.assign(host.targets, host.targets + host.target_count);
     for (ops::WeightTarget &target : targets_) place(target.base);
     for (ops::WeightTarget &target : targets_) place(target.out, /*poison=*/true);
@@ -75,6 +78,7 @@ class DeviceCase {
     batch.targets = targets_.data();
     batch.adapters = adapters_.data();
     batch.terms = terms_.data();
+    batch.rotations = rotations_.data();
     return batch;
   }
 
@@ -143,6 +147,7 @@ class DeviceCase {
   ops::WeightBatch host_;
   std::vector<ops::Term> terms_;
   std::vector<ops::Adapter> adapters_;
+  std::vector<ops::Rotation> rotations_;
   std::vector<ops::WeightTarget> targets_;
   std::map<const void *, DeviceMemory> memory_;
 };

@@ -185,6 +185,17 @@ TEST_F(Gpu, EachFormMatchesTheReference) {
         }
 }
 
+TEST_F(Gpu, RandomRotationsMatchTheReference) {
+  for (std::uint64_t seed = 0; seed < 4; ++seed) {
+    Random random(600 + seed);
+    WeightCase c(610 + seed);
+    for (int t = 0; t < 24; ++t) c.add(random_target(random, /*rotations=*/true));
+    SCOPED_TRACE(seed);
+    expect_reference(c, WeightOp::kMerge);
+    expect_reference(c, WeightOp::kDiff);
+  }
+}
+
 TermChoice choice_of(ops::TermKind kind, std::int64_t rank = 16) {
   TermChoice term;
   term.kind = kind;

@@ -257,7 +257,6 @@ TEST_F(Layout, RefusesByName) {
     }
     return std::string("no error");
   };
-  EXPECT_THAT(message([](WeightCase &c) { c.terms()[0].kind = ops::TermKind::kRotation; }), HasSubstr("rotations"));
   EXPECT_THAT(message([](WeightCase &c) { c.targets()[0].base.dtype = LYC_DTYPE_F8_E4M3; }), HasSubstr("f8_e4m3"));
 }
 
