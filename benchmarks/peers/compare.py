@@ -15,9 +15,12 @@ import sys
 import time
 
 import torch
+from lycoris.modules.glora import GLoRAModule
+from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
+from lycoris.modules.tlora import TLoraModule
 
 THREADS = 2
 REPEATS = 15
@@ -32,7 +35,16 @@ METHODS = {  # as lycoris_weight_bench calls them
     "lokr f16": (LokrModule, dict(lora_dim=WHOLE, alpha=8, factor=16, full_matrix=True)),
     "lokr f16 r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16)),
     "dora out locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
+    "dora in locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=False)),
+    "ia3 out": (IA3Module, dict()),
+    "ia3 in": (IA3Module, dict(train_on_input=True)),
+    "glora r16": (GLoRAModule, dict(lora_dim=16, alpha=8)),
+    "tlora r16": (TLoraModule, dict(lora_dim=16, alpha=8, use_data_init=False)),
+    "locon tucker r16": (LoConModule, dict(lora_dim=16, alpha=8, use_tucker=True)),
+    "loha tucker r16": (LohaModule, dict(lora_dim=16, alpha=8, use_tucker=True)),
+    "lokr f16 tucker r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16, use_tucker=True)),
 }
+NARROW = {"tlora r16"}  # that the peer has for linear layers in float32 only
 LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<shape>\d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<op>merge|diff)"
                   r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
 
@@ -75,6 +87,8 @@ def main(program, pattern):
     print(f"{'method':<19} {'shape':<14} {'type':<5} {'op':<6} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
     for (method, shape, dtype, op), (milliseconds, share) in ours.items():
         if method not in METHODS or shape not in SHAPES:
+            continue
+        if method in NARROW and (len(SHAPES[shape]) > 2 or dtype != "f32"):
             continue
         best, median = peer_times(method, SHAPES[shape], DTYPES[dtype], op)
         print(f"{method:<19} {shape:<14} {dtype:<5} {op:<6} {milliseconds:8.2f} {share:4d} % {best:8.2f} {median:8.2f} "
