@@ -19,7 +19,14 @@ TEST(Norm, Delta) {
 
 TEST(Norm, RefusesByName) {
   EXPECT_THAT(refusal(kId, {{"w_norm", {}}}), HasSubstr("w_norm is a scalar"));
-  EXPECT_THAT(refusal(kId, {{"w_norm", {6, 2}}}), HasSubstr("w_norm has values 12, its first axis has 6"));
+}
+
+TEST(Norm, SeveralAxes) {  // LayerNorm over more than the last one
+  const algo::DeltaShape shape = describe(kId, {{"w_norm", {6, 2}}});
+  EXPECT_EQ(shape.out, 6);
+  EXPECT_EQ(shape.columns, 2);
+  const Filled f(Shapes{{"w_norm", {6, 2}}});
+  expect_delta(kId, f, {6, 2, {}}, [&](auto o, auto i, auto) { return f("w_norm", o * 2 + i); });
 }
 
 }  // namespace

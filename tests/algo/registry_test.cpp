@@ -19,7 +19,8 @@ TEST(Registry, Aliases) {
   EXPECT_EQ(find_algorithm("lora")->id, LYC_ALGO_LOCON);
   EXPECT_EQ(find_algorithm("kron")->id, LYC_ALGO_LOKR);
   EXPECT_EQ(find_algorithm("diff")->id, LYC_ALGO_FULL);
-  for (const char *name : {"", "LOCON", "oft", "lora "}) EXPECT_EQ(find_algorithm(name), nullptr) << name;
+  EXPECT_EQ(find_algorithm("diag-oft")->id, LYC_ALGO_OFT);
+  for (const char *name : {"", "LOCON", "glokr", "lora "}) EXPECT_EQ(find_algorithm(name), nullptr) << name;
 }
 
 TEST(Registry, TensorsTellTheFamily) {
@@ -28,7 +29,10 @@ TEST(Registry, TensorsTellTheFamily) {
       {"hada_w2_b", LYC_ALGO_LOHA},       {"lokr_w1", LYC_ALGO_LOKR},
       {"lokr_w2_a", LYC_ALGO_LOKR},       {"diff", LYC_ALGO_FULL},
       {"diff_b", LYC_ALGO_FULL},          {"w_norm", LYC_ALGO_NORM},
-      {"b_norm", LYC_ALGO_NORM}};
+      {"b_norm", LYC_ALGO_NORM},          {"on_input", LYC_ALGO_IA3},
+      {"a1.weight", LYC_ALGO_GLORA},      {"lambda_layer", LYC_ALGO_TLORA},
+      {"oft_R.weight", LYC_ALGO_OFT},     {"boft_R", LYC_ALGO_BOFT},
+      {"set_weight", LYC_ALGO_REPLACE}};
   for (const auto &[name, id] : cases) {
     const algo::Algorithm *found = algo::recognise(Filled(Shapes{{name, {2, 2}}}).factors);
     ASSERT_NE(found, nullptr) << name;
