@@ -19,15 +19,10 @@ __device__ inline const char *address_of(const void *data, lyc_dtype dtype, std:
   return static_cast<const char *>(data) + (offset << (dtype == LYC_DTYPE_F32 ? 2 : 1));
 }
 
-/// An element of what no kernel of this launch writes. Predicates in the place of branches, so that the loads of many
-/// elements are under way together.
+/// An element of what no kernel of this launch writes.
 __device__ inline float load_float(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  std::uint32_t bits;
-  asm("{\n .reg .pred wide;\n setp.ne.s32 wide, %2, 0;\n"
-      " @wide ld.global.nc.b32 %0, [%1];\n @!wide ld.global.nc.u16 %0, [%1];\n}"
-      : "=r"(bits)
-      : "l"(address_of(data, dtype, offset)), "r"(static_cast<int>(dtype == LYC_DTYPE_F32)));
-  return to_float(bits, dtype);
+  if (dtype == LYC_DTYPE_F32) return __ldg(static_cast<const float *>(data) + offset);
+  return to_float(__ldg(static_cast<const unsigned short *>(data) + offset), dtype);
 }
 
 /// Of a vector that may be absent.
