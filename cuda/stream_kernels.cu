@@ -125,7 +125,10 @@ class Cursor {
   __device__ bool at_end() const { return tile_ == end_; }
   __device__ bool on_columns() const { return column_slot_ < kColumnSlots<kChunks>; }
   __device__ int column_slot() const { return column_slot_; }
+  /// Only its maps are for use: what else there is to know was read on entering.
   __device__ const StreamTarget &target() const { return *target_; }
+  __device__ int chunk_count() const { return chunk_count_; }
+  __device__ const StreamChunk &chunk(int c) const { return chunks_[c]; }
   __device__ int index() const { return index_; }
   __device__ int x() const { return strip_ * kStreamColumns; }
   __device__ int y() const { return row_tile_ * kStreamRows; }
@@ -147,19 +150,31 @@ class Cursor {
  private:
   __device__ void enter(int index, int local) {
     index_ = index;
-    target_ = p_.table.targets ? &p_.table.targets[index] : &p_.only;
-    columns_ = target_->columns;
-    strips_ = target_->strips;
-    row_tiles_ = target_->row_tiles;
+    // Not one load by either address: that of a parameter alone is as near as a register.
+    if (p_.table.targets)
+      read(p_.table.targets[index]);
+    else
+      read(p_.only);
     strip_ = local / row_tiles_;
     row_tile_ = local % row_tiles_;
     column_slot_ = 0;
   }
 
+  __device__ void read(const StreamTarget &target) {
+    target_ = &target;
+    columns_ = target.columns;
+    strips_ = target.strips;
+    row_tiles_ = target.row_tiles;
+    chunk_count_ = target.chunk_count;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) chunks_[c] = target.chunks[c];
+  }
+
   const Parameters &p_;
   const StreamTarget *target_;
   std::uint32_t tile_, end_;
-  int index_, columns_, strips_, row_tiles_, strip_, row_tile_, column_slot_;
+  int index_, columns_, strips_, row_tiles_, chunk_count_, strip_, row_tile_, column_slot_;
+  StreamChunk chunks_[kChunks];
 };
 
 struct Ring {
@@ -175,39 +190,42 @@ struct Ring {
 
 template <int kChunks>
 __device__ void load_columns(const Ring &ring, unsigned item, const Cursor<kChunks> &at) {
-  const StreamTarget &target = at.target();
   const int first = at.column_slot() * kColumnSlotChunks, boxes = at.boxes();
-  const int chunks = max(0, min(kColumnSlotChunks, target.chunk_count - first));
+  const int chunks = max(0, min(kColumnSlotChunks, at.chunk_count() - first));
   const Barrier full = ring.full(item);
   full.arrive_expecting(chunks * boxes * kColumnChunkBytes);
-  std::uint32_t to = shared_address(ring.slot(item, kSlotBytes<kChunks>));
-  for (int c = first; c < first + chunks; ++c) {
-    const StreamChunk chunk = target.chunks[c];
-    const TensorMap &map = target.column[chunk.product];
-    for (int box = 0; box < kBoxes; ++box, to += kColumnChunkBytes) {
+  const std::uint32_t to = shared_address(ring.slot(item, kSlotBytes<kChunks>));
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    if (c < first || c >= first + chunks) continue;
+    const StreamChunk &chunk = at.chunk(c);
+    const TensorMap &map = at.target().column[chunk.product];
+    const int rank = chunk.first_rank * kChunkRanks;
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
       if (box >= boxes) continue;
-      const int x = at.x() + box * kBoxColumns, rank = chunk.first_rank * kChunkRanks;
-      copy_in(to, map, chunk.column_transposed ? rank : x, chunk.column_transposed ? x : rank, full);
+      const int x = at.x() + box * kBoxColumns;
+      copy_in(to + ((c - first) * kBoxes + box) * kColumnChunkBytes, map, chunk.column_transposed ? rank : x,
+              chunk.column_transposed ? x : rank, full);
     }
   }
 }
 
 template <int kChunks>
 __device__ void load_tile(const Ring &ring, unsigned item, const Cursor<kChunks> &at, bool has_base) {
-  const StreamTarget &target = at.target();
-  const int boxes = has_base ? at.boxes() : 0, chunks = target.chunk_count;
+  const int boxes = has_base ? at.boxes() : 0, chunks = at.chunk_count();
   const Barrier full = ring.full(item);
   full.arrive_expecting(boxes * kBoxBytes + chunks * kRowChunkBytes);
   const std::uint32_t to = shared_address(ring.slot(item, kSlotBytes<kChunks>));
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box)
-    if (box < boxes) copy_in(to + box * kBoxBytes, target.base, at.x() + box * kBoxColumns, at.y(), full);
+    if (box < boxes) copy_in(to + box * kBoxBytes, at.target().base, at.x() + box * kBoxColumns, at.y(), full);
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     if (c >= chunks) continue;
-    const StreamChunk chunk = target.chunks[c];
+    const StreamChunk &chunk = at.chunk(c);
     const int rank = chunk.first_rank * kChunkRanks;
-    copy_in(to + kTileBytes + c * kRowChunkBytes, target.row[chunk.product], chunk.row_transposed ? at.y() : rank,
+    copy_in(to + kTileBytes + c * kRowChunkBytes, at.target().row[chunk.product], chunk.row_transposed ? at.y() : rank,
             chunk.row_transposed ? rank : at.y(), full);
   }
 }
@@ -467,7 +485,8 @@ __device__ void compute(const Parameters &p, const Ring &ring, int warp) {
   int entered = -1;
   unsigned item = 0;
   for (Cursor<kChunks> at(p); !at.at_end(); ++item, at.next()) {
-    if (at.index() != entered) worker.enter(at.target());
+    if (at.index() != entered && p.table.targets) worker.enter(p.table.targets[at.index()]);
+    if (at.index() != entered && !p.table.targets) worker.enter(p.only);
     entered = at.index();
     char *slot = ring.slot(item, kSlotBytes<kChunks>);
     ring.full(item).wait(item / kSlots);
