@@ -631,7 +631,7 @@ class TargetRun {
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
         if (t_.changes_weight)
           change_tile(row, c, worker);
-        else if (direct() && !streams_ && height(row) == kTileRows && span(c) % kPanel == 0)
+        else if (direct() && height(row) == kTileRows && span(c) % kPanel == 0)
           merge_product(row, c, worker);
         else
           compute_tile(row, c, worker);
