@@ -17,9 +17,7 @@ TEST(Norm, Delta) {
   expect_delta(kId, f, {6, 1, {}}, [&](auto o, auto, auto) { return f("w_norm", o); });
 }
 
-TEST(Norm, RefusesByName) {
-  EXPECT_THAT(refusal(kId, {{"w_norm", {}}}), HasSubstr("w_norm is a scalar"));
-}
+TEST(Norm, RefusesByName) { EXPECT_THAT(refusal(kId, {{"w_norm", {}}}), HasSubstr("w_norm is a scalar")); }
 
 TEST(Norm, SeveralAxes) {  // LayerNorm over more than the last one
   const algo::DeltaShape shape = describe(kId, {{"w_norm", {6, 2}}});

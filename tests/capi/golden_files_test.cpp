@@ -27,12 +27,28 @@ Case read_case(const std::string &name) {
   return c;
 }
 
+/// The values of a tensor with zeros at the end of each axis, up to `shape`.
+std::vector<double> padded(const Tensor &tensor, const std::vector<int64_t> &shape) {
+  std::vector<double> result(static_cast<std::size_t>(Tensor(shape, tensor.dtype).count()));
+  for (int64_t from = 0; from < tensor.count(); ++from) {
+    int64_t to = 0, rest = from, inside = 1;
+    for (std::size_t axis = shape.size(); axis-- > 0; inside *= shape[axis]) {
+      to += rest % tensor.shape[axis] * inside;
+      rest /= tensor.shape[axis];
+    }
+    result[static_cast<std::size_t>(to)] = tensor.get(from);
+  }
+  return result;
+}
+
 /// The programs computed in float32: up to 6e-6 of the change, by golden/files/README.md, and the rounding of the sum.
 void expect_merged(const Case &c, const Tensors &merged) {
   for (const auto &[name, base] : c.base) {
     SCOPED_TRACE(name);
     ASSERT_TRUE(merged.count(name));
-    const std::vector<double> before = base.values(), want = difference(c.expected.at(name).values(), before);
+    ASSERT_EQ(merged.at(name).shape, c.expected.at(name).shape);
+    const std::vector<double> before = padded(base, merged.at(name).shape),
+                              want = difference(c.expected.at(name).values(), before);
     EXPECT_TRUE(near(difference(merged.at(name).values(), before), want, {1e-5, 0x1p-23}));
   }
 }

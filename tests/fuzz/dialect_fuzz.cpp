@@ -97,7 +97,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
       adapter.push_back(parse_row(line));
   }
   const std::vector<TensorEntry> tensors = entries_of(adapter), weights = entries_of(base);
-  const AdapterKeys keys = {tensors, metadata, [&](std::size_t index, std::int64_t first, std::int64_t count) {
+  const AdapterKeys keys = {tensors, metadata,
+                            [&](std::size_t index, std::int64_t first, std::int64_t count) {
                               const TensorEntry &tensor = tensors[index];
                               check(first >= 0 && count >= 0 && first + count <= tensor.dim(0));
                               std::int64_t width = 1;

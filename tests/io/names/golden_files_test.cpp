@@ -71,11 +71,10 @@ TEST_P(GoldenFile, KeysAreUsedAndLayersFound) {
   const test::SoundFile adapter(folder_ / "adapter.safetensors"), base(folder_ / "base.safetensors"),
       expected(folder_ / "expected.safetensors");
   const auto tensors = adapter.table().entries(), weights = base.table().entries();
-  const AdapterKeys keys = {tensors, adapter.metadata(),
-                            [&](std::size_t index, std::int64_t first, std::int64_t count) {
-                              return adapter.read_rows(index, first, count);
-                            },
-                            family_suffixes()};
+  const AdapterKeys keys = {
+      tensors, adapter.metadata(),
+      [&](std::size_t index, std::int64_t first, std::int64_t count) { return adapter.read_rows(index, first, count); },
+      family_suffixes()};
   const Dialect &dialect = find_dialect(keys);
   ASSERT_TRUE(kDialectOf.at(kind_).count(std::string(dialect.name))) << dialect.name;
   if (dialect.read == nullptr) {
@@ -143,11 +142,11 @@ TEST(GoldenFiles, SplitProjectionsKeepTheScaleOfOnePart) {
   const auto parts = [&](const char *name) {
     const test::SoundFile adapter(*golden / "files" / name / "adapter.safetensors");
     const auto tensors = adapter.table().entries();
-    const AdapterRecords records =
-        read_adapter({tensors, adapter.metadata(), [&](std::size_t index, std::int64_t first, std::int64_t count) {
-                        return adapter.read_rows(index, first, count);
-                      },
-                      family_suffixes()});
+    const AdapterRecords records = read_adapter({tensors, adapter.metadata(),
+                                                 [&](std::size_t index, std::int64_t first, std::int64_t count) {
+                                                   return adapter.read_rows(index, first, count);
+                                                 },
+                                                 family_suffixes()});
     std::map<std::string, int> found;
     for (const LayerRecord &record : records.layers)
       if (record.scale_divisor_parts != 1) found[record.layer] = record.scale_divisor_parts;
