@@ -27,11 +27,11 @@ constexpr int kRowChunkBytes = kStreamRows * kChunkRanks * 2;
 constexpr int kColumnChunkBytes = kBoxColumns * kChunkRanks * 2;  // of one box
 constexpr int kSwizzleAlignment = 1024;
 
-/// Computing warps, which share a tile's columns: as many as it takes to have their factors in registers.
-template <int kChunks>
-constexpr int kWarps = kChunks == 4 ? 8 : 4;
-template <int kChunks>
-constexpr int kThreads = (kWarps<kChunks> + 1) * 32;
+/// Computing warps, which share a tile's columns: as many as it takes to have factors and sums in registers.
+template <int kChunks, StreamForm kForm>
+constexpr int kWarps = kChunks == 4 || kForm == StreamForm::kHadamard ? 8 : 4;
+template <int kChunks, StreamForm kForm>
+constexpr int kThreads = (kWarps<kChunks, kForm> + 1) * 32;
 
 template <int kChunks>
 constexpr int kSlotBytes = kTileBytes + kChunks *kRowChunkBytes;
@@ -346,7 +346,7 @@ struct F16 {
 /// What one warp adds to its columns of every tile.
 template <int kChunks, StreamForm kForm, bool kBf16Factors>
 class Worker {
-  static constexpr int kColumns = kStreamColumns / kWarps<kChunks>;
+  static constexpr int kColumns = kStreamColumns / kWarps<kChunks, kForm>;
   static constexpr int kPairs = kColumns / 8;  // n tiles of mma.m16n8k16
 
   /// 16 rows of the warp's columns in the fragments of mma's operand C.
@@ -505,7 +505,7 @@ __device__ void compute(const Parameters &p, const Ring &ring, int warp) {
 #endif
 
 template <int kChunks, StreamForm kForm, bool kBf16Factors>
-__global__ void __launch_bounds__(kThreads<kChunks>) stream_kernel(const __grid_constant__ Parameters p) {
+__global__ void __launch_bounds__(kThreads<kChunks, kForm>) stream_kernel(const __grid_constant__ Parameters p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ char raw[];
   __shared__ alignas(8) std::uint64_t barriers[2 * kSlots];
@@ -514,13 +514,13 @@ __global__ void __launch_bounds__(kThreads<kChunks>) stream_kernel(const __grid_
   if (threadIdx.x == 0) {
     for (unsigned s = 0; s < kSlots; ++s) {
       ring.full(s).init(1);
-      ring.computed(s).init(kWarps<kChunks>);
+      ring.computed(s).init(kWarps<kChunks, kForm>);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp < kWarps<kChunks>)
+  if (warp < kWarps<kChunks, kForm>)
     compute<kChunks, kForm, kBf16Factors>(p, ring, warp);
   else if (threadIdx.x % 32 == 0)
     feed<kChunks>(p, ring);
@@ -536,7 +536,7 @@ struct Instance {
 template <int kChunks, StreamForm kForm, bool kBf16Factors>
 constexpr Instance kInstance = {{kChunks, kForm, kBf16Factors},
                                 stream_kernel<kChunks, kForm, kBf16Factors>,
-                                kThreads<kChunks>,
+                                kThreads<kChunks, kForm>,
                                 kSlotBytes<kChunks>};
 
 // Ranks of 16, 32 and 64 of the usual bf16 factors each have their own; the rest makes do with the largest.

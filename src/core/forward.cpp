@@ -385,7 +385,8 @@ class Lowerer {
 
 Forward::Forward(const ForwardCall &call) : context_(*call.module.context), definition_(call.module.definition) {
   const ops::Backend &backend = *context_.backend;
-  if (!backend.forward_prepare) fail(LYC_ERROR_UNSUPPORTED, "this device has no forward yet");
+  if (!backend.forward_prepare)
+    fail(LYC_ERROR_UNSUPPORTED, "forward is computed on the CPU only, not yet on CUDA devices");
   const ops::Forward forward = Lowerer(call, definition_, derived_, arrays_).lower();
   ops::Failure failure;
   check(backend.forward_prepare(context_.device, &forward, &plan_, &failure), failure);

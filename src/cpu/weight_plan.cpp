@@ -225,14 +225,16 @@ class TargetBuilder {
     plan.p.rows = plan_.rows;
     plan.p.columns = plan_.columns;
     plan.p.rank = down.out;
+    Projection &projection = plan.projection;
+    projection.interleaved = !columns && frame_.inside_in(weight_) > 1;
     Factor &factor = columns ? plan.p.left : plan.p.right;
-    factor = columns ? left_factor(frame_.left(down, down), plan_.rows, down.out)
-                     : right_factor(frame_.right(down, down), plan_.columns, down.out);
+    factor = columns                  ? left_factor(frame_.left(down, down), plan_.rows, down.out)
+             : projection.interleaved ? right_factor(plain_matrix(product.down), weight_.in, down.out)
+                                      : right_factor(frame_.right(down, down), plan_.columns, down.out);
     factor.scaled = columns;
     factor.diagonal = product.diagonal;
     factor.mask = product.mask;
 
-    Projection &projection = plan.projection;
     projection.in = weight_.in;
     projection.inside = frame_.inside_in(weight_);
     projection.positions = weight_.kernel_size();

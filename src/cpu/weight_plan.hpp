@@ -70,8 +70,9 @@ struct ProductPlan {
 struct Projection {
   Factor up;
   std::int64_t in = 0, inside = 1, positions = 1;
-  Factor made;        // `positions` times for each row tile, or for all columns
-  Position step = 0;  // from one position to the next
+  bool interleaved = false;  // neighbouring columns have different kernel positions
+  Factor made;               // `positions` times for each row tile, or for all columns
+  Position step = 0;         // from one position to the next
 
   /// Kernel position of an index on the inner side.
   std::int64_t position(std::int64_t index) const { return index / (in * inside) * inside + index % inside; }

@@ -334,9 +334,10 @@ class TargetRun {
 
   // Kernel positions alternate along the inner side: each takes its own lines of the tile.
   void add_base_product(const TermPlan &term, std::int64_t row, std::int64_t column, const Tile &tile, int worker) {
+    const Projection &projection = term.projection;
+    if (projection.interleaved) return add_interleaved(term, row, column, tile, worker);
     const bool by_rows = t_.out_in_columns;
     const std::int64_t begin = by_rows ? row : column, count = by_rows ? height(row) : width(column);
-    const Projection &projection = term.projection;
     std::int64_t first = projection.positions, last = 0;
     for (std::int64_t i = 0; i < count; ++i) {
       first = std::min(first, projection.position(begin + i));
@@ -352,6 +353,26 @@ class TargetRun {
             float &to = tile.data[i * tile.stride + c];
             to = part.data[i * part.stride + c] + (tile.first ? 0.0f : to);
           }
+    }
+  }
+
+  // Columns whose kernel positions alternate: a panel of inputs at one position, put where its columns are.
+  void add_interleaved(const TermPlan &term, std::int64_t row, std::int64_t column, const Tile &tile, int worker) {
+    const Projection &projection = term.projection;
+    const std::int64_t inside = projection.inside, span = projection.in * inside, rank = term.p.rank;
+    const Tile part = {hadamard_tile(worker), tile.stride, nullptr, true};
+    for (std::int64_t begin = column, end; begin < column + width(column); begin = end) {
+      const std::int64_t outer = begin / span * span, panel = (begin - outer) / inside / kPanel * kPanel;
+      end = std::min({column + width(column), outer + span, outer + (panel + kPanel) * inside});
+      for (std::int64_t k = 0; k < inside; ++k) {
+        k_.product(projected(term, row, projection.position(outer + k)), packed_ + term.p.right.at + panel * rank, rank,
+                   1, part);
+        for (std::int64_t c = begin + (k + inside - begin % inside) % inside; c < end; c += inside)
+          for (std::int64_t i = 0; i < height(row); ++i) {
+            float &to = tile.data[i * tile.stride + c - column];
+            to = part.data[i * part.stride + (c - outer) / inside - panel] + (tile.first ? 0.0f : to);
+          }
+      }
     }
   }
 

@@ -161,11 +161,11 @@ TEST_F(GpuApi, OneWeightAndParametersInDeviceMemory) {
 }
 
 TEST_F(GpuApi, WhatTheDeviceCannotComputeIsRefusedByName) {
-  const Tensor diff({3, 4}, LYC_DTYPE_F32);
-  const DeviceTensor weight(diff);
+  const Tensor diff({3, 4}, LYC_DTYPE_F32), input({2, 4}, LYC_DTYPE_F32), output({2, 3}, LYC_DTYPE_F32);
+  const DeviceTensor weight(diff), x(input), y(output);
   const Module module = make_module(context_.get(), {{"diff", diff}});
-  const lyc_tensor base = weight.view(), host = diff.view();
-  fails(lyc_merge(module.get(), &base, 1.0f, nullptr, nullptr), LYC_ERROR_UNSUPPORTED, {"CUDA", "whole differences"});
+  const lyc_tensor x_view = x.view(), y_view = y.view(), host = diff.view();
+  fails(lyc_forward(module.get(), nullptr, &x_view, nullptr, 1.0f, &y_view, nullptr), LYC_ERROR_UNSUPPORTED, {"CUDA"});
   fails(lyc_merge(module.get(), &host, 1.0f, nullptr, nullptr), LYC_ERROR_INVALID_ARGUMENT, {"device"});
 }
 
