@@ -1,6 +1,6 @@
 /*
  * lycoris.h: the C interface of lycoris, a native library for LyCORIS adapters
- * (LoRA/LoCon, LoHa, LoKr, full and norm differences, DoRA on top of them).
+ * (LoRA/LoCon, LoHa, LoKr, (IA)3, GLoRA, OFT, BOFT, T-LoRA and their kin, DoRA on top of the first three).
  *
  * The header is the manual. It runs from simple to advanced:
  *
