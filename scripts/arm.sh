@@ -7,8 +7,9 @@ objects=build/arm
 mkdir -p "$objects/include"
 # Of the system's headers only those of libraries without an architecture.
 for library in hwy gtest gmock; do ln -sfn "/usr/include/$library" "$objects/include/$library"; done
+ln -sfn /usr/include/eigen3/Eigen "$objects/include/Eigen"
 compile=(ccache aarch64-linux-gnu-g++ -std=c++17 -O1 -ffp-contract=off -pthread -Wall -Wextra
-  -Iinclude -Isrc -Itests "-I$objects/include" '-DLYCORIS_VERSION="arm"')
+  -Iinclude -Isrc -Itests -isystem "$objects/include" -DEIGEN_NO_DEBUG -DEIGEN_MPL2_ONLY '-DLYCORIS_VERSION="arm"')
 
 sources=(src/cpu/*.cpp src/base/threads.cpp src/base/tensor.cpp)
 if [[ ${1:-} == --test ]]; then
