@@ -7,6 +7,7 @@ source scripts/stages.sh
 
 copy=build/exercise
 mkdir -p "$copy"
+find "$copy" -mindepth 1 -maxdepth 1 -not -name build -exec rm -r {} + # an earlier run's; what it built is kept
 git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from - | tar --extract --directory "$copy"
 patch --directory "$copy" --strip 1 --forward --silent <docs/exercise/add-an-algorithm.patch
 cmake -S "$copy" --preset asan >/dev/null
