@@ -138,6 +138,9 @@ struct Algorithm {
   std::string_view marker = {};             // suffix whose values do not count, of any type; empty: none
 };
 
+/// Whether a nullptr-terminated list has the name.
+bool contains(const char *const *names, std::string_view name);
+
 /// All families, in the order in which files are recognised.
 struct AlgorithmList {
   const Algorithm *const *first, *const *last;

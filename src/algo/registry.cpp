@@ -1,4 +1,4 @@
-#include <algorithm>
+#include <iterator>
 
 #include "algo/families.hpp"
 
@@ -11,13 +11,13 @@ constexpr const Algorithm *kAlgorithms[] = {
 #undef LYC_FAMILY
 };
 
-bool contains(const char *const *list, std::string_view name) {
-  for (; *list; ++list)
-    if (name == *list) return true;
+}  // namespace
+
+bool contains(const char *const *names, std::string_view name) {
+  for (; *names; ++names)
+    if (name == *names) return true;
   return false;
 }
-
-}  // namespace
 
 AlgorithmList algorithms() { return {std::begin(kAlgorithms), std::end(kAlgorithms)}; }
 

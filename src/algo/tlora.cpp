@@ -4,9 +4,9 @@
 //
 // A mask of ranks multiplies l and l0; training sets it by the timestep. Kernels above 1 do not exist.
 //
-// p_layer.weight   [O, r]   lambda_layer       [1, r]   q_layer.weight       [r, I]    (1x1 convolutions: [..,
-// .., 1...]) base_p_layer...  [O, r]   base_lambda_layer  [1, r]   base_q_layer.weight  [r, I]    the start, if it is
-// stored
+// p_layer.weight  [O, r]   base_p_layer.weight  [O, r]   the start, where it is stored
+// lambda_layer    [1, r]   base_lambda_layer    [1, r]
+// q_layer.weight  [r, I]   base_q_layer.weight  [r, I]   1x1 convolutions: p and q [.., .., 1...]
 #include "algo/families.hpp"
 #include "base/error.hpp"
 

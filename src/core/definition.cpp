@@ -13,12 +13,6 @@ namespace {
 
 constexpr const char *kOnInputName = "on_input", *kReshapeName = "reshape_weight", *kDenseName = "bias_size";
 
-bool contains(const char *const *list, std::string_view name) {
-  for (; list && *list; ++list)
-    if (name == *list) return true;
-  return false;
-}
-
 /// The axis of a DoRA magnitude, from its shape alone: [O, 1...] or [1, I, 1...]; 1-D where only one side fits.
 ops::DoraAxis magnitude_axis(const lyc_tensor &magnitude, const algo::DeltaShape &shape) {
   const Shape extents = shape_of(magnitude);
@@ -105,7 +99,7 @@ bool is_setting(std::string_view name) {
 }
 
 bool is_stored(const algo::Algorithm &algorithm, std::string_view name) {
-  return algorithm.rewriting && contains(algorithm.rewriting->stored, name);
+  return algorithm.rewriting && algo::contains(algorithm.rewriting->stored, name);
 }
 
 void Request::set(std::string_view name, const std::vector<double> &values) {
@@ -146,7 +140,7 @@ Definition define(const algo::Factors &tensors, const std::vector<std::string> &
   }
   for (const std::string &name : names) {
     if (is_setting(name)) continue;
-    if (!is_common(*result.algorithm, name) && !contains(result.algorithm->suffixes, name))
+    if (!is_common(*result.algorithm, name) && !algo::contains(result.algorithm->suffixes, name))
       fail(LYC_ERROR_FORMAT, name, " does not belong to a ", result.algorithm->name, " adapter");
     if (name != result.algorithm->marker) check_factor(*result.algorithm, name, tensors.at(name));
     if (name != kRankMaskName) result.names.push_back(name);
