@@ -103,14 +103,14 @@ __device__ uint4 load_matrices(std::uint32_t at) {
 __device__ inline int swizzled_64(int row, int part) { return row * 64 + (part ^ (row / 2 & 3)) * 16; }
 __device__ inline int swizzled_128(int row, int part) { return row * 128 + (part ^ (row & 7)) * 16; }
 
-/// Operand A of mma: 16 rows x 16 ranks.
-__device__ inline uint4 load_row_factor(std::uint32_t chunk, bool transposed, int first_row) {
+/// Operand A of mma: 16 rows x 16 ranks. `y` is 0 or 16, which the swapping leaves apart from the lane's row.
+__device__ inline uint4 load_row_factor(std::uint32_t chunk, bool transposed, int y) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (transposed) {  // [rank][row]
-    const int rank = lane % 8 + lane / 16 * 8, rows = first_row / 8 + lane / 8 % 2;
-    return load_matrices<true>(chunk + swizzled_64(rank, rows));
+    const int rank = lane % 8 + lane / 16 * 8;
+    return load_matrices<true>(chunk + (swizzled_64(rank, lane / 8 % 2) ^ y * 2));
   }
-  return load_matrices<false>(chunk + swizzled_32(first_row + lane % 16, lane / 16));
+  return load_matrices<false>(chunk + swizzled_32(lane % 16, lane / 16) + y * 32);
 }
 
 /// Operand B of mma for two neighbouring n tiles: 16 ranks x 16 columns.

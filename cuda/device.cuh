@@ -37,6 +37,17 @@ __device__ inline float load_predicated(const void *data, lyc_dtype dtype, std::
   return to_float(bits, dtype);
 }
 
+/// The same for two neighbours, aligned.
+__device__ inline float2 load_pair(const void *data, lyc_dtype dtype, std::int64_t offset) {
+  std::uint32_t low, high;
+  asm("{\n .reg .pred wide;\n setp.ne.s32 wide, %3, 0;\n"
+      " @wide ld.global.nc.v2.b32 {%0, %1}, [%2];\n @!wide ld.global.nc.b32 %0, [%2];\n}"
+      : "=r"(low), "=r"(high)
+      : "l"(address_of(data, dtype, offset)), "r"(static_cast<int>(dtype == LYC_DTYPE_F32)));
+  if (dtype == LYC_DTYPE_F32) return make_float2(__uint_as_float(low), __uint_as_float(high));
+  return make_float2(to_float(low & 0xffffu, dtype), to_float(low >> 16, dtype));
+}
+
 /// Of a vector that may be absent.
 __device__ inline float element(const Vector &vector, std::int64_t index) {
   return vector.data ? load_float(vector.data, vector.dtype, index * vector.stride) : 1.0f;
@@ -105,8 +116,6 @@ struct F32 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return make_float2(__uint_as_float(word[2 * pair]), __uint_as_float(word[2 * pair + 1]));
   }
-  /// Two neighbours of what no kernel of this launch writes, aligned.
-  static __device__ float2 load(const char *from) { return __ldg(reinterpret_cast<const float2 *>(from)); }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     word[2 * pair] = __float_as_uint(value.x), word[2 * pair + 1] = __float_as_uint(value.y);
   }
@@ -114,10 +123,6 @@ struct F32 {
 struct F16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return __half22float2(*reinterpret_cast<const __half2 *>(&word[pair]));
-  }
-  static __device__ float2 load(const char *from) {
-    const std::uint32_t word = __ldg(reinterpret_cast<const std::uint32_t *>(from));
-    return get(&word, 0);
   }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __half2 rounded = __float22half2_rn(value);
@@ -127,10 +132,6 @@ struct F16 {
 struct Bf16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return make_float2(__uint_as_float(word[pair] << 16), __uint_as_float(word[pair] & 0xffff0000u));
-  }
-  static __device__ float2 load(const char *from) {
-    const std::uint32_t word = __ldg(reinterpret_cast<const std::uint32_t *>(from));
-    return get(&word, 0);
   }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __nv_bfloat162 rounded = __float22bfloat162_rn(value);

@@ -84,36 +84,52 @@ __device__ std::int64_t place_of(const Contraction &c, std::int64_t line, std::i
   return extent == 1 ? 0 : line * step / stride % extent;
 }
 
-/// 16 ranks of one line, as it lies in memory: a is the rank, b and the kernel make up the line.
+/// 16 ranks of one line: a is the rank, b and the kernel make up the line, numbered as it lies in memory. The left
+/// factor goes through shared memory, as [s][kernel][16 ranks], as much of it at a time as there is room for.
 __global__ void __launch_bounds__(kPackThreads)
     pack_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+  __shared__ alignas(16) float staged[kPackStaged];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const Contraction &c = contractions[index];
-  const int chunks = (c.packed_ranks + kChunkRanks - 1) / kChunkRanks;
+  const int chunks = (c.packed_ranks + kChunkRanks - 1) / kChunkRanks, kernel = c.kernel[0] * c.kernel[1] * c.kernel[2];
   const int local = static_cast<int>(blockIdx.x - schedule.first[index]), chunk = local % chunks;
+  const int first_rank = chunk * kChunkRanks, ranks = min(kChunkRanks, c.packed_ranks - first_rank);
   const std::int64_t line = std::int64_t{local / chunks} * kPackThreads + threadIdx.x;
-  if (line >= c.lines) return;
+  const std::int64_t near_line = min(line, c.lines - 1);
   const void *left = resolve(c.left.data, c.left_in_workspace, workspace);
   const void *right = resolve(c.right.data, c.right_in_workspace, workspace);
-  std::int64_t left_offset = chunk * kChunkRanks * c.left_a;
+  int own_kernel = 0;
 #pragma unroll
   for (int k = 0; k < ops::kMaxKernelDims; ++k)
-    left_offset += place_of(c, line, c.result_kernel[k], c.kernel[k]) * c.left_kernel[k];
-  const std::int64_t right_offset = place_of(c, line, c.result_b, c.b) * c.right_b;
-  const int ranks = min(kChunkRanks, c.packed_ranks - chunk * kChunkRanks);
+    own_kernel = own_kernel * c.kernel[k] + static_cast<int>(place_of(c, near_line, c.result_kernel[k], c.kernel[k]));
+  const std::int64_t right_offset = place_of(c, near_line, c.result_b, c.b) * c.right_b;
+  const int depth = min(c.s, kPackStaged / (kChunkRanks * kernel));
   float sum[kChunkRanks] = {};
-#pragma unroll 2
-  for (int s = 0; s < c.s; ++s) {
-    const float value = element(c.diagonal, s) * element(c.mask, s) *
-                        load_predicated(right, c.right.dtype, right_offset + s * c.right_s);
+  for (int begin = 0; begin < c.s; begin += depth) {
+    const int count = min(depth, c.s - begin);
+    __syncthreads();
+    for (int e = static_cast<int>(threadIdx.x); e < count * kernel * kChunkRanks; e += kPackThreads) {
+      const int a = e % kChunkRanks, k = e / kChunkRanks % kernel, s = e / kChunkRanks / kernel;
+      const std::int64_t offset = row_offset(c, k, 0, c.left_kernel) + (begin + s) * c.left_s +
+                                  (first_rank + min(a, ranks - 1)) * c.left_a;
+      const float value = load_predicated(left, c.left.dtype, offset);
+      staged[e] = a < ranks ? value : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int s = 0; s < count; ++s) {
+      const float value = element(c.diagonal, begin + s) * element(c.mask, begin + s) *
+                          load_predicated(right, c.right.dtype, right_offset + (begin + s) * c.right_s);
+      const auto *row = reinterpret_cast<const float4 *>(staged + (s * kernel + own_kernel) * kChunkRanks);
 #pragma unroll
-    for (int a = 0; a < kChunkRanks; ++a)
-      sum[a] = fmaf(load_predicated(left, c.left.dtype, left_offset + min(a, ranks - 1) * c.left_a + s * c.left_s),
-                    value, sum[a]);
+      for (int a = 0; a < kChunkRanks; a += 4) {
+        const float4 four = row[a / 4];
+        sum[a] = fmaf(four.x, value, sum[a]), sum[a + 1] = fmaf(four.y, value, sum[a + 1]);
+        sum[a + 2] = fmaf(four.z, value, sum[a + 2]), sum[a + 3] = fmaf(four.w, value, sum[a + 3]);
+      }
+    }
   }
-#pragma unroll
-  for (int a = 0; a < kChunkRanks; ++a) sum[a] = a < ranks ? sum[a] : 0.0f;
-  store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, sum);
+  if (line < c.lines) store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, sum);
 }
 
 // -- packed factors, rows of a matrix times a narrow one --------------------------------------------------------------

@@ -117,7 +117,9 @@ std::uint64_t Products::pack(std::int32_t stage, std::int32_t contraction, bool 
   sum.rank_is_inner = rank_is_inner;
   sum.lines = lines;
   sum.result = reserve(kPackedParts * chunks * padded * kChunkRanks / 2);  // of half a float each
-  sum.kind = sum.a_is_rank ? ContractionKind::kPack : is_tall(sum) ? ContractionKind::kTall : ContractionKind::kAny;
+  const std::int64_t kernel = std::int64_t{sum.kernel[0]} * sum.kernel[1] * sum.kernel[2];
+  const bool staged = sum.a_is_rank && kernel * kChunkRanks <= kPackStaged;
+  sum.kind = staged ? ContractionKind::kPack : is_tall(sum) ? ContractionKind::kTall : ContractionKind::kAny;
   return sum.result;
 }
 

@@ -109,11 +109,49 @@ __device__ void invert(float *a, const float *q, int size) {
   }
 }
 
+/// The same for up to 32 x 32 by one warp, a row for each lane, filled up with those of I. A step takes the pivot's row
+/// from its lane and shifts columns by one, so that the next pivot's column is the first again.
+__device__ void invert_small(float *a, const float *q, int size, float *row_of_pivot) {
+  const int lane = static_cast<int>(threadIdx.x);
+  float row[32];
+#pragma unroll
+  for (int j = 0; j < 32; ++j) {
+    const bool inside = lane < size && j < size;
+    row[j] = (lane == j ? 1.0f : 0.0f) - (inside ? q[lane * size + j] : 0.0f);
+  }
+  for (int k = 0; k < 32; ++k) {
+    auto *shared = reinterpret_cast<float4 *>(row_of_pivot);
+    if (lane == k)
+#pragma unroll
+      for (int j = 0; j < 32; j += 4) shared[j / 4] = make_float4(row[j], row[j + 1], row[j + 2], row[j + 3]);
+    __syncwarp();
+    float pivots[32];
+#pragma unroll
+    for (int j = 0; j < 32; j += 4) {
+      const float4 four = shared[j / 4];
+      pivots[j] = four.x, pivots[j + 1] = four.y, pivots[j + 2] = four.z, pivots[j + 3] = four.w;
+    }
+    __syncwarp();
+    const float inverse = 1.0f / pivots[0], by = lane == k ? -inverse : row[0] * inverse;
+#pragma unroll
+    for (int j = 1; j < 32; ++j) row[j - 1] = fmaf(-by, pivots[j], lane == k ? 0.0f : row[j]);
+    row[31] = -by;
+  }
+#pragma unroll
+  for (int j = 0; j < 32; ++j)
+    if (lane < size && j < size) a[lane * size + j] = row[j];
+}
+
 /// 2 Q (I - Q)^-1, or the series by Horner's rule; `other` is room for a matrix.
 __device__ void turn_less_identity(const RotationTask &task, float *rest, const float *q, float *other) {
   const int b = task.block_size;
   if (task.map == ops::Rotation::Map::kCayley) {
-    invert(other, q, b);
+    __shared__ alignas(16) float row[32];
+    if (b > 32)
+      invert(other, q, b);
+    else if (threadIdx.x < 32)
+      invert_small(other, q, b, row);
+    __syncthreads();
     multiply_blocks(rest, q, other, b, 2.0f, false);
     return;
   }

@@ -38,12 +38,12 @@ struct Kind {
   static constexpr bool kBf16Factors = kBf16, kDora = kWithDora;
   static constexpr bool kRotation = kForm == StreamForm::kRotation, kKronecker = kForm == StreamForm::kKronecker;
   static constexpr bool kLowRank = !kRotation && !kKronecker;
-  static constexpr int kWarps = stream_warps(kChunks, kForm, kDora), kThreads = (kWarps + 1) * 32;
+  static constexpr int kWarps = stream_warps(kChunks, kForm), kThreads = (kWarps + 1) * 32;
   static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
   static constexpr int kSlotBytes = kTileBytes + kChunks * kRowChunkBytes;
+  static constexpr int kHeldBytes = kKronecker ? kStreamRows * kStreamColumns * 4 : 0;
   static constexpr int kBlocks = kWarps > kBoxes || kRotation ? 2 : 3;  // wanted on a multiprocessor
-  static constexpr int kUnroll = kLowRank ? 1 : 2;  // halves of a tile at once: what they index is in registers
-  static constexpr int kHeld = kChunks > 0 ? kChunks : 1;  // arrays have an element
+  static constexpr int kUnroll = kRotation ? 2 : 1;  // halves of a tile at once: what they index is in registers
   using Element = std::conditional_t<kBf16Factors, Bf16, F16>;  // of factors
 };
 
@@ -57,11 +57,6 @@ struct Parameters {
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-
-template <typename K>
-__device__ bool needs_base(const Parameters &p) {
-  return K::kDora || K::kRotation || p.op != ops::WeightOp::kDiff;
-}
 
 // -- the order of the work --------------------------------------------------------------------------------------------
 
@@ -96,10 +91,10 @@ class Cursor {
   __device__ bool on_columns() const { return column_slot_ < K::kColumnSlots; }
   __device__ bool begins_strip() const { return begins_strip_; }
   __device__ int column_slot() const { return column_slot_; }
-  /// Only its maps are for use: what else there is to know was read on entering.
+  /// In memory: what is wanted for every tile was read on entering.
   __device__ const StreamTarget &target() const { return *target_; }
   __device__ int chunk_count() const { return chunk_count_; }
-  __device__ const StreamChunk &chunk(int c) const { return chunks_[c]; }
+  __device__ bool needs_base() const { return needs_base_; }
   __device__ int index() const { return index_; }
   __device__ const Place &place() const { return place_; }
   __device__ int rows() const { return rows_; }
@@ -157,8 +152,7 @@ class Cursor {
     strips_ = target.strips;
     height_ = target.height;
     chunk_count_ = target.chunk_count;
-#pragma unroll
-    for (int c = 0; c < K::kChunks; ++c) chunks_[c] = target.chunks[c];
+    needs_base_ = K::kDora || K::kRotation || p_.op != ops::WeightOp::kDiff || target.kronecker.times_base;
   }
 
   /// Where a tile of a strip is.
@@ -190,13 +184,12 @@ class Cursor {
   std::uint32_t tile_, end_;
   int index_, rows_, columns_, across_, boxes_across_, blocks_, strips_, height_, chunk_count_;
   int strip_, tile_of_strip_, column_slot_ = 0;
-  bool begins_strip_ = true;
+  bool begins_strip_ = true, needs_base_ = true;
   Place place_;
-  StreamChunk chunks_[K::kHeld];
 };
 
 struct Ring {
-  char *slots;
+  char *slots, *held;       // held: what a form keeps of a strip
   std::uint64_t *barriers;  // kSlots for full ones, then kSlots for those that are computed
 
   __device__ char *slot(unsigned item, int bytes) const { return slots + item % kSlots * bytes; }
@@ -222,8 +215,8 @@ __device__ void load_columns(const Parameters &p, const Ring &ring, unsigned ite
 #pragma unroll
   for (int c = 0; c < K::kChunks; ++c) {
     if (c < first || c >= first + chunks) continue;
-    const StreamChunk &chunk = at.chunk(c);
     const StreamTarget &target = at.target();
+    const StreamChunk &chunk = target.chunks[c];
     const int rank = chunk.column_chunk * kChunkRanks;
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box) {
@@ -242,7 +235,7 @@ __device__ void load_columns(const Parameters &p, const Ring &ring, unsigned ite
 
 template <typename K>
 __device__ void load_tile(const Parameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
-  const int boxes = needs_base<K>(p) ? at.boxes() : 0, chunks = at.chunk_count(), y = at.place().y;
+  const int boxes = at.needs_base() ? at.boxes() : 0, chunks = at.chunk_count(), y = at.place().y;
   const Barrier full = ring.full(item);
   full.arrive_expecting(boxes * kBoxBytes + chunks * kRowChunkBytes);
   const std::uint32_t to = shared_address(ring.slot(item, K::kSlotBytes));
@@ -252,8 +245,8 @@ __device__ void load_tile(const Parameters &p, const Ring &ring, unsigned item, 
 #pragma unroll
   for (int c = 0; c < K::kChunks; ++c) {
     if (c >= chunks) continue;
-    const StreamChunk &chunk = at.chunk(c);
     const StreamTarget &target = at.target();
+    const StreamChunk &chunk = target.chunks[c];
     const int rank = chunk.row_chunk * kChunkRanks;
     const std::uint32_t at_chunk = to + kTileBytes + c * kRowChunkBytes;
     if (chunk.row_packed)
@@ -307,6 +300,8 @@ struct Sum {
   static constexpr int kColumns = kStreamColumns / K::kWarps, kPairs = kColumns / 8;
   float value[kPairs][4] = {};
 
+  __device__ float2 pair(int half, int n) const { return make_float2(value[n][2 * half], value[n][2 * half + 1]); }
+
   template <typename Visit>
   __device__ static void for_each(Visit visit) {
 #pragma unroll
@@ -329,18 +324,22 @@ class LowRank {
   static constexpr int kPairs = Sum<K>::kPairs, kChunks = K::kChunks;
 
  public:
-  __device__ LowRank(const Parameters &p, int box, int first_pair) : p_(p), box_(box), first_pair_(first_pair) {}
+  __device__ LowRank(const Parameters &p, int box, int first_pair, char *) : p_(p), box_(box), first_pair_(first_pair) {}
 
   __device__ bool enter(const StreamTarget &target) {
     bool active = false;
     count_ = target.chunk_count;
+    row_transposed_ = column_transposed_ = ends_ = 0;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const bool there = c < count_;
-      chunks_[c] = there ? target.chunks[c] : StreamChunk{};
-      const StreamTerm &term = target.terms[chunks_[c].term];
-      scales_[c] = there ? scale_of(p_, term, !K::kDora) : 0.0f;
-      active = active || (there && multiplier_at(p_.multipliers, term.multiplier_index) != 0.0f);
+      if (c >= count_) break;
+      const StreamChunk &chunk = target.chunks[c];
+      const StreamTerm &term = target.terms[chunk.term];
+      row_transposed_ |= static_cast<unsigned>(chunk.row_transposed) << c;
+      column_transposed_ |= static_cast<unsigned>(chunk.column_transposed) << c;
+      ends_ |= static_cast<unsigned>(chunk.ends) << c;
+      scales_[c] = scale_of(p_, term, !K::kDora);
+      active = active || multiplier_at(p_.multipliers, term.multiplier_index) != 0.0f;
     }
     return active;
   }
@@ -352,7 +351,7 @@ class LowRank {
       const std::uint32_t chunk = shared_address(slot) + (c % kColumnSlotChunks * kBoxes + box_) * kColumnChunkBytes;
 #pragma unroll
       for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(chunk, chunks_[c].column_transposed, first_pair_ + n);
+        const uint4 two = load_column_factor(chunk, column_transposed_ >> c & 1, first_pair_ + n);
         columns_[c][n] = make_uint2(two.x, two.y);
         columns_[c][n + 1] = make_uint2(two.z, two.w);
       }
@@ -369,7 +368,7 @@ class LowRank {
 
  private:
   __device__ void add_chunk(Sum<K> &sum, int c, std::uint32_t row_chunks, int y) const {
-    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, chunks_[c].row_transposed, y);
+    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, row_transposed_ >> c & 1, y);
 #pragma unroll
     for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors>(sum.value[n], rows, columns_[c][n]);
   }
@@ -381,48 +380,46 @@ class LowRank {
     for (int c = 0; c < kChunks; ++c)
       if (c < count_) add_chunk(sum, c, row_chunks, y);
     const float scale = scales_[0];
-    if (scale == 0.0f) return {};
-    sum.for_each([&](int n, int i) { sum.value[n][i] *= scale; });
+    sum.for_each([&](int n, int i) { sum.value[n][i] = scale == 0.0f ? 0.0f : scale * sum.value[n][i]; });
     return sum;
   }
 
   /// The sum of s P, or s P o Q.
   __device__ Sum<K> products(std::uint32_t row_chunks, int y) const {
     constexpr bool kHadamard = K::kForm == StreamForm::kHadamard;
-    Sum<K> total, sum, kept;
+    Sum<K> sum, total;  // of a Hadamard product: its second half, and its first half times s
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= count_) break;
       add_chunk(sum, c, row_chunks, y);
-      const ChunkEnd end = chunks_[c].end;
-      if (end == ChunkEnd::kGoOn) continue;
+      if (!(ends_ >> c & 1)) continue;
       const float scale = scales_[c];
-      if (kHadamard && end == ChunkEnd::kKeep)
-        sum.for_each([&](int n, int i) { kept.value[n][i] = scale * sum.value[n][i]; });
-      else if (kHadamard && end == ChunkEnd::kAddTimesKept && scale != 0.0f)
-        sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(sum.value[n][i], kept.value[n][i], total.value[n][i]); });
-      else if (scale != 0.0f)
+      if (scale != 0.0f)
         sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(scale, sum.value[n][i], total.value[n][i]); });
-      sum = {};
+      sum.for_each([&](int n, int i) { sum.value[n][i] = 0.0f; });
     }
+    if (kHadamard)
+      sum.for_each([&](int n, int i) { total.value[n][i] = scales_[0] == 0.0f ? 0.0f : total.value[n][i] * sum.value[n][i]; });
     return total;
   }
 
   const Parameters &p_;
   const int box_, first_pair_;
   int count_ = 0;
-  StreamChunk chunks_[kChunks];
-  float scales_[kChunks];
+  unsigned row_transposed_ = 0, column_transposed_ = 0, ends_ = 0;  // a bit for each chunk
+  float scales_[kChunks] = {};
   uint2 columns_[kChunks][kPairs];
 };
 
-/// A Kronecker product: the strip's part of its right half stays in registers, an element of the left one makes a tile.
+/// A Kronecker product: the strip's part of its right half stays in shared memory, where each thread has what it needs
+/// as float32; an element of the left half makes a tile.
 template <typename K>
 class Kronecker {
   static constexpr int kPairs = Sum<K>::kPairs;
 
  public:
-  __device__ Kronecker(const Parameters &p, int box, int first_pair) : p_(p), box_(box), first_pair_(first_pair) {}
+  __device__ Kronecker(const Parameters &p, int box, int first_pair, char *held)
+      : p_(p), box_(box), first_pair_(first_pair), right_(reinterpret_cast<float2 *>(held) + threadIdx.x % 32) {}
 
   __device__ bool enter(const StreamTarget &target) {
     halves_ = &target.kronecker;
@@ -445,50 +442,48 @@ class Kronecker {
     left_ *= load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_);
   }
 
-  __device__ Sum<K> rows(char *, int y) const {
-    Sum<K> sum;
-    sum.for_each([&](int n, int i) { sum.value[n][i] = scale_ == 0.0f ? 0.0f : left_ * right_[y / 16].value[n][i]; });
-    return sum;
-  }
+  /// What is multiplied only where it is used.
+  struct Rows {
+    const float2 *right;
+    const float left;
+
+    __device__ float2 pair(int half, int n) const {
+      const float2 two = right[(half * kPairs + n) * 32];
+      return make_float2(left * two.x, left * two.y);
+    }
+  };
+
+  __device__ Rows rows(char *, int y) const { return {right_ + y / 8 * kPairs * 32, left_}; }
 
  private:
   __device__ void load_right(const Cursor<K> &at) {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     const Place place = at.place_of_box(box_);
     const void *right = resolve(halves_->right, halves_->right_in_workspace, p_.workspace);
-    // Loads from inside in any case, so that none waits for another.
-    const auto for_pairs = [&](auto load_two) {
-#pragma unroll
-      for (int y = 0; y < kStreamRows; y += 8)
-#pragma unroll
-        for (int n = 0; n < kPairs; ++n) {
-          const int row = place.y + y + g, column = place.x + (first_pair_ + n) * 8 + q * 2;
-          const bool inside = row < at.rows() && column < at.columns();
-          const float2 two = load_two(min(row, at.rows() - 1) * halves_->right_row +
-                                      min(column, at.columns() - 2) * halves_->right_column);
-          right_[y / 16].value[n][y / 8 % 2 * 2] = inside ? two.x : 0.0f;
-          right_[y / 16].value[n][y / 8 % 2 * 2 + 1] = inside ? two.y : 0.0f;
-        }
-    };
-    if (halves_->right_pairs)
-      with_type<true>(halves_->right_dtype, [&](auto type) {
-        for_pairs([&](std::int64_t offset) { return type.load(address_of(right, halves_->right_dtype, offset)); });
-      });
-    else
-      for_pairs([&](std::int64_t offset) {
-        return make_float2(load_predicated(right, halves_->right_dtype, offset),
-                           load_predicated(right, halves_->right_dtype, offset + halves_->right_column));
-      });
+    const lyc_dtype dtype = halves_->right_dtype;
+    const std::int64_t row_stride = halves_->right_row, column_stride = halves_->right_column;
+    const bool pairs = halves_->right_pairs;
+#pragma unroll 8
+    for (int e = 0; e < kStreamRows / 8 * kPairs; ++e) {
+      const int row = place.y + e / kPairs * 8 + g, column = place.x + (first_pair_ + e % kPairs) * 8 + q * 2;
+      const bool inside = row < at.rows() && column < at.columns() && scale_ != 0.0f;
+      // From inside in any case, so that no load waits for another.
+      const std::int64_t offset = min(row, at.rows() - 1) * row_stride + min(column, at.columns() - 2) * column_stride;
+      const float2 two = pairs ? load_pair(right, dtype, offset)
+                               : make_float2(load_predicated(right, dtype, offset),
+                                             load_predicated(right, dtype, offset + column_stride));
+      right_[e * 32] = inside ? two : make_float2(0.0f, 0.0f);
+    }
   }
 
   const Parameters &p_;
   const int box_, first_pair_;
+  float2 *const right_;  // of this thread, from e * 32 to e * 32: rows 8 e / kPairs + g, columns of n tile e % kPairs
   const StreamKronecker *halves_ = nullptr;
   const void *left_data_ = nullptr;
   lyc_dtype left_dtype_ = LYC_DTYPE_NONE;
   std::int64_t left_row_ = 0, left_column_ = 0;
   float scale_ = 0.0f, left_ = 0.0f;
-  Sum<K> right_[kStreamRows / 16];
 };
 
 /// R' W - W for blocks of rows that a tile holds whole: R - I comes as a packed row factor, the tile is the column one.
@@ -497,7 +492,7 @@ class Rotation {
   static constexpr int kPairs = Sum<K>::kPairs, kDepth = kStreamRows / kChunkRanks;
 
  public:
-  __device__ Rotation(const Parameters &p, int box, int first_pair) : p_(p), box_(box), first_pair_(first_pair) {}
+  __device__ Rotation(const Parameters &p, int box, int first_pair, char *) : p_(p), box_(box), first_pair_(first_pair) {}
 
   __device__ bool enter(const StreamTarget &target) {
     rescale_ = target.rescale;
@@ -571,14 +566,18 @@ class Worker {
   static constexpr int kPairs = Sum<K>::kPairs, kWarpsPerBox = K::kWarps / kBoxes;
 
  public:
-  __device__ Worker(const Parameters &p, int warp)
-      : p_(p), box_(warp / kWarpsPerBox), first_pair_(warp % kWarpsPerBox * kPairs), terms_(p, box_, first_pair_) {}
+  __device__ Worker(const Parameters &p, const Ring &ring, int warp)
+      : p_(p),
+        box_(warp / kWarpsPerBox),
+        first_pair_(warp % kWarpsPerBox * kPairs),
+        terms_(p, box_, first_pair_, ring.held + warp * (K::kHeldBytes / K::kWarps)) {}
 
   __device__ int box() const { return box_; }
 
   __device__ void enter(const StreamTarget &target) {
     active_ = terms_.enter(target);
     bf16_ = target.bf16 != 0;
+    times_base_ = K::kKronecker && target.kronecker.times_base;
     if constexpr (K::kDora) {
       dora_ = target.dora;
       v_ = static_cast<float>(
@@ -632,18 +631,19 @@ class Worker {
     std::uint32_t word[2][kPairs];
   };
 
-  __device__ std::uint32_t *word_at(char *slot, int row, int n) const {
-    const int q = static_cast<int>(threadIdx.x % 4);
-    return reinterpret_cast<std::uint32_t *>(slot + box_ * kBoxBytes + q * 4 + swizzled_128(row, first_pair_ + n));
+  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128).
+  __device__ std::uint32_t *word_at(char *slot, int y, int half, int n) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+    char *row = slot + box_ * kBoxBytes + g * kRowBytes + q * 4;
+    return reinterpret_cast<std::uint32_t *>(row + ((first_pair_ + n) * 16 ^ g * 16) + (y + half * 8) * kRowBytes);
   }
 
   template <typename Visit>
   __device__ void for_words(char *slot, int y, Visit visit) const {
-    const int g = static_cast<int>(threadIdx.x % 32) / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int n = 0; n < kPairs; ++n) visit(half, n, word_at(slot, y + half * 8 + g, n));
+      for (int n = 0; n < kPairs; ++n) visit(half, n, word_at(slot, y, half, n));
   }
 
   __device__ Words load(char *slot, int y) const {
@@ -668,13 +668,18 @@ class Worker {
     for (int y = 0; y < kStreamRows; y += 16) for_words(slot, y, [](int, int, std::uint32_t *at) { *at = 0; });
   }
 
-  template <typename Type>
-  __device__ void add(char *slot, int y, const Sum<K> &sum) const {
+  template <typename Type, typename Delta>
+  __device__ void add(char *slot, int y, const Delta &delta) const {
     const bool keeps_base = p_.op != ops::WeightOp::kDiff;
     Words words = {};
-    if (keeps_base) words = load(slot, y);
+    if (keeps_base || times_base_) words = load(slot, y);
     replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
-      return make_float2(base.x + sum.value[n][2 * half], base.y + sum.value[n][2 * half + 1]);
+      float2 d = delta.pair(half, n);
+      if (K::kKronecker && times_base_) {
+        d.x *= base.x, d.y *= base.y;
+        if (!keeps_base) base = make_float2(0.0f, 0.0f);
+      }
+      return make_float2(base.x + d.x, base.y + d.y);
     });
   }
 
@@ -688,15 +693,15 @@ class Worker {
 #pragma unroll K::kUnroll
     for (int y = 0; y < kStreamRows; y += 16) {
       const Words words = load(slot, y);
-      const Sum<K> delta = terms_.rows(slot, y);
+      const auto delta = terms_.rows(slot, y);
       float row_sums[2] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int n = 0; n < kPairs; ++n) {
           const float2 base = Type::get(&words.word[half][n], 0);
-          const float v0 = fmaf(v_, delta.value[n][2 * half], base.x);
-          const float v1 = fmaf(v_, delta.value[n][2 * half + 1], base.y);
+          const float2 d = delta.pair(half, n);
+          const float v0 = fmaf(v_, d.x, base.x), v1 = fmaf(v_, d.y, base.y);
           if constexpr (kByRow) {
             row_sums[half] = fmaf(v0, v0, fmaf(v1, v1, row_sums[half]));
           } else {
@@ -757,7 +762,7 @@ class Worker {
       if constexpr (kByRow)
         for (int half = 0; half < 2; ++half)
           factors[half] = factors_of(place.i * at.rows() + place.y + y + half * 8 + g);
-      const Sum<K> delta = terms_.rows(slot, y);
+      const auto delta = terms_.rows(slot, y);
 #pragma unroll
       for (int n = 0; n < kPairs; ++n) {
         if constexpr (!kByRow) {
@@ -766,10 +771,10 @@ class Worker {
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          std::uint32_t *word = word_at(slot, y + half * 8 + g, n);
-          const float2 base = Type::get(word, 0);
-          Type::put(word, 0, make_float2(merged(factors[kByRow ? half : 0], base.x, delta.value[n][2 * half]),
-                                         merged(factors[kByRow ? half : 1], base.y, delta.value[n][2 * half + 1])));
+          std::uint32_t *word = word_at(slot, y, half, n);
+          const float2 base = Type::get(word, 0), d = delta.pair(half, n);
+          Type::put(word, 0, make_float2(merged(factors[kByRow ? half : 0], base.x, d.x),
+                                         merged(factors[kByRow ? half : 1], base.y, d.y)));
         }
       }
     }
@@ -780,12 +785,12 @@ class Worker {
   Terms<K> terms_;
   StreamDora dora_{};
   float v_ = 1.0f;
-  bool active_ = false, bf16_ = false;
+  bool active_ = false, bf16_ = false, times_base_ = false;
 };
 
 template <typename K>
 __device__ void compute(const Parameters &p, const Ring &ring, int warp) {
-  Worker<K> worker(p, warp);
+  Worker<K> worker(p, ring, warp);
   int entered = -1;
   unsigned item = 0;
   for (Cursor<K> at(p); !at.at_end(); ++item, at.next()) {
@@ -816,7 +821,8 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const _
   extern __shared__ char raw[];
   __shared__ alignas(8) std::uint64_t barriers[2 * kSlots];
   const auto unaligned = reinterpret_cast<std::uintptr_t>(raw);
-  const Ring ring{raw + (kSwizzleAlignment - unaligned % kSwizzleAlignment) % kSwizzleAlignment, barriers};
+  char *slots = raw + (kSwizzleAlignment - unaligned % kSwizzleAlignment) % kSwizzleAlignment;
+  const Ring ring{slots, slots + kSlots * K::kSlotBytes, barriers};
   if (threadIdx.x == 0) {
     for (unsigned s = 0; s < kSlots; ++s) {
       ring.full(s).init(1);
@@ -836,13 +842,14 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const _
 struct Instance {
   StreamKind kind;
   void (*kernel)(Parameters);
-  int threads, slot_bytes;
+  int threads, shared_bytes;
 };
 
 template <int kChunks, StreamForm kForm, bool kBf16Factors, bool kDora = false>
 constexpr Instance instance() {
   using K = Kind<kChunks, kForm, kBf16Factors, kDora>;
-  return {{kChunks, kForm, kBf16Factors, kDora}, stream_kernel<K>, K::kThreads, K::kSlotBytes};
+  return {{kChunks, kForm, kBf16Factors, kDora}, stream_kernel<K>, K::kThreads,
+          kSlots * K::kSlotBytes + K::kHeldBytes + kSwizzleAlignment};
 }
 
 // What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do with
@@ -875,19 +882,16 @@ const Instance &instance_of(const StreamKind &kind) {
   return kInstances[0];  // kinds are made of what is here
 }
 
-std::size_t shared_bytes(const Instance &instance) {
-  return static_cast<std::size_t>(kSlots * instance.slot_bytes + kSwizzleAlignment);
-}
-
 }  // namespace
 
 cudaError_t resident_blocks(StreamKind kind, int *blocks) {
   const Instance &instance = instance_of(kind);
   const auto *kernel = reinterpret_cast<const void *>(instance.kernel);
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  static_cast<int>(shared_bytes(instance)));
+                                                  instance.shared_bytes);
   if (status != cudaSuccess) return status;
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, instance.threads, shared_bytes(instance));
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, instance.threads,
+                                                       static_cast<std::size_t>(instance.shared_bytes));
 }
 
 cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const StreamTarget &only, int blocks,
@@ -898,7 +902,8 @@ cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const Strea
   const unsigned grid =
       table.tile_count < static_cast<unsigned>(blocks) ? table.tile_count : static_cast<unsigned>(blocks);
   return cudaLaunchKernel(reinterpret_cast<const void *>(instance.kernel), dim3(grid),
-                          dim3(static_cast<unsigned>(instance.threads)), arguments, shared_bytes(instance), stream);
+                          dim3(static_cast<unsigned>(instance.threads)), arguments,
+                          static_cast<std::size_t>(instance.shared_bytes), stream);
 }
 
 }  // namespace lyc::cuda

@@ -88,7 +88,7 @@ bool has_instance(const StreamKind &kind, std::int64_t chunks) {
 void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int32_t multiplier_index,
               Products &products) {
   StreamTarget &target = weight.target;
-  const int halves = stream_warps(weight.kind.chunks, weight.kind.form, weight.kind.dora) / kBoxes;
+  const int halves = stream_warps(weight.kind.chunks, weight.kind.form) / kBoxes;
   const std::int64_t rows = std::int64_t{target.rows} * target.down;
   const std::int64_t columns = std::int64_t{target.columns} * target.across;
   const std::int64_t lines = magnitudes.by_row ? rows : columns;
@@ -137,10 +137,6 @@ std::optional<FactorMap> packed_map(const Factor &factor, std::int64_t size, std
   return std::nullopt;
 }
 
-ChunkEnd end_of(Role role) {
-  return role == Role::kAdd ? ChunkEnd::kAdd : role == Role::kHold ? ChunkEnd::kKeep : ChunkEnd::kAddTimesKept;
-}
-
 class LowRankBuilder {
  public:
   LowRankBuilder(const MatrixTarget &matrix, const std::vector<LowRankTerm> &terms) : matrix_(matrix), terms_(terms) {}
@@ -157,6 +153,7 @@ class LowRankBuilder {
       if (!add_product(terms_[i], static_cast<std::int8_t>(i))) return false;
     const bool hadamard =
         std::any_of(terms_.begin(), terms_.end(), [](const LowRankTerm &term) { return term.role != Role::kAdd; });
+    if (hadamard && terms_.size() != 2) return false;  // one product of two halves
     const StreamForm form = hadamard              ? StreamForm::kHadamard
                             : terms_.size() > 1 ? StreamForm::kSeveral
                                                   : StreamForm::kSingle;
@@ -225,7 +222,7 @@ class LowRankBuilder {
         chunk.column_packed = column.in_workspace != 0;
         chunk.row_transposed = !row.in_workspace && !row_map->rank_inside;
         chunk.column_transposed = column.in_workspace || column_map->rank_inside;
-        chunk.end = part + 1 == parts && c + 1 == chunks ? end_of(term.role) : ChunkEnd::kGoOn;
+        chunk.ends = part + 1 == parts && c + 1 == chunks && term.role != Role::kMultiply;
       }
     target.terms[index] = {{term.scalar, term.scalar_dtype, 0}, term.coefficient, term.multiplier_index};
     target.term_count = index + 1;
@@ -272,6 +269,7 @@ class TermBuilder {
     const bool same = !target_.base.data || target_.base.dtype == target_.out.dtype;
     if (!same || (turned_ && target_.out.kernel_size() != 1)) return std::nullopt;
     if (term_.kind == ops::TermKind::kKronecker) return kronecker();
+    if (term_.kind == ops::TermKind::kProduct || term_.kind == ops::TermKind::kBaseHadamard) return whole();
     if (term_.kind == ops::TermKind::kRotation) return rotation(batch_.rotations[term_.rotation]);
     return std::nullopt;
   }
@@ -319,22 +317,57 @@ class TermBuilder {
     check_term();
     check_kronecker(term_, target_.out);
     const Source left = products_.whole(term_.p, target_.out), right = products_.whole(term_.q, target_.out);
-    const Operand left_seen = seen(left.operand), right_seen = seen(right.operand);
+    const Operand left_seen = seen(left.operand);
     StreamKronecker &product = weight_.target.kronecker;
     product.left = left.operand.data;
     product.left_dtype = left.operand.dtype;
     product.left_in_workspace = left.in_workspace;
     product.left_row = left_seen.stride_out;
     product.left_column = left_seen.stride_in;
-    product.right = right.operand.data;
-    product.right_dtype = right.operand.dtype;
-    product.right_in_workspace = right.in_workspace;
-    product.right_row = right_seen.stride_out;
-    product.right_column = column_step(right_seen);
-    product.right_pairs = product.right_column == 1 && product.right_row % 2 == 0 &&
-                          aligned(right.operand.data, 2 * static_cast<std::int64_t>(dtype_size(right.operand.dtype)));
+    set_right(right, column_step(seen(right.operand)));
     weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, dora);
     if (dora) add_dora(weight_, magnitudes(), adapter_.multiplier_index, products_);
+    return weight_;
+  }
+
+  void set_right(const Source &right, std::int64_t column) {
+    StreamKronecker &product = weight_.target.kronecker;
+    const Operand &t = right.operand;
+    product.right = t.data;
+    product.right_dtype = t.dtype;
+    product.right_in_workspace = right.in_workspace;
+    product.right_row = seen(t).stride_out;
+    product.right_column = column;
+    product.right_pairs = column == 1 && product.right_row % 2 == 0 &&
+                          aligned(t.data, 2 * static_cast<std::int64_t>(dtype_size(t.dtype)));
+  }
+
+  /// A whole difference, or one that scales the weight: a right half alone. Where it is the same for all columns or all
+  /// rows, it serves many blocks.
+  std::optional<StreamWeight> whole() {
+    const Operand out = seen(target_.out);
+    const std::int64_t rows = out.out, columns = columns_of(out);
+    if (!term_.p.whole() || adapter_.dora_axis != ops::DoraAxis::kNone || columns % 2 != 0) return std::nullopt;
+    check_product(term_.p);
+    Source right{term_.p.down};
+    right.operand.data = static_cast<char *>(right.operand.data) +
+                         term_.row_begin * right.operand.stride_out *
+                             static_cast<std::int64_t>(dtype_size(right.operand.dtype));
+    const Operand t = seen(right.operand);
+    const bool by_row = column_step(t) == 0 && (t.in == 1 || stride(t, kInAxis) == 0);
+    const bool by_column = stride(t, kOutAxis) == 0;
+    Grid grid{rows, columns};
+    if (by_row && columns % kBoxColumns == 0) grid = {rows, kBoxColumns, 1, columns / kBoxColumns};
+    if (by_column && !by_row && rows % kStreamRows == 0) grid = {kStreamRows, columns, rows / kStreamRows, 1};
+    if ((!by_row && !has_plain_steps(term_.p)) || !add_weight(grid, StreamForm::kKronecker)) return std::nullopt;
+    check_term();
+    check_fit(term_.p.out(), term_.p.in(), term_.p.down, term_, target_.out);
+    weight_.target.kronecker.times_base = term_.kind == ops::TermKind::kBaseHadamard;
+    require(target_.base.data || !weight_.target.kronecker.times_base,
+            "a term made from the weight needs the base weight");
+    set_right(right, by_row ? 0 : column_step(t));
+    if (by_column) weight_.target.kronecker.right_row = 0;
+    weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, false);
     return weight_;
   }
 

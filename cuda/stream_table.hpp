@@ -22,7 +22,7 @@ inline constexpr int kMaxStreamChunks = 6;  // column factors live in registers:
 inline constexpr int kMaxStreamProducts = 4;
 
 /// What is added: one product, the sum of several terms, two halves that are multiplied, a Kronecker product of whole
-/// halves, or what blocks of rows become when they are turned.
+/// halves or what can be seen as one, or what blocks of rows become when they are turned.
 enum class StreamForm : std::int32_t { kSingle, kSeveral, kHadamard, kKronecker, kRotation };
 
 /// Which instance of the kernel.
@@ -38,10 +38,8 @@ struct StreamKind {
 };
 
 /// Computing warps, which share a tile's boxes: as many as it takes to have factors and sums in registers.
-constexpr int stream_warps(int chunks, StreamForm form, bool dora) {
-  const bool many = form == StreamForm::kKronecker  ? dora
-                    : form == StreamForm::kRotation ? false
-                                                    : form == StreamForm::kHadamard || chunks >= 4;
+constexpr int stream_warps(int chunks, StreamForm form) {
+  const bool many = form != StreamForm::kRotation && (form > StreamForm::kSeveral || chunks >= 4);
   return many ? 2 * kBoxes : kBoxes;
 }
 
@@ -55,15 +53,12 @@ struct alignas(128) TensorMap {
 inline constexpr int kPackedParts = 3;
 inline constexpr int kPackedLines = 64;  // lines come in multiples of these
 
-/// What is done with the sum when a chunk is the last of its product.
-enum class ChunkEnd : std::int8_t { kGoOn, kAdd, kKeep, kAddTimesKept };
-
 struct StreamChunk {
   std::int8_t product, term;
   std::int8_t row_chunk, column_chunk;            // in units of 16 ranks; of a packed factor: part * chunks + chunk
   std::int8_t row_transposed, column_transposed;  // the factor's contiguous axis is not the rank; is the rank
   std::int8_t row_packed, column_packed;
-  ChunkEnd end;
+  std::int8_t ends;  // 1: the last of its product, but for the second half of a Hadamard product
   std::int8_t reserved[3];
 };
 
@@ -74,13 +69,15 @@ struct StreamTerm {
   std::int32_t multiplier_index;
 };
 
-/// left[i, j] * right[y, x] on block (i, j). A half in the workspace is an offset.
+/// left[i, j] * right[y, x] on block (i, j), times the weight's element where `times_base` is 1. A half in the workspace
+/// is an offset. A whole difference, or a vector that scales rows or columns, has no left half.
 struct StreamKronecker {
   const void *left, *right;
   lyc_dtype left_dtype, right_dtype;  // left NONE: 1
   std::int32_t left_in_workspace, right_in_workspace;
   std::int64_t left_row, left_column, right_row, right_column;  // strides
   std::int32_t right_pairs;  // 1: two neighbours of a row can be loaded at once
+  std::int32_t times_base;
 };
 
 /// What DoRA needs of lines, rows or columns: partial[piece][line], sums of squares, and factors[line].

@@ -281,7 +281,8 @@ class Builder {
   }
 
   void add(const StreamWeight &weight) {
-    layout_.reads_base |= weight.kind.dora || weight.kind.form == StreamForm::kRotation;
+    layout_.reads_base |= weight.kind.dora || weight.kind.form == StreamForm::kRotation ||
+                          weight.target.kronecker.times_base;
     auto &groups = layout_.streams;
     auto group =
         std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });

@@ -304,7 +304,7 @@ TEST_F(Stream, WhatARunComputesComesInThreeParts) {
   ASSERT_EQ(target.chunk_count, 3);
   EXPECT_EQ(target.chunks[2].row_chunk, 0);
   EXPECT_EQ(target.chunks[2].column_chunk, 2);
-  EXPECT_EQ(target.chunks[2].end, ChunkEnd::kAdd);
+  EXPECT_EQ(target.chunks[2].ends, 1);
   EXPECT_EQ(layout.products.contractions[0].at(0).packed_lines, 320);  // of 288
   tucker.rank = 40;
   EXPECT_EQ(lay_out_one({64, 32, {3, 3, 1}}, tucker).streams.size(), 0u);
