@@ -150,19 +150,20 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
     body(F16{});
 }
 
-/// d += a b on the tensor cores: 16 x 16 times 16 x 8, 16-bit factors, float32 sums.
-template <bool kBf16>
+/// d += a b on the tensor cores, or d = a b: 16 x 16 times 16 x 8, 16-bit factors, float32 sums.
+template <bool kBf16, bool kFirst = false>
 __device__ inline void multiply(float (&d)[4], uint4 a, uint2 b) {
+  const float c0 = kFirst ? 0.0f : d[0], c1 = kFirst ? 0.0f : d[1], c2 = kFirst ? 0.0f : d[2], c3 = kFirst ? 0.0f : d[3];
   if constexpr (kBf16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+        "{%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
   else
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+        "{%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
 }
 
 // -- packed factors ---------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(kPackThreads)
   for (int begin = 0; begin < c.s; begin += depth) {
     const int count = min(depth, c.s - begin);
     __syncthreads();
+#pragma unroll 8
     for (int e = static_cast<int>(threadIdx.x); e < count * kernel * kChunkRanks; e += kPackThreads) {
       const int a = e % kChunkRanks, k = e / kChunkRanks % kernel, s = e / kChunkRanks / kernel;
       const std::int64_t offset = row_offset(c, k, 0, c.left_kernel) + (begin + s) * c.left_s +
@@ -116,10 +117,9 @@ __global__ void __launch_bounds__(kPackThreads)
       staged[e] = a < ranks ? value : 0.0f;
     }
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 8
     for (int s = 0; s < count; ++s) {
-      const float value = element(c.diagonal, begin + s) * element(c.mask, begin + s) *
-                          load_predicated(right, c.right.dtype, right_offset + (begin + s) * c.right_s);
+      const float value = load_predicated(right, c.right.dtype, right_offset + (begin + s) * c.right_s);
       const auto *row = reinterpret_cast<const float4 *>(staged + (s * kernel + own_kernel) * kChunkRanks);
 #pragma unroll
       for (int a = 0; a < kChunkRanks; a += 4) {

@@ -298,7 +298,7 @@ __device__ void feed(const Parameters &p, const Ring &ring) {
 template <typename K>
 struct Sum {
   static constexpr int kColumns = kStreamColumns / K::kWarps, kPairs = kColumns / 8;
-  float value[kPairs][4] = {};
+  float value[kPairs][4];
 
   __device__ float2 pair(int half, int n) const { return make_float2(value[n][2 * half], value[n][2 * half + 1]); }
 
@@ -363,43 +363,55 @@ class LowRank {
 
   __device__ Sum<K> rows(char *slot, int y) const {
     const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
-    return K::kForm == StreamForm::kSingle ? product(row_chunks, y) : products(row_chunks, y);
-  }
-
- private:
-  __device__ void add_chunk(Sum<K> &sum, int c, std::uint32_t row_chunks, int y) const {
-    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, row_transposed_ >> c & 1, y);
-#pragma unroll
-    for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors>(sum.value[n], rows, columns_[c][n]);
-  }
-
-  /// s P, all chunks being of one product.
-  __device__ Sum<K> product(std::uint32_t row_chunks, int y) const {
-    Sum<K> sum;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-      if (c < count_) add_chunk(sum, c, row_chunks, y);
-    const float scale = scales_[0];
-    sum.for_each([&](int n, int i) { sum.value[n][i] = scale == 0.0f ? 0.0f : scale * sum.value[n][i]; });
+    if constexpr (K::kForm == StreamForm::kHadamard) return hadamard(row_chunks, y);
+    if constexpr (K::kForm == StreamForm::kSeveral) return several(row_chunks, y);
+    Sum<K> sum = product<0, kChunks>(row_chunks, y);
+    sum.for_each([&](int n, int i) { sum.value[n][i] *= scales_[0]; });
     return sum;
   }
 
-  /// The sum of s P, or s P o Q.
-  __device__ Sum<K> products(std::uint32_t row_chunks, int y) const {
-    constexpr bool kHadamard = K::kForm == StreamForm::kHadamard;
-    Sum<K> sum, total;  // of a Hadamard product: its second half, and its first half times s
+ private:
+  template <bool kFirst>
+  __device__ void add_chunk(Sum<K> &sum, int c, std::uint32_t row_chunks, int y) const {
+    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, row_transposed_ >> c & 1, y);
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors, kFirst>(sum.value[n], rows, columns_[c][n]);
+  }
+
+  /// P of some chunks, the first of which is there.
+  template <int kFirst, int kCount>
+  __device__ Sum<K> product(std::uint32_t row_chunks, int y) const {
+    Sum<K> sum;
+    add_chunk<true>(sum, kFirst, row_chunks, y);
+#pragma unroll
+    for (int c = kFirst + 1; c < kFirst + kCount; ++c)
+      if (K::kForm == StreamForm::kHadamard || c < count_) add_chunk<false>(sum, c, row_chunks, y);
+    return sum;
+  }
+
+  /// s P o Q
+  __device__ Sum<K> hadamard(std::uint32_t row_chunks, int y) const {
+    Sum<K> total = product<0, kChunks / 2>(row_chunks, y);
+    total.for_each([&](int n, int i) { total.value[n][i] *= scales_[0]; });
+    const Sum<K> other = product<kChunks / 2, kChunks / 2>(row_chunks, y);
+    total.for_each([&](int n, int i) { total.value[n][i] *= other.value[n][i]; });
+    return total;
+  }
+
+  /// The sum of s P over products.
+  __device__ Sum<K> several(std::uint32_t row_chunks, int y) const {
+    Sum<K> total, sum;
+    sum.for_each([&](int n, int i) { sum.value[n][i] = total.value[n][i] = 0.0f; });
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= count_) break;
-      add_chunk(sum, c, row_chunks, y);
+      add_chunk<false>(sum, c, row_chunks, y);
       if (!(ends_ >> c & 1)) continue;
-      const float scale = scales_[c];
+      const float scale = scales_[c];  // 0 adds nothing, not even NaN
       if (scale != 0.0f)
         sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(scale, sum.value[n][i], total.value[n][i]); });
       sum.for_each([&](int n, int i) { sum.value[n][i] = 0.0f; });
     }
-    if (kHadamard)
-      sum.for_each([&](int n, int i) { total.value[n][i] = scales_[0] == 0.0f ? 0.0f : total.value[n][i] * sum.value[n][i]; });
     return total;
   }
 
@@ -527,6 +539,7 @@ class Rotation {
   __device__ Sum<K> rows(char *slot, int y) const {
     const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
     Sum<K> sum;
+    sum.for_each([&](int n, int i) { sum.value[n][i] = 0.0f; });
 #pragma unroll
     for (int c = 0; c < K::kChunks; ++c) {
       const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, false, y);
@@ -673,12 +686,14 @@ class Worker {
     const bool keeps_base = p_.op != ops::WeightOp::kDiff;
     Words words = {};
     if (keeps_base || times_base_) words = load(slot, y);
+    if (K::kKronecker && times_base_)
+      return replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
+        const float2 d = delta.pair(half, n);
+        const float kept = keeps_base ? 1.0f : 0.0f;
+        return make_float2(base.x * (d.x + kept), base.y * (d.y + kept));
+      });
     replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
-      float2 d = delta.pair(half, n);
-      if (K::kKronecker && times_base_) {
-        d.x *= base.x, d.y *= base.y;
-        if (!keeps_base) base = make_float2(0.0f, 0.0f);
-      }
+      const float2 d = delta.pair(half, n);
       return make_float2(base.x + d.x, base.y + d.y);
     });
   }
@@ -853,7 +868,8 @@ constexpr Instance instance() {
 }
 
 // What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do with
-// the largest. Chunks of a rotation are the three parts of 32 ranks.
+// the largest. Both halves of a Hadamard product have half of the chunks; chunks of a rotation are the three parts of 32
+// ranks.
 constexpr Instance kInstances[] = {
     instance<1, StreamForm::kSingle, true>(),
     instance<2, StreamForm::kSingle, true>(),
@@ -863,6 +879,7 @@ constexpr Instance kInstances[] = {
     instance<2, StreamForm::kHadamard, true>(),
     instance<4, StreamForm::kHadamard, true>(),
     instance<6, StreamForm::kHadamard, true>(),
+    instance<2, StreamForm::kHadamard, false>(),
     instance<4, StreamForm::kHadamard, false>(),
     instance<0, StreamForm::kKronecker, true>(),
     instance<6, StreamForm::kRotation, true>(),
@@ -872,6 +889,7 @@ constexpr Instance kInstances[] = {
     instance<4, StreamForm::kSeveral, false, true>(),
     instance<2, StreamForm::kHadamard, true, true>(),
     instance<4, StreamForm::kHadamard, true, true>(),
+    instance<2, StreamForm::kHadamard, false, true>(),
     instance<4, StreamForm::kHadamard, false, true>(),
     instance<0, StreamForm::kKronecker, true, true>(),
 };

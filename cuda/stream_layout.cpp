@@ -71,7 +71,7 @@ StreamKind stream_kind(StreamForm form, std::int64_t chunks, bool bf16, bool dor
     case StreamForm::kRotation:
       return {kPackedParts * kPackedTurn / kChunkRanks, form, bf16, false};
     case StreamForm::kHadamard:
-      return {bf16 ? at_least({2, 4, 6}) : 4, form, bf16, dora};
+      return {static_cast<std::int32_t>(chunks), form, bf16, dora};
     case StreamForm::kSingle:
       if (bf16 && (!dora || chunks == 1)) return {at_least({1, 2, 4}), form, bf16, dora};
       [[fallthrough]];
@@ -81,8 +81,8 @@ StreamKind stream_kind(StreamForm form, std::int64_t chunks, bool bf16, bool dor
 }
 
 bool has_instance(const StreamKind &kind, std::int64_t chunks) {
-  const bool largest = kind.chunks == 6 && kind.dora;
-  return chunks <= kind.chunks && !largest;
+  return chunks <= kind.chunks && (kind.form != StreamForm::kHadamard || kind.chunks == 2 || kind.chunks == 4 ||
+                                   (kind.chunks == 6 && kind.bf16_factors && !kind.dora));
 }
 
 void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int32_t multiplier_index,
@@ -153,7 +153,10 @@ class LowRankBuilder {
       if (!add_product(terms_[i], static_cast<std::int8_t>(i))) return false;
     const bool hadamard =
         std::any_of(terms_.begin(), terms_.end(), [](const LowRankTerm &term) { return term.role != Role::kAdd; });
-    if (hadamard && terms_.size() != 2) return false;  // one product of two halves
+    // One product of two halves, each of half the chunks.
+    if (hadamard && (terms_.size() != 2 || weight_.target.chunks[weight_.target.chunk_count / 2].product != 1 ||
+                     weight_.target.chunk_count % 2 != 0 || weight_.target.chunks[weight_.target.chunk_count / 2 - 1].product != 0))
+      return false;
     const StreamForm form = hadamard              ? StreamForm::kHadamard
                             : terms_.size() > 1 ? StreamForm::kSeveral
                                                   : StreamForm::kSingle;

@@ -363,9 +363,32 @@ WeightCase every_kernel_case() {
     for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut}) add({128, 192}, weights, LYC_DTYPE_BF16, term, axis);
   }
   TermChoice tucker = choice_of(TermKind::kProduct);
-  tucker.p = Half::kTucker;
+  tucker.p = tucker.q = Half::kTucker;
   add({20, 10, {3, 3, 1}}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, tucker, DoraAxis::kIn);
   add({20, 50}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, choice_of(TermKind::kSparse), DoraAxis::kNone);
+  // What is streamed besides, in every way there is.
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16})
+    for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut}) {
+      add({40, 128}, factors, factors, choice_of(TermKind::kProduct, 48), axis);
+      for (std::int64_t rank : {16, 32}) add({40, 128}, factors, factors, choice_of(TermKind::kHadamard, rank), axis);
+      TermChoice blocks = choice_of(TermKind::kKronecker);
+      blocks.p_out = blocks.p_in = 2;
+      add({40, 128}, factors, factors, blocks, axis);
+    }
+  TermChoice rotation = choice_of(TermKind::kRotation);
+  rotation.rotation.block_size = 8;
+  c.factor_dtype = LYC_DTYPE_BF16;
+  for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
+    c.add({{40, 128}, weights, weights, Order::kOIHW, Order::kOIHW, true, {{{rotation}}}});
+    c.terms().back().coefficient = 1.0;
+  }
+  TermChoice halves = tucker;
+  halves.kind = TermKind::kHadamard;
+  halves.rank = 15;  // the other half has 16
+  for (const TermChoice &term : {tucker, halves, choice_of(TermKind::kBaseProduct)})
+    c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+  const AdapterChoice one = {{choice_of(TermKind::kProduct)}};
+  c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, one}});
   c.multipliers.resize(100, 1.0f);  // too many to go by value
   return c;
 }
@@ -375,8 +398,10 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kStreamed = 3, kLowRank = 24, kElementwise = 4, kProducts = 2, kTerms = 3, kMultipliers = 1;
-  EXPECT_EQ(plan.info.launches, kStreamed + kLowRank + kElementwise + kProducts + kTerms + kMultipliers)
+  constexpr int kStreamed = 21, kStreamedNorms = 8, kLowRank = 22, kElementwise = 4, kProducts = 4, kRotations = 1;
+  constexpr int kTerms = 3, kMultipliers = 1;
+  EXPECT_EQ(plan.info.launches, kStreamed + kStreamedNorms + kLowRank + kElementwise + kProducts + kRotations + kTerms +
+                                    kMultipliers)
       << plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }
