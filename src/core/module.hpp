@@ -7,6 +7,7 @@
 #include "core/context.hpp"
 #include "core/definition.hpp"
 #include "core/object.hpp"
+#include "core/transfer.hpp"
 
 struct lyc_module final : lyc::Object {
   /// Factors that `owned` or the caller holds; their addresses are in `definition`.
@@ -42,10 +43,7 @@ namespace lyc {
 /// The rule that counts: `requested`, or the default of the dialect for kDefault.
 ops::DoraRule resolve_dora_rule(lyc_dora_rule requested, ops::DoraRule otherwise);
 
-/// Copy one tensor to the context's device. `buffers` takes the memory.
-lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers);
-
-/// Bring a definition's factors to the context's device: those in CPU memory are copied, those that are there stay.
-void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers);
+/// Put what the family makes of the tensors that only files have in their place.
+void rewrite_stored(Uploader &uploader, Definition &definition, std::vector<DeviceBuffer> &buffers);
 
 }  // namespace lyc

@@ -1,0 +1,109 @@
+// Bytes on their way between CPU memory and the memory of a context's device. Where the two are the same there is
+// nothing to copy, and none of this costs anything.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/tensor.hpp"
+#include "core/context.hpp"
+
+namespace lyc {
+
+/// An order in which a device works. There is none where its memory is CPU memory: handle() is null, and what is
+/// enqueued has been done.
+class Stream {
+ public:
+  explicit Stream(lyc_context &context);
+  ~Stream();
+  Stream(const Stream &) = delete;
+  Stream &operator=(const Stream &) = delete;
+
+  void *handle() const { return handle_; }
+  void write(void *device, const void *host, std::size_t size);
+  void read(void *host, const void *device, std::size_t size);
+  void wait();            // until all of it has finished
+  void settle() noexcept;  // the same, whatever became of it
+
+ private:
+  lyc_context &context_;
+  void *handle_ = nullptr;
+};
+
+/// CPU memory that the device copies from and to while others work.
+class HostBuffer {
+ public:
+  explicit HostBuffer(lyc_context &context) : context_(context) {}
+  ~HostBuffer();
+  HostBuffer(const HostBuffer &) = delete;
+  HostBuffer &operator=(const HostBuffer &) = delete;
+
+  /// At least so many bytes; what was there is lost.
+  char *reserve(std::size_t size);
+  char *data() const { return data_; }
+
+ private:
+  lyc_context &context_;
+  char *data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// A block that the host and the device work on by turns. It is kept from use to use: fresh pages cost as much as the
+/// arithmetic on them.
+class Staging {
+ public:
+  explicit Staging(lyc_context &context) : context_(context), host_(context) {}
+
+  /// At least so many bytes; what was there is lost.
+  void reserve(std::size_t size);
+  char *host() const { return host_.data() ? host_.data() : static_cast<char *>(device()); }
+  void *device() const { return device_.data(); }
+  void send(Stream &stream, std::size_t size);
+  void fetch(Stream &stream, std::size_t size);
+
+ private:
+  lyc_context &context_;
+  HostBuffer host_;
+  DeviceBuffer device_;
+};
+
+/// Brings tensors to a device, many in one copy. With a stream they are collected in pinned memory, in two buffers by
+/// turns, so that one is filled while the other is copied. Without one they are few: ordinary memory, which need not be
+/// pinned first, and one copy that is waited for.
+class Uploader {
+ public:
+  explicit Uploader(lyc_context &context, Stream *stream = nullptr);
+  ~Uploader();
+  Uploader(const Uploader &) = delete;
+  Uploader &operator=(const Uploader &) = delete;
+
+  lyc_context &context() const { return context_; }
+
+  /// So many bytes are coming, as far as that is known.
+  void expect(std::uint64_t size) { expected_ += size; }
+  static std::uint64_t room_for(std::uint64_t size);  // what a tensor of that size takes of it
+
+  /// A tensor on the device, whose bytes the caller puts at *host before the next call. `buffers` take its memory.
+  lyc_tensor place(lyc_dtype dtype, const Shape &shape, void **host, std::vector<DeviceBuffer> &buffers);
+
+  /// The same with the bytes of a contiguous CPU tensor.
+  lyc_tensor copy(const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers);
+
+  /// Everything is there on return.
+  void finish();
+
+ private:
+  void begin_chunk(std::uint64_t size);
+  void send();
+
+  lyc_context &context_;
+  Stream *stream_;
+  std::uint64_t expected_ = 0;
+  HostBuffer pinned_[2];
+  std::vector<char> ordinary_;
+  int turn_ = 0;
+  DeviceBuffer chunk_, sending_;
+  std::uint64_t used_ = 0;  // of chunk_
+};
+
+}  // namespace lyc
