@@ -267,7 +267,8 @@ typedef struct lyc_context_options {
   lyc_device_type   device_type;   /**< Default: the CPU. */
   int32_t           device_index;
   int32_t           threads;       /**< CPU threads, the caller's included; 0 = as many as the process may use.
-                                        They start with the context and end with it. */
+                                        They start with the context and end with it. CUDA: those that
+                                        lyc_merge_files() feeds the device with. */
   lyc_allocate_fn   allocate;      /**< NULL = the library's own. Both or none. */
   lyc_deallocate_fn deallocate;
   void             *user_data;     /**< For both; must outlive the context. */
@@ -728,8 +729,9 @@ typedef struct lyc_merge_options {
 
 LYC_API void lyc_merge_options_init(lyc_merge_options *options, size_t struct_size);
 
-/** Merge adapters into a base model, file to file. Untouched tensors are copied byte for byte; several adapters are
- *  added with one rounding; metadata is kept, and extended by what was done. Sharded bases and folders give a folder.
+/** Merge adapters into a base model, file to file, computed on the context's device. Untouched tensors are copied byte
+ *  for byte; several adapters are added with one rounding; metadata is kept, and extended by what was done. Sharded
+ *  bases and folders give a folder.
  *  Nothing appears at `out_path` before all is written and synced. *out_report may be NULL. options may be NULL.
  *  Errors: IO, FORMAT, MISMATCH (the adapter does not belong to this base), UNSUPPORTED, CANCELLED,
  *  INVALID_ARGUMENT (out exists without LYC_OVERWRITE, or is one of the inputs). */

@@ -169,7 +169,7 @@ class DeviceTensor {
   void write(const Tensor &values) {
     host_ = values;
     if (!memory_) return;
-    Tensor words({whole_.shape[0]}, LYC_DTYPE_F32);
+    Tensor words = memory_words();
     std::copy(values.bytes.begin(), values.bytes.end(), words.bytes.begin());
     const lyc_tensor view = words.view();
     ok(lyc_module_write_param(memory_.get(), "diff", &view));
@@ -177,7 +177,7 @@ class DeviceTensor {
   Tensor read() const {
     if (!memory_) return host_;
     wait_for_device();
-    const Tensor words({whole_.shape[0]}, LYC_DTYPE_F32);
+    const Tensor words = memory_words();
     const lyc_tensor view = words.view();
     ok(lyc_module_read_param(memory_.get(), "diff", &view));
     Tensor values = host_;
@@ -187,6 +187,8 @@ class DeviceTensor {
   std::vector<double> values() const { return read().values(); }
 
  private:
+  Tensor memory_words() const { return Tensor({whole_.shape, whole_.shape + whole_.ndim}, LYC_DTYPE_F32); }
+
   Tensor host_;
   Module memory_;
   lyc_tensor whole_{};
