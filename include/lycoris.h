@@ -494,8 +494,9 @@ LYC_API lyc_status lyc_module_convert(lyc_module *module, lyc_algo algo, lyc_mod
 /* == 8. One weight ====================================================================================
  * Arithmetic is in F32 with one rounding at the store, whatever the dtypes. Multiplier 0 leaves every bit as it is.
  * A base of fewer rows or another shape than the module's delta is an error, never cut or reshaped; the exception is
- * a 1x1 kernel, which may be there or not. Each call prepares, runs and releases a batch of one. With a CUDA context
- * that waits for the device and cannot be captured; section 10 has what does not.
+ * a 1x1 kernel, which may be there or not. A module keeps what a call prepared for the next one on the same weight:
+ * same descriptors, same parameters bound. With a CUDA context the first call on a weight, and only that, may wait for
+ * the device; no call can be captured, because the next one may release what it uses. Section 10 has what can.
  */
 
 /** dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.

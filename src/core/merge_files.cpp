@@ -24,13 +24,13 @@
 #include "io/container/model_writer.hpp"
 
 // The output is cut into jobs: runs of untouched tensors, copied as bytes, and row blocks of touched ones, each read,
-// brought to the device, computed, fetched and written by one thread. Threads take jobs in the order of the file, so one
-// reads while another computes and a third writes, and memory is bounded by threads times the size of a block. The
+// brought to the device, computed, fetched and written by one thread. Threads take jobs in the order of the file, so
+// one reads while another computes and a third writes, and memory is bounded by threads times the size of a block. The
 // blocks of a tensor share its factors.
 namespace lyc {
 namespace {
 
-constexpr std::uint64_t kBlockBytes = 4u << 20;         // of a touched tensor; rows of more than that make a block of one
+constexpr std::uint64_t kBlockBytes = 4u << 20;  // of a touched tensor; rows of more than that make a block of one
 constexpr std::uint64_t kDeviceBlockBytes = 16u << 20;  // the same where a block costs copies and launches
 constexpr std::uint64_t kCopyBytes = 64u << 20;         // of a run of untouched ones
 constexpr std::uint64_t kMemoryBudget = 640u << 20;     // for all blocks in flight, as far as single ones allow

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -164,6 +165,8 @@ lyc_module::lyc_module(Ref<lyc_context> owner, Definition what, std::vector<Devi
     fail(LYC_ERROR_UNSUPPORTED, "reshape_weight makes the layer's weight larger, which only lyc_merge_files() can do");
 }
 
+lyc_module::~lyc_module() { forget_call(); }
+
 Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options) {
   const algo::Algorithm *algorithm = algo::find_algorithm(options.algo);
   require(algorithm != nullptr, "algo is ", static_cast<int>(options.algo), ", not a family that can be created");
@@ -248,6 +251,7 @@ void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
   require(is_contiguous(tensor), name, " is not contiguous");
   definition.factors.set(name, tensor);
   definition.prepared_rotations.clear();
+  forget_call();
 }
 
 namespace {
@@ -284,6 +288,7 @@ void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
   check_host_copy(tensor, known, name);
   require(!(known.flags & LYC_TENSOR_READ_ONLY), name, " is bound to read-only memory");
   definition.prepared_rotations.clear();
+  forget_call();
   const std::vector<char> values = converted(tensor.data, tensor.dtype, known.dtype, numel(known));
   write_device(*context, known.data, values.data(), values.size());
 }
@@ -301,8 +306,55 @@ void lyc_module::read(const std::string &name, const lyc_tensor &tensor) const {
 void lyc_module::prepare(const lyc_tensor *base, void *stream) {
   if (!definition.needs_base()) return;
   require(base != nullptr, "base is NULL, but the delta depends on the weight");
+  forget_call();
   const ops::Operand weight = operand_on(*context, *base, "base");
   if (definition.lacks_base_state()) derive_base_state(*context, definition, weight, {}, stream, owned_);
   prepare_rotations(*context, definition, weight, stream, rests_, owned_);
   definition.prepared_rotations = rests_;
+}
+
+namespace {
+
+std::vector<BatchItem> items_for(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out) {
+  lyc_batch_item item{};
+  item.module = &module;
+  item.base = base;
+  item.out = out;
+  return checked_items(*module.context, &item, 1);
+}
+
+/// The same descriptor has the same plan, and needs no second check. It has no padding.
+bool same(const lyc_tensor &known, const lyc_tensor *given) {
+  static constexpr lyc_tensor kAbsent{};
+  static_assert(sizeof(lyc_tensor) == 2 * 8 + 6 * 4 + 2 * 8 * LYC_MAX_DIMS + 3 * 8);
+  return std::memcmp(&known, given ? given : &kAbsent, sizeof known) == 0;
+}
+
+}  // namespace
+
+/// What one call on a weight prepared.
+struct lyc_module::Call {
+  Call(lyc_module &module, const lyc_tensor *base_tensor, const lyc_tensor *out_tensor)
+      : weights(*module.context, items_for(module, base_tensor, out_tensor)) {
+    if (base_tensor) base = *base_tensor;
+    if (out_tensor) out = *out_tensor;
+  }
+
+  lyc_tensor base{}, out{};  // zeros: not given
+  PreparedWeights weights;
+};
+
+void lyc_module::forget_call() { delete last_call_.exchange(nullptr); }
+
+void lyc_module::run(const lyc_tensor *base, const lyc_tensor *out, lyc_batch_op op, float multiplier,
+                     const lyc_exec &exec) {
+  std::unique_ptr<Call> call(last_call_.exchange(nullptr));
+  if (!call || !same(call->base, base) || !same(call->out, out)) call = std::make_unique<Call>(*this, base, out);
+  call->weights.run(op, &multiplier, false, exec);
+  // What is derived from the weight's values is of this call only.
+  if (!definition.lacks_base_state()) call.reset(last_call_.exchange(call.release()));
+}
+
+std::uint64_t lyc_module::workspace_size(const lyc_tensor &weight) {
+  return PreparedWeights(*context, items_for(*this, &weight, nullptr)).workspace_size();
 }

@@ -22,7 +22,7 @@ class Stream {
   void *handle() const { return handle_; }
   void write(void *device, const void *host, std::size_t size);
   void read(void *host, const void *device, std::size_t size);
-  void wait();            // until all of it has finished
+  void wait();             // until all of it has finished
   void settle() noexcept;  // the same, whatever became of it
 
  private:

@@ -63,9 +63,9 @@ struct Backend {
   lyc_status (*memory_read)(BackendContext *context, void *host, const void *device, std::size_t size,
                             Failure *failure);
 
-  // Pipelines between CPU memory and the device; all null where the device's memory is CPU memory. Host memory from here
-  // is what a device copies from and to at its full rate, while others work. Copies on a stream are enqueued; stream_wait
-  // returns when everything on it has finished.
+  // Pipelines between CPU memory and the device; all null where the device's memory is CPU memory. Host memory from
+  // here is what a device copies from and to at its full rate, while others work. Copies on a stream are enqueued;
+  // stream_wait returns when everything on it has finished.
   lyc_status (*host_allocate)(BackendContext *context, std::size_t size, void **memory, Failure *failure);
   void (*host_release)(BackendContext *context, void *memory);
   lyc_status (*stream_create)(BackendContext *context, void **stream, Failure *failure);

@@ -42,8 +42,8 @@ inline void fails(lyc_status got, lyc_status expected, const std::vector<std::st
     EXPECT_NE(message.find(word), std::string::npos) << "'" << word << "' is not in: " << message;
 }
 
-/// What tests of weights run on: the environment variable LYC_TEST_DEVICE, "cpu" (the default) or "cuda". There, weights
-/// and bound parameters are the device's memory.
+/// What tests of weights run on: the environment variable LYC_TEST_DEVICE, "cpu" (the default) or "cuda". There,
+/// weights and bound parameters are the device's memory.
 inline lyc_device_type tested_device() {
   static const char *const name = std::getenv("LYC_TEST_DEVICE");
   return name && std::strcmp(name, "cuda") == 0 ? LYC_DEVICE_CUDA : LYC_DEVICE_CPU;
@@ -140,8 +140,8 @@ inline void wait_for_device() {
   EXPECT_EQ(call("cuDevicePrimaryCtxRelease_v2", 0), 0);
 }
 
-/// A tensor in the memory of the tested device; on the CPU a copy. The library's own parameters serve as that memory: it
-/// has no other functions that give any.
+/// A tensor in the memory of the tested device; on the CPU a copy. The library's own parameters serve as that memory:
+/// it has no other functions that give any.
 class DeviceTensor {
  public:
   explicit DeviceTensor(const Tensor &host) : host_(host) {

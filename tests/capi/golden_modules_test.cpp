@@ -28,8 +28,7 @@ void undo_scale_of_whole_halves(Golden &golden, double rank) {
 Golden read_case(const std::string &name) {
   std::map<std::string, std::string> metadata;
   Golden golden;
-  for (auto &[key, tensor] :
-       read_file(test_data("modules/" + name + ".safetensors"), &metadata)) {
+  for (auto &[key, tensor] : read_file(test_data("modules/" + name + ".safetensors"), &metadata)) {
     if (key.rfind("sd.", 0) == 0) golden.factors[key.substr(3)] = tensor;
     if (key == "base.weight") golden.base = tensor;
     if (key == "base.bias") golden.base_bias = tensor;

@@ -18,9 +18,7 @@ class CudaTensor {
     cuda(cudaMalloc(&data_, host.bytes.size()));
     write(host);
   }
-  CudaTensor(CudaTensor &&other) noexcept : host_(std::move(other.host_)), data_(other.data_) {
-    other.data_ = nullptr;
-  }
+  CudaTensor(CudaTensor &&other) noexcept : host_(std::move(other.host_)), data_(other.data_) { other.data_ = nullptr; }
   ~CudaTensor() { cudaFree(data_); }
 
   void write(const Tensor &host) {

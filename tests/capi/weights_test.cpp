@@ -275,6 +275,42 @@ TEST_F(Weights, EpsilonOfDora) {
   }
 }
 
+TEST_F(Weights, WhatACallPreparedServesOnlyTheSameWeight) {
+  Tensors factors = lora(8, 8);
+  const Module module = make_module(context_.get(), factors);
+  const DeviceTensor wide(random_tensor({8, 8}, 5)), narrow(random_tensor({8, 8}, 6, LYC_DTYPE_BF16)),
+      out(Tensor({8, 8}, LYC_DTYPE_F32));
+  const auto expect_fresh = [&] {
+    const Module fresh = make_module(context_.get(), factors);
+    for (int round = 0; round < 2; ++round)
+      for (const DeviceTensor *base : {&wide, &narrow})
+        for (lyc_layout layout : {LYC_LAYOUT_OIHW, LYC_LAYOUT_HWIO})
+          for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_BF16, LYC_DTYPE_BF16}) {  // at one address, and again
+            lyc_tensor from = base->view(), to = out.view();
+            from.layout = to.layout = layout;
+            to.dtype = dtype;
+            ok(lyc_merge(fresh.get(), &from, 0.5f, &to, nullptr));
+            const Tensor want = out.read();
+            ok(lyc_get_diff_weight(module.get(), nullptr, 2, &to, nullptr));
+            EXPECT_NE(out.read().bytes, want.bytes);
+            ok(lyc_merge(module.get(), &from, 0.5f, &to, nullptr));
+            EXPECT_EQ(out.read().bytes, want.bytes);
+          }
+  };
+  expect_fresh();
+  factors["lora_up.weight"] = random_tensor({8, 3}, 9);
+  const DeviceTensor bound(factors["lora_up.weight"]);
+  const lyc_tensor up = bound.view();
+  ok(lyc_module_bind_param(module.get(), "lora_up.weight", &up));
+  expect_fresh();
+  const Tensor mask = random_tensor({3}, 10);
+  const lyc_tensor values = mask.view();
+  ok(lyc_module_write_param(module.get(), "rank_mask", &values));
+  const Tensor base = random_tensor({8, 8}, 5);
+  const Tensor masked = merged(module, base);
+  EXPECT_NE(masked.bytes, merged(make_module(context_.get(), factors), base).bytes);
+}
+
 TEST_F(Weights, OneRounding) {
   const Module module = make_module(context_.get(), lora(16, 24));
   for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {

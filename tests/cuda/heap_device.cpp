@@ -203,15 +203,13 @@ void stream_destroy(BackendContext *, void *stream) {
 lyc_status stream_write(BackendContext *, void *stream, void *device, const void *host, std::size_t size,
                         Failure *failure) {
   insist(pinned_memory.hold(host, size), "a copy is enqueued from memory that is not pinned");
-  return guard(failure,
-               [&] { static_cast<Stream *>(stream)->work.push_back([=] { copy_in(device, host, size); }); });
+  return guard(failure, [&] { static_cast<Stream *>(stream)->work.push_back([=] { copy_in(device, host, size); }); });
 }
 
 lyc_status stream_read(BackendContext *, void *stream, void *host, const void *device, std::size_t size,
                        Failure *failure) {
   insist(pinned_memory.hold(host, size), "a copy is enqueued to memory that is not pinned");
-  return guard(failure,
-               [&] { static_cast<Stream *>(stream)->work.push_back([=] { copy_out(host, device, size); }); });
+  return guard(failure, [&] { static_cast<Stream *>(stream)->work.push_back([=] { copy_out(host, device, size); }); });
 }
 
 lyc_status stream_wait(BackendContext *, void *stream, Failure *failure) {
