@@ -142,10 +142,6 @@ void weight_release(ops::WeightPlan *plan) {
   guard(nullptr, [&] { release(&own(plan)); });
 }
 
-lyc_status rotation_prepare(BackendContext *, const ops::Rotation *, const ops::Operand *, void *, Failure *failure) {
-  return guard(failure, [] { fail(LYC_ERROR_UNSUPPORTED, "rotations are not computed on CUDA devices yet"); });
-}
-
 constexpr ops::Backend kBackend = {sizeof(ops::Backend),
                                    LYC_DEVICE_CUDA,
                                    LYCORIS_VERSION,
@@ -170,7 +166,7 @@ constexpr ops::Backend kBackend = {sizeof(ops::Backend),
                                    weight_run,
                                    weight_explain,
                                    weight_release,
-                                   rotation_prepare,
+                                   nullptr,  // rotations prepared
                                    nullptr,  // singular triplets
                                    nullptr,  // forward
                                    nullptr,

@@ -477,13 +477,14 @@ LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, c
 LYC_API lyc_status lyc_module_write_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *name, const lyc_tensor *tensor);
 
-/** Compute once, on the context's device, what every call would compute anew, for the layer's pristine weight `base`
+/** Compute once, into memory of the context's device, what every call would compute anew, for the layer's pristine weight `base`
  *  (NULL only where needs_base is 0). Waits.
  *    T-LoRA      the singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer
  *                and base_q_layer.weight; needs_base is 0 from then on. An unprepared one whose file has no such
- *                parameters makes them from the weight in every call and every new batch, on the CPU only.
+ *                parameters makes them from the weight in every call and every new batch.
  *    OFT, BOFT   the rotations. Binding or writing a parameter ends their preparation.
- *  Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot). */
+ *  With a CUDA context the CPU does it: weight and factors are copied there, results back. Errors: INVALID_ARGUMENT,
+ *  MISMATCH (shape). */
 LYC_API lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec);
 
 /** Write the same delta as a module of another family, with F32 parameters of its own in the same context. LOCON takes

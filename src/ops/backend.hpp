@@ -83,11 +83,12 @@ struct Backend {
   std::size_t (*weight_explain)(const WeightPlan *plan, char *buffer, std::size_t capacity);  // length, as snprintf
   void (*weight_release)(WeightPlan *plan);
 
+  // Preparations that wait for their result; null where the core is to let the CPU do them.
   // R - I of every stage and block into `rests` [stages * blocks, b * b] F32, for Rotation::prepared.
   lyc_status (*rotation_prepare)(BackendContext *context, const Rotation *rotation, const Operand *rests, void *stream,
                                  Failure *failure);
   // Of the matrix [out, in * kernel]: singular triplets `first` and so on, as many as u has columns, by falling
-  // singular value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates, waits. Null: the device cannot.
+  // singular value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates.
   lyc_status (*singular_triplets)(BackendContext *context, const Operand *matrix, std::int64_t first, const Operand *u,
                                   const Operand *sigma, const Operand *v, void *stream, Failure *failure);
 

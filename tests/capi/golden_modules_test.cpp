@@ -104,11 +104,16 @@ TEST_P(GoldenModule, MergeToAnotherTensorAndInPlace) {
   EXPECT_EQ(in_place.read().bytes, out.read().bytes);
 }
 
-TEST_P(GoldenModule, PreparedGivesTheSameBits) {
+TEST_P(GoldenModule, PreparedGivesTheSame) {
   if (!representable()) GTEST_SKIP() << "the base is not representable in this type";
   const Tensor base = golden_.base.as(dtype_), before = merged(module_, base, golden_.multiplier);
   ok(lyc_module_prepare(module_.get(), on_device(base).get(), nullptr));
-  EXPECT_EQ(merged(module_, base, golden_.multiplier).bytes, before.bytes);
+  const Tensor after = merged(module_, base, golden_.multiplier);
+  if (tested_device() == LYC_DEVICE_CPU) {
+    EXPECT_EQ(after.bytes, before.bytes);
+  } else {  // which has its own way to rotations
+    EXPECT_TRUE(near(after.values(), before.values(), allowed()));
+  }
 }
 
 TEST_P(GoldenModule, Bias) {

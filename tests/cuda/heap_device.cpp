@@ -214,6 +214,7 @@ lyc_status stream_read(BackendContext *, void *stream, void *host, const void *d
 
 lyc_status stream_wait(BackendContext *, void *stream, Failure *failure) {
   return guard(failure, [&] {
+    if (!stream) return;
     std::vector<std::function<void()>> work;
     work.swap(static_cast<Stream *>(stream)->work);
     for (const auto &step : work) step();
@@ -288,28 +289,6 @@ void weight_release(ops::WeightPlan *plan) {
   delete &own(plan);
 }
 
-Operand moved(const Operand &operand) {
-  Operand host = operand;
-  if (!operand.data) return host;
-  insist(device_memory.hold(operand.data, operand_bytes(operand)), "an operand is not in the device's memory");
-  host.data = to_host(operand.data);
-  return host;
-}
-
-lyc_status rotation_prepare(BackendContext *context, const ops::Rotation *rotation, const Operand *rests, void *,
-                            Failure *failure) {
-  ops::Rotation host = *rotation;
-  for (Operand *operand : {&host.generators, &host.rescale, &host.prepared}) *operand = moved(*operand);
-  const Operand host_rests = moved(*rests);
-  return cpu().rotation_prepare(own(context).host, &host, &host_rests, nullptr, failure);
-}
-
-lyc_status singular_triplets(BackendContext *context, const Operand *matrix, std::int64_t first, const Operand *u,
-                             const Operand *sigma, const Operand *v, void *, Failure *failure) {
-  const Operand from = moved(*matrix), left = moved(*u), middle = moved(*sigma), right = moved(*v);
-  return cpu().singular_triplets(own(context).host, &from, first, &left, &middle, &right, nullptr, failure);
-}
-
 ops::Backend make_table() {
   ops::Backend table = cpu();
   table.device_type = LYC_DEVICE_CUDA;
@@ -332,8 +311,8 @@ ops::Backend make_table() {
   table.weight_run = weight_run;
   table.weight_explain = weight_explain;
   table.weight_release = weight_release;
-  table.rotation_prepare = rotation_prepare;
-  table.singular_triplets = singular_triplets;
+  table.rotation_prepare = nullptr;
+  table.singular_triplets = nullptr;
   table.forward_prepare = nullptr;
   table.forward_info = nullptr;
   table.forward_run = nullptr;

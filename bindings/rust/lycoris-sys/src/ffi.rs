@@ -666,12 +666,13 @@ functions! {
     /// that reads the parameter is under way.
     fn lyc_module_write_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     fn lyc_module_read_param(module: *const lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
-    /// Compute once, on the context's device, what every call would compute anew, for the layer's pristine weight
-    /// `base` (NULL only where needs_base is 0). Waits. T-LoRA      the singular triplets that it starts from,
-    /// kept as parameters base_p_layer.weight, base_lambda_layer and base_q_layer.weight; needs_base is 0 from
-    /// then on. An unprepared one whose file has no such parameters makes them from the weight in every call and
-    /// every new batch, on the CPU only. OFT, BOFT   the rotations. Binding or writing a parameter ends their
-    /// preparation. Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot).
+    /// Compute once, into memory of the context's device, what every call would compute anew, for the layer's
+    /// pristine weight `base` (NULL only where needs_base is 0). Waits. T-LoRA      the singular triplets that it
+    /// starts from, kept as parameters base_p_layer.weight, base_lambda_layer and base_q_layer.weight; needs_base
+    /// is 0 from then on. An unprepared one whose file has no such parameters makes them from the weight in every
+    /// call and every new batch. OFT, BOFT   the rotations. Binding or writing a parameter ends their
+    /// preparation. With a CUDA context the CPU does it: weight and factors are copied there, results back.
+    /// Errors: INVALID_ARGUMENT, MISMATCH (shape).
     fn lyc_module_prepare(module: *mut lyc_module, base: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
     /// Write the same delta as a module of another family, with F32 parameters of its own in the same context.
     /// LOCON takes what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives
