@@ -139,9 +139,10 @@ Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, Upl
       definition.factors.set(name, make_tensor(stored.back().data(), info.dtype, info.shape));
       continue;
     }
-    void *host = nullptr;
-    definition.factors.set(name, uploader.place(info.dtype, info.shape, &host, buffers));
-    adapter.file.read(index, static_cast<char *>(host), 0, info.size);
+    const auto read = [&file = adapter.file, tensor = index](char *to, std::uint64_t begin, std::size_t size) {
+      file.read(tensor, to, begin, size);
+    };
+    definition.factors.set(name, uploader.place(info.dtype, info.shape, read, buffers));
   }
   rewrite_stored(uploader, definition, buffers);
   return definition;

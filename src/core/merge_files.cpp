@@ -31,10 +31,10 @@ namespace lyc {
 namespace {
 
 constexpr std::uint64_t kBlockBytes = 4u << 20;  // of a touched tensor; rows of more than that make a block of one
-constexpr std::uint64_t kDeviceBlockBytes = 16u << 20;  // the same where a block costs copies and launches
-constexpr std::uint64_t kCopyBytes = 64u << 20;         // of a run of untouched ones
-constexpr std::uint64_t kMemoryBudget = 640u << 20;     // for all blocks in flight, as far as single ones allow
-constexpr int kDeviceThreads = 16;                      // more only wait for the device
+constexpr std::uint64_t kDeviceBlockBytes = 8u << 20;  // the same where a block costs copies and launches
+constexpr std::uint64_t kCopyBytes = 64u << 20;        // of a run of untouched ones
+constexpr std::uint64_t kMemoryBudget = 640u << 20;    // for all blocks in flight, as far as single ones allow
+constexpr int kDeviceThreads = 16;                     // more only wait for the device
 constexpr const char *kOperationsKey = "lycoris.operations", *kStaleHashKey = "modelspec.hash_sha256";
 
 /// What the blocks of one tensor are computed with: made by the first thread that wants it, gone with the last block.
@@ -364,9 +364,8 @@ const Factors &Merge::factors_of(const Job &job, Worker &worker) const {
 ops::Operand Merge::layer_weight(const Assignment &assignment, Worker &worker, Factors &factors) const {
   const std::size_t index = assignment.part == LYC_PART_WEIGHT ? assignment.tensor : assignment.weight.value();
   const io::TensorInfo &info = base_.tensors()[index];
-  void *host = nullptr;
-  lyc_tensor tensor = worker.uploader.place(info.dtype, info.shape, &host, factors.memory);
-  base_.read(index, static_cast<char *>(host), 0, info.size);
+  const auto read = [&](char *to, std::uint64_t begin, std::size_t size) { base_.read(index, to, begin, size); };
+  lyc_tensor tensor = worker.uploader.place(info.dtype, info.shape, read, factors.memory);
   if (assignment.transposed) tensor.layout = LYC_LAYOUT_HWIO;
   return slice_rows(weight_operand(tensor, info.name), assignment.base_row, assignment.rows);
 }

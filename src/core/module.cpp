@@ -184,10 +184,9 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
   for (const algo::FactorSpec &parameter : list)
     uploader.expect(Uploader::room_for(make_tensor(nullptr, dtype, parameter.shape).capacity));
   for (const algo::FactorSpec &parameter : list) {
-    void *host = nullptr;
     names.push_back(parameter.name);
-    factors.set(parameter.name, uploader.place(dtype, parameter.shape, &host, owned));
-    if (const std::uint64_t size = byte_extent(factors.at(parameter.name))) std::memset(host, 0, size);
+    const auto zeros = [](char *to, std::uint64_t, std::size_t size) { std::memset(to, 0, size); };
+    factors.set(parameter.name, uploader.place(dtype, parameter.shape, zeros, owned));
   }
   uploader.finish();
   Definition definition = define(factors, names, request);

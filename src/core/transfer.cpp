@@ -8,7 +8,7 @@
 namespace lyc {
 namespace {
 
-constexpr std::uint64_t kChunkBytes = 16u << 20;  // of an uploader; larger tensors have chunks of their own
+constexpr std::uint64_t kChunkBytes = 8u << 20;  // of an uploader
 constexpr std::uint64_t kAlignment = 256;
 
 /// Whether the device's memory is another than the CPU's.
@@ -88,60 +88,78 @@ Uploader::~Uploader() {
 
 std::uint64_t Uploader::room_for(std::uint64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
-void Uploader::begin_chunk(std::uint64_t size) {
-  send();
-  const std::uint64_t bytes = std::max(size, std::min(expected_, kChunkBytes));
-  chunk_ = DeviceBuffer(context_, bytes);
-  if (stream_)
-    pinned_[turn_].reserve(bytes);
-  else
-    ordinary_.resize(bytes);
+/// Memory for the next copy.
+char *Uploader::staged(std::size_t size) {
+  if (stream_) return pinned_[turn_].reserve(size);
+  if (ordinary_.size() < size) ordinary_.resize(size);
+  return ordinary_.data();
 }
 
-lyc_tensor Uploader::place(lyc_dtype dtype, const Shape &shape, void **host, std::vector<DeviceBuffer> &buffers) {
+void Uploader::begin_chunk(std::uint64_t size) {
+  send_chunk();
+  chunk_ = DeviceBuffer(context_, std::max(size, std::min(expected_, kChunkBytes)));
+  sending_.push_back(chunk_);
+  staged(chunk_.size());
+}
+
+lyc_tensor Uploader::place(lyc_dtype dtype, const Shape &shape, const Fill &fill, std::vector<DeviceBuffer> &buffers) {
   lyc_tensor tensor = make_tensor(nullptr, dtype, shape);
   tensor.device_type = context_.options.device_type;
   tensor.device_index = context_.options.device_index;
   const std::uint64_t size = byte_extent(tensor), room = room_for(size);
-  if (!apart(context_)) {
+  expected_ -= std::min(expected_, room);
+  if (size == 0) return tensor;
+  if (!apart(context_) || size > kChunkBytes) {
     buffers.emplace_back(context_, size);
-    *host = tensor.data = buffers.back().data();
+    tensor.data = buffers.back().data();
+    if (!apart(context_)) return fill(static_cast<char *>(tensor.data), 0, size), tensor;
+    sending_.push_back(buffers.back());
+    send_pieces(tensor.data, size, fill);
     return tensor;
   }
   if (used_ + room > chunk_.size()) begin_chunk(room);
   if (buffers.empty() || buffers.back().data() != chunk_.data()) buffers.push_back(chunk_);
   tensor.data = static_cast<char *>(chunk_.data()) + used_;
-  *host = (stream_ ? pinned_[turn_].data() : ordinary_.data()) + used_;
+  fill(staged(chunk_.size()) + used_, 0, size);
   used_ += room;
-  expected_ -= std::min(expected_, room);
   return tensor;
 }
 
 lyc_tensor Uploader::copy(const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers) {
   require(is_contiguous(tensor), "parameters must be contiguous");
-  void *host = nullptr;
-  const lyc_tensor result = place(tensor.dtype, shape_of(tensor), &host, buffers);
-  if (const std::uint64_t size = byte_extent(tensor)) std::memcpy(host, tensor.data, size);
-  return result;
+  const auto fill = [&](char *to, std::uint64_t begin, std::size_t size) {
+    std::memcpy(to, static_cast<const char *>(tensor.data) + begin, size);
+  };
+  return place(tensor.dtype, shape_of(tensor), fill, buffers);
 }
 
-void Uploader::send() {
-  if (used_ == 0) return;
-  if (stream_) {
-    stream_->wait();  // for the copy from the other buffer, which is filled next
-    sending_ = chunk_;
-    stream_->write(chunk_.data(), pinned_[turn_].data(), used_);
-    turn_ = 1 - turn_;
-  } else {
-    write_device(context_, chunk_.data(), ordinary_.data(), used_);
-  }
+/// Copy what is staged. The other buffer, which is filled next, has been copied then.
+void Uploader::send(void *device, std::size_t size) {
+  if (!stream_) return write_device(context_, device, ordinary_.data(), size);
+  stream_->wait();
+  stream_->write(device, pinned_[turn_].data(), size);
+  turn_ = 1 - turn_;
+}
+
+void Uploader::send_chunk() {
+  if (used_ > 0) send(chunk_.data(), used_);
   used_ = 0;
+  chunk_ = {};
+}
+
+void Uploader::send_pieces(void *device, std::uint64_t size, const Fill &fill) {
+  send_chunk();
+  for (std::uint64_t begin = 0; begin < size; begin += kChunkBytes) {
+    const auto piece = static_cast<std::size_t>(std::min(kChunkBytes, size - begin));
+    fill(staged(piece), begin, piece);
+    send(static_cast<char *>(device) + begin, piece);
+  }
 }
 
 void Uploader::finish() {
-  send();
+  send_chunk();
   if (stream_) stream_->wait();
-  chunk_ = sending_ = {};
+  sending_.clear();
   expected_ = 0;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "base/tensor.hpp"
@@ -67,9 +68,9 @@ class Staging {
   DeviceBuffer device_;
 };
 
-/// Brings tensors to a device, many in one copy. With a stream they are collected in pinned memory, in two buffers by
-/// turns, so that one is filled while the other is copied. Without one they are few: ordinary memory, which need not be
-/// pinned first, and one copy that is waited for.
+/// Brings tensors to a device, many in one copy and large ones in several. With a stream they go through pinned memory,
+/// two buffers of bounded size by turns, so that one is filled while the other is copied. Without one they are few:
+/// ordinary memory, which need not be pinned first, and copies that are waited for.
 class Uploader {
  public:
   explicit Uploader(lyc_context &context, Stream *stream = nullptr);
@@ -83,8 +84,11 @@ class Uploader {
   void expect(std::uint64_t size) { expected_ += size; }
   static std::uint64_t room_for(std::uint64_t size);  // what a tensor of that size takes of it
 
-  /// A tensor on the device, whose bytes the caller puts at *host before the next call. `buffers` take its memory.
-  lyc_tensor place(lyc_dtype dtype, const Shape &shape, void **host, std::vector<DeviceBuffer> &buffers);
+  /// Puts bytes `begin` .. `begin + size - 1` of a tensor at `to`.
+  using Fill = std::function<void(char *to, std::uint64_t begin, std::size_t size)>;
+
+  /// A tensor on the device, whose bytes come from `fill` in order. `buffers` take its memory.
+  lyc_tensor place(lyc_dtype dtype, const Shape &shape, const Fill &fill, std::vector<DeviceBuffer> &buffers);
 
   /// The same with the bytes of a contiguous CPU tensor.
   lyc_tensor copy(const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers);
@@ -93,8 +97,11 @@ class Uploader {
   void finish();
 
  private:
+  char *staged(std::size_t size);
   void begin_chunk(std::uint64_t size);
-  void send();
+  void send(void *device, std::size_t size);
+  void send_chunk();
+  void send_pieces(void *device, std::uint64_t size, const Fill &fill);
 
   lyc_context &context_;
   Stream *stream_;
@@ -102,8 +109,9 @@ class Uploader {
   HostBuffer pinned_[2];
   std::vector<char> ordinary_;
   int turn_ = 0;
-  DeviceBuffer chunk_, sending_;
-  std::uint64_t used_ = 0;  // of chunk_
+  DeviceBuffer chunk_;
+  std::vector<DeviceBuffer> sending_;  // alive until finish(), whatever becomes of the tensors
+  std::uint64_t used_ = 0;             // of chunk_
 };
 
 }  // namespace lyc
