@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "stream_table.hpp"
 #include "term_table.hpp"
 #include "weight_kernels.hpp"
 
@@ -86,13 +87,15 @@ __device__ inline float sum_of_warp(float value) {
   return value;
 }
 
-// -- rows of a weight -------------------------------------------------------------------------------------------------
+// -- elements that lie side by side -----------------------------------------------------------------------------------
 
 /// Two neighbours of a packed row, by element type.
 struct F32 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return make_float2(__uint_as_float(word[2 * pair]), __uint_as_float(word[2 * pair + 1]));
   }
+  /// Two neighbours of what no kernel of this launch writes, aligned.
+  static __device__ float2 load(const char *from) { return __ldg(reinterpret_cast<const float2 *>(from)); }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     word[2 * pair] = __float_as_uint(value.x), word[2 * pair + 1] = __float_as_uint(value.y);
   }
@@ -100,6 +103,10 @@ struct F32 {
 struct F16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return __half22float2(*reinterpret_cast<const __half2 *>(&word[pair]));
+  }
+  static __device__ float2 load(const char *from) {
+    const std::uint32_t word = __ldg(reinterpret_cast<const std::uint32_t *>(from));
+    return get(&word, 0);
   }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __half2 rounded = __float22half2_rn(value);
@@ -109,6 +116,10 @@ struct F16 {
 struct Bf16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return make_float2(__uint_as_float(word[pair] << 16), __uint_as_float(word[pair] & 0xffff0000u));
+  }
+  static __device__ float2 load(const char *from) {
+    const std::uint32_t word = __ldg(reinterpret_cast<const std::uint32_t *>(from));
+    return get(&word, 0);
   }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __nv_bfloat162 rounded = __float22bfloat162_rn(value);
@@ -125,6 +136,43 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
     body(Bf16{});
   else
     body(F16{});
+}
+
+/// d += a b on the tensor cores: 16 x 16 times 16 x 8, 16-bit factors, float32 sums.
+template <bool kBf16>
+__device__ inline void multiply(float (&d)[4], uint4 a, uint2 b) {
+  if constexpr (kBf16)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// -- packed factors ---------------------------------------------------------------------------------------------------
+
+/// 32 bytes of each row, swapped about so that neighbouring rows do not share banks: also the copy engine's order.
+__device__ inline int swizzled_32(int row, int part) { return row * 32 + (part ^ (row / 4 & 1)) * 16; }
+
+/// Write one value of a packed factor as kPackedParts 16-bit numbers that add up to it: see stream_table.hpp.
+template <typename Type>
+__device__ void store_parts(char *packed, std::int64_t lines, int chunks, std::int64_t line, int rank, float value) {
+  const int chunk = rank / kChunkRanks, in_chunk = rank % kChunkRanks;
+  char *at = packed + line / kPackedLines * kPackedLines * kChunkRanks * 2 +
+             swizzled_32(static_cast<int>(line % kPackedLines), in_chunk / 8) + in_chunk % 8 * 2;
+#pragma unroll
+  for (int part = 0; part < kPackedParts; ++part) {
+    std::uint32_t bits;
+    Type::put(&bits, 0, make_float2(value, 0.0f));
+    *reinterpret_cast<std::uint16_t *>(at + (part * chunks + chunk) * lines * kChunkRanks * 2) =
+        static_cast<std::uint16_t>(bits);
+    const float taken = Type::get(&bits, 0).x;
+    value = isfinite(taken) ? value - taken : 0.0f;
+  }
 }
 
 // Weights are read and written by these alone. They are read once, so they must not push the factors out of L1. Being

@@ -416,22 +416,39 @@ __global__ void __launch_bounds__(kThreads, 3)
       partial[std::int64_t{tile.y_begin / kNormRows} * task.lines + step.x[c]] = column_sums[c];
 }
 
-__global__ void factors_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
+constexpr int kFactorThreads = 256;
+
+/// A lane for each magnitude; warps share out the pieces of its lines.
+__global__ void __launch_bounds__(kFactorThreads)
+    factors_kernel(const FactorTask *tasks, const __grid_constant__ Schedule schedule,
+                   const __grid_constant__ Multipliers multipliers, char *workspace) {
+  constexpr int kWarps = kFactorThreads / 32;
+  static_assert(kMagnitudesPerBlock == 32);
+  __shared__ double partial_sums[kWarps][32];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const NormTask &task = run.tables.norms[index];
-  const AdapterEntry &adapter = run.tables.adapters[task.adapter];
-  const int magnitude =
-      static_cast<int>(blockIdx.x - schedule.first[index]) * kMagnitudesPerBlock + static_cast<int>(threadIdx.x);
-  const float m = multiplier_at(run.multipliers, adapter.multiplier_index);
-  if (magnitude >= task.magnitudes || m == 0.0f) return;
-  const auto *partial = reinterpret_cast<const float *>(run.workspace + task.partial);
+  const FactorTask &task = tasks[index];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int magnitude = static_cast<int>(blockIdx.x - schedule.first[index]) * kMagnitudesPerBlock + lane;
+  const float m = multiplier_at(multipliers, task.multiplier_index);
+  if (m == 0.0f) return;
+  const auto *partial = reinterpret_cast<const float *>(workspace + task.partial);
+  const bool there = magnitude < task.magnitudes;
+  const int period = task.inside * task.magnitudes;
   double squares = 0.0;
-  for (int begin = magnitude * task.inside; begin < task.lines; begin += task.inside * task.magnitudes)
+  for (int begin = magnitude * task.inside; there && begin < task.lines; begin += period)
     for (int line = begin; line < begin + task.inside; ++line)
-      for (std::int64_t piece = 0; piece < task.pieces; ++piece)
+#pragma unroll 4
+      for (std::int64_t piece = warp; piece < task.pieces; piece += kWarps)
         squares += static_cast<double>(__ldg(partial + piece * task.lines + line));
-  reinterpret_cast<DoraFactors *>(run.workspace + adapter.factors)[magnitude] =
-      dora_factors(adapter.dora, m, magnitude, squares);
+  partial_sums[warp][lane] = squares;
+  __syncthreads();
+  if (warp > 0 || !there) return;
+  for (int w = 1; w < kWarps; ++w) squares += partial_sums[w][lane];
+  const DoraFactors found = dora_factors(task.dora, m, magnitude, squares);
+  auto *factors = reinterpret_cast<DoraFactors *>(workspace + task.factors);
+  if (!task.by_line) factors[magnitude] = found;
+  for (int begin = magnitude * task.inside; task.by_line && begin < task.lines; begin += period)
+    for (int line = begin; line < begin + task.inside; ++line) factors[line] = found;
 }
 
 // -- rotations --------------------------------------------------------------------------------------------------------
@@ -512,38 +529,28 @@ __device__ void multiply_blocks(float *c, const float *a, const float *b, int si
 
 /// The inverse of I - q by Gauss and Jordan, in place; pivots are never small, since q is skew-symmetric.
 __device__ void invert(float *a, const float *q, int size) {
-  for (int e = static_cast<int>(threadIdx.x); e < size * size; e += kRotationThreads)
-    a[e] = (e / size == e % size ? 1.0f : 0.0f) - q[e];
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int e = thread; e < size * size; e += kRotationThreads) a[e] = (e / size == e % size ? 1.0f : 0.0f) - q[e];
   __syncthreads();
   for (int k = 0; k < size; ++k) {
     const float pivot = 1.0f / a[k * size + k];
+    for (int e = thread; e < size * size; e += kRotationThreads)
+      if (const int i = e / size, j = e % size; i != k && j != k)
+        a[e] = fmaf(-pivot * a[i * size + k], a[k * size + j], a[e]);
     __syncthreads();
-    for (int j = static_cast<int>(threadIdx.x); j < size; j += kRotationThreads)
-      a[k * size + j] = (j == k ? 1.0f : a[k * size + j]) * pivot;
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < size; i += kRotationThreads)
+    for (int i = thread; i < size; i += kRotationThreads)
       if (i != k) {
-        const float by = a[i * size + k];
-        a[i * size + k] = 0.0f;
-        for (int j = 0; j < size; ++j) a[i * size + j] = fmaf(-by, a[k * size + j], a[i * size + j]);
+        a[k * size + i] *= pivot;
+        a[i * size + k] *= -pivot;
       }
+    if (thread == 0) a[k * size + k] = pivot;
     __syncthreads();
   }
 }
 
-/// R - I of one block: 2 Q (I - Q)^-1, or the series by Horner's rule.
-__global__ void __launch_bounds__(kRotationThreads)
-    rests_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const RotationTask &task = run.tables.rotations[index];
-  const std::int64_t block = blockIdx.x - schedule.first[index];
+/// 2 Q (I - Q)^-1, or the series by Horner's rule; `other` is room for a matrix.
+__device__ void turn_less_identity(const RotationTask &task, float *rest, const float *q, float *other) {
   const int b = task.block_size, size = b * b;
-  auto *rest = reinterpret_cast<float *>(run.workspace + task.rests) + block * size;
-  float *q = reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size, *other = q + size;
-  const float scale = shrink(task, block, run.workspace);
-  for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads)
-    q[e] = scale * skew(task, block, e / b, e % b);
-  __syncthreads();
   if (task.map == ops::Rotation::Map::kCayley) {
     invert(other, q, b);
     multiply_blocks(rest, q, other, b, 2.0f, false);
@@ -559,6 +566,46 @@ __global__ void __launch_bounds__(kRotationThreads)
     __syncthreads();
     multiply_blocks(rest, q, other, b, 2.0f, true);
   }
+}
+
+/// As rows of kPackedTurn ranks: the block's columns where they lie among those of its neighbours.
+template <typename Type>
+__device__ void pack_block(const RotationTask &task, const float *rest, std::int64_t block, char *workspace) {
+  const int b = task.block_size, first = static_cast<int>(block * b % kPackedTurn);
+  const std::int64_t rows = std::int64_t{task.blocks} * b;
+  const std::int64_t lines = (rows + kPackedLines - 1) / kPackedLines * kPackedLines;
+  for (int e = static_cast<int>(threadIdx.x); e < b * kPackedTurn; e += kRotationThreads) {
+    const int j = e / kPackedTurn, rank = e % kPackedTurn, i = rank - first;
+    const float value = i >= 0 && i < b ? rest[j * b + i] : 0.0f;
+    store_parts<Type>(workspace + task.packed, lines, kPackedTurn / kChunkRanks, block * b + j, rank, value);
+  }
+}
+
+constexpr int kSharedBlock = 48;  // up to this size, a block is inverted in shared memory
+
+/// R - I of one block.
+__global__ void __launch_bounds__(kRotationThreads)
+    rests_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
+  __shared__ float shared[2 * kSharedBlock * kSharedBlock];
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const RotationTask &task = run.tables.rotations[index];
+  const std::int64_t block = blockIdx.x - schedule.first[index];
+  const int b = task.block_size, size = b * b;
+  const float *rest = task.prepared + block * size;
+  if (!task.prepared) {
+    auto *made = reinterpret_cast<float *>(run.workspace + task.rests) + block * size;
+    float *q = b <= kSharedBlock ? shared
+                                 : reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size;
+    const float scale = shrink(task, block, run.workspace);
+    for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads)
+      q[e] = scale * skew(task, block, e / b, e % b);
+    __syncthreads();
+    turn_less_identity(task, made, q, q + size);
+    rest = made;
+    __syncthreads();
+  }
+  if (task.packed_dtype == LYC_DTYPE_BF16) pack_block<Bf16>(task, rest, block, run.workspace);
+  if (task.packed_dtype == LYC_DTYPE_F16) pack_block<F16>(task, rest, block, run.workspace);
 }
 
 /// Which element stands at `position` in the order of a stage.
@@ -624,6 +671,20 @@ __device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, 
   return offset + m * a;
 }
 
+__device__ void store_result(const Contraction &c, char *workspace, std::int64_t offset, float value) {
+  if (c.packed_lines == 0) {
+    reinterpret_cast<float *>(workspace + c.result)[offset] = value;
+    return;
+  }
+  const int ranks = c.packed_ranks, chunks = (ranks + kChunkRanks - 1) / kChunkRanks;
+  const auto rank = static_cast<int>(c.rank_is_inner ? offset % ranks : offset / c.lines);
+  const std::int64_t line = c.rank_is_inner ? offset / ranks : offset % c.lines;
+  store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, rank, value);
+  // The last rank stands for those that fill up the chunk, too.
+  for (int r = rank + 1; rank + 1 == ranks && r < chunks * kChunkRanks; ++r)
+    store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, r, 0.0f);
+}
+
 /// A block computes 32 x 32 elements, a thread four of them in one column.
 __global__ void __launch_bounds__(kContractionThreads)
     contract_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
@@ -660,12 +721,11 @@ __global__ void __launch_bounds__(kContractionThreads)
       for (int i = 0; i < kOwn; ++i) sum[i] = fmaf(left[group + i * kStep][k], right[k][lane], sum[i]);
     __syncthreads();
   }
-  auto *result = reinterpret_cast<float *>(workspace + c.result);
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int line = y + group + i * kStep;
     if (line < rows && x + lane < c.b)
-      result[row_offset(c, line, c.result_a, c.result_kernel) + (x + lane) * c.result_b] = sum[i];
+      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_kernel) + (x + lane) * c.result_b, sum[i]);
   }
 }
 
@@ -690,8 +750,9 @@ cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, cudaStrea
   return launch(norm_kernel, blocks_of(schedule), kThreads, stream, run, schedule);
 }
 
-cudaError_t launch_factors(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {
-  return launch(factors_kernel, schedule.pieces, kMagnitudesPerBlock, stream, run, schedule);
+cudaError_t launch_factors(const FactorTask *tasks, const Schedule &schedule, const Multipliers &multipliers,
+                           char *workspace, cudaStream_t stream) {
+  return launch(factors_kernel, schedule.pieces, kFactorThreads, stream, tasks, schedule, multipliers, workspace);
 }
 
 cudaError_t launch_rotations(const TermRun &run, int rotations, const Schedule &blocks, cudaStream_t stream) {

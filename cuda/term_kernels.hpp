@@ -21,8 +21,9 @@ cudaError_t launch_contractions(const Contraction *contractions, const Schedule 
 /// Sums of squares of what DoRA normalises.
 cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, cudaStream_t stream);
 
-/// From those to the factors of each magnitude.
-cudaError_t launch_factors(const TermRun &run, const Schedule &schedule, cudaStream_t stream);
+/// From those to the factors of each magnitude or line.
+cudaError_t launch_factors(const FactorTask *tasks, const Schedule &schedule, const Multipliers &multipliers,
+                           char *workspace, cudaStream_t stream);
 
 /// |Q| of all rotations, then R - I of each stage and block.
 cudaError_t launch_rotations(const TermRun &run, int rotations, const Schedule &blocks, cudaStream_t stream);

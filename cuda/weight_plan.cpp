@@ -31,24 +31,25 @@ class Block {
   std::vector<char> bytes_;
 };
 
-/// In the order that CUtensorMap's encoder wants: the innermost axis first.
 TensorMap encode(const Context &context, const MapSpec &spec) {
   TensorMap map{};
   if (!spec.data) return map;
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(spec.inner), static_cast<cuuint64_t>(spec.outer)};
-  const cuuint64_t pitches[] = {static_cast<cuuint64_t>(spec.pitch_bytes)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(spec.box_inner), static_cast<cuuint32_t>(spec.box_outer)};
-  const cuuint32_t steps[] = {1, 1};
-  const int span = spec.box_inner * 2;
+  cuuint64_t extents[4], pitches[3];
+  cuuint32_t box[4];
+  std::copy_n(spec.extent, spec.axes, extents);
+  std::copy_n(spec.pitch_bytes, spec.axes - 1, pitches);
+  std::copy_n(spec.box, spec.axes, box);
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  const int span = spec.box[0] * 2;
   static_assert(sizeof(CUtensorMap) == sizeof(TensorMap) && alignof(CUtensorMap) <= alignof(TensorMap));
-  const CUresult status =
-      context.encode_map(reinterpret_cast<CUtensorMap *>(&map),
-                         spec.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, spec.data,
-                         extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                         span == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
-                         : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                      : CU_TENSOR_MAP_SWIZZLE_32B,
-                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = context.encode_map(
+      reinterpret_cast<CUtensorMap *>(&map),
+      spec.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      static_cast<cuuint32_t>(spec.axes), spec.data, extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      span == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+      : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                   : CU_TENSOR_MAP_SWIZZLE_32B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) throw Error(LYC_ERROR_DEVICE, "a tensor map was refused", static_cast<int>(status));
   return map;
 }
@@ -155,9 +156,6 @@ class Uploader {
     append(others.norms, plan_.terms.norms);
     append(others.tiles, plan_.tiles);
     append(others.norm_tiles, plan_.norms);
-    append(others.magnitudes, plan_.magnitudes);
-    append(others.rotations, plan_.terms.rotations);
-    append(others.rotation_blocks, plan_.rotation_blocks);
     plan_.stages.resize(others.stages.size());
     for (std::size_t stage = 0; stage < others.stages.size(); ++stage)
       append(others.stages[stage], plan_.stages[stage]);
@@ -165,6 +163,10 @@ class Uploader {
 
   void append_products() {
     const Products &products = plan_.layout.products;
+    append(products.rotations, plan_.terms.rotations);
+    append(products.rotation_blocks, plan_.rotation_blocks);
+    append(products.dora_factors, plan_.factors);
+    append(products.dora_factor_blocks, plan_.factor_blocks);
     for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
       if (products.contractions[stage].empty()) continue;
       append(products.contractions[stage], plan_.contractions[stage]);
@@ -190,8 +192,9 @@ void describe_run(WeightPlan &plan) {
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
   if (plan.rotation_blocks.pieces > 0) plan.info.launches += 2;
   for (const Schedule &schedule : plan.stages) plan.info.launches += schedule.pieces > 0;
-  for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
+  for (const Schedule *schedule : {&plan.norms, &plan.factor_blocks, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
+  for (const StreamGroup &group : plan.layout.streams) plan.info.launches += group.kind.dora;
   plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
 }
 
@@ -237,17 +240,28 @@ void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers
   }
 }
 
-void run_others(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
+void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, cudaStream_t stream) {
+  for (std::size_t g = 0; g < plan.streams.size(); ++g)
+    if (const StreamKind &kind = plan.layout.streams[g].kind; pass == StreamPass::kMerge || kind.dora)
+      check(launch_stream(kind, plan.streams[g], plan.only[g], plan.stream_blocks[g],
+                          {run.op, pass, run.multipliers, run.workspace}, stream),
+            "launching a streaming kernel");
+}
+
+void run_rotations(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
   if (plan.rotation_blocks.pieces > 0)
     check(launch_rotations(run, plan.rotation_blocks.count, plan.rotation_blocks, stream), "launching rotations");
   for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
     if (plan.stages[stage].pieces > 0)
       check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), stream), "launching rotations");
-  if (plan.norms.pieces > 0) {
-    check(launch_norms(run, plan.norms, stream), "launching norms");
-    check(launch_factors(run, plan.magnitudes, stream), "launching norms");
-  }
-  if (plan.tiles.pieces > 0) check(launch_terms(run, plan.tiles, stream), "launching a weight kernel");
+}
+
+/// Sums of squares of what DoRA normalises, and the factors that they give.
+void run_norms(const WeightPlan &plan, const TermRun &run, const StreamRun &streams, cudaStream_t stream) {
+  if (plan.factor_blocks.pieces == 0) return;
+  run_streams(plan, StreamPass::kNorms, streams, stream);
+  if (plan.norms.pieces > 0) check(launch_norms(run, plan.norms, stream), "launching norms");
+  check(launch_factors(plan.factors, plan.factor_blocks, run.multipliers, run.workspace, stream), "launching norms");
 }
 
 void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
@@ -289,16 +303,17 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
   char *workspace = products_of(plan, options);
+  const TermRun terms{plan.terms, workspace, options.op, multipliers};
+  const StreamRun streams{options.op, StreamPass::kMerge, multipliers, workspace};
   run_products(plan, workspace, stream);
-  for (std::size_t g = 0; g < plan.streams.size(); ++g)
-    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], options.op,
-                        multipliers, stream),
-          "launching the streaming kernel");
+  run_rotations(plan, terms, stream);
+  run_norms(plan, terms, streams, stream);
+  run_streams(plan, StreamPass::kMerge, streams, stream);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
   run_elementwise(plan, options.op, multipliers, workspace, stream);
-  run_others(plan, {plan.terms, workspace, options.op, multipliers}, stream);
+  if (plan.tiles.pieces > 0) check(launch_terms(terms, plan.tiles, stream), "launching a weight kernel");
 }
 
 std::string explain(const WeightPlan &plan) {

@@ -20,7 +20,8 @@ struct WeightPlan {
   std::vector<int> stream_blocks;                               // that the device holds at once
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
   TermTables terms{};                                           // of layout.others, and how their work is cut
-  Schedule tiles{}, norms{}, magnitudes{}, rotation_blocks{};
+  Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
+  const FactorTask *factors = nullptr;
   std::vector<Schedule> stages;
   std::array<Schedule, kContractionStages> contraction_tiles{};
   std::array<const Contraction *, kContractionStages> contractions{};
