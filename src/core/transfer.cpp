@@ -96,10 +96,10 @@ char *Uploader::staged(std::size_t size) {
 }
 
 void Uploader::begin_chunk(std::uint64_t size) {
-  send_chunk();
+  send_collected();
   chunk_ = DeviceBuffer(context_, std::max(size, std::min(expected_, kChunkBytes)));
   sending_.push_back(chunk_);
-  staged(chunk_.size());
+  sent_ = used_ = 0;
 }
 
 lyc_tensor Uploader::place(lyc_dtype dtype, const Shape &shape, const Fill &fill, std::vector<DeviceBuffer> &buffers) {
@@ -107,11 +107,11 @@ lyc_tensor Uploader::place(lyc_dtype dtype, const Shape &shape, const Fill &fill
   tensor.device_type = context_.options.device_type;
   tensor.device_index = context_.options.device_index;
   const std::uint64_t size = byte_extent(tensor), room = room_for(size);
-  expected_ -= std::min(expected_, room);
   if (size == 0) return tensor;
   if (!apart(context_) || size > kChunkBytes) {
     buffers.emplace_back(context_, size);
     tensor.data = buffers.back().data();
+    expected_ -= std::min(expected_, room);
     if (!apart(context_)) return fill(static_cast<char *>(tensor.data), 0, size), tensor;
     sending_.push_back(buffers.back());
     send_pieces(tensor.data, size, fill);
@@ -120,8 +120,9 @@ lyc_tensor Uploader::place(lyc_dtype dtype, const Shape &shape, const Fill &fill
   if (used_ + room > chunk_.size()) begin_chunk(room);
   if (buffers.empty() || buffers.back().data() != chunk_.data()) buffers.push_back(chunk_);
   tensor.data = static_cast<char *>(chunk_.data()) + used_;
-  fill(staged(chunk_.size()) + used_, 0, size);
+  fill(staged(chunk_.size()) + (used_ - sent_), 0, size);
   used_ += room;
+  expected_ -= std::min(expected_, room);
   return tensor;
 }
 
@@ -141,14 +142,13 @@ void Uploader::send(void *device, std::size_t size) {
   turn_ = 1 - turn_;
 }
 
-void Uploader::send_chunk() {
-  if (used_ > 0) send(chunk_.data(), used_);
-  used_ = 0;
-  chunk_ = {};
+void Uploader::send_collected() {
+  if (used_ > sent_) send(static_cast<char *>(chunk_.data()) + sent_, used_ - sent_);
+  sent_ = used_;
 }
 
 void Uploader::send_pieces(void *device, std::uint64_t size, const Fill &fill) {
-  send_chunk();
+  send_collected();
   for (std::uint64_t begin = 0; begin < size; begin += kChunkBytes) {
     const auto piece = static_cast<std::size_t>(std::min(kChunkBytes, size - begin));
     fill(staged(piece), begin, piece);
@@ -157,10 +157,11 @@ void Uploader::send_pieces(void *device, std::uint64_t size, const Fill &fill) {
 }
 
 void Uploader::finish() {
-  send_chunk();
+  send_collected();
   if (stream_) stream_->wait();
   sending_.clear();
-  expected_ = 0;
+  chunk_ = {};
+  expected_ = sent_ = used_ = 0;
 }
 
 }  // namespace lyc

@@ -100,7 +100,7 @@ class Uploader {
   char *staged(std::size_t size);
   void begin_chunk(std::uint64_t size);
   void send(void *device, std::size_t size);
-  void send_chunk();
+  void send_collected();
   void send_pieces(void *device, std::uint64_t size, const Fill &fill);
 
   lyc_context &context_;
@@ -111,7 +111,7 @@ class Uploader {
   int turn_ = 0;
   DeviceBuffer chunk_;
   std::vector<DeviceBuffer> sending_;  // alive until finish(), whatever becomes of the tensors
-  std::uint64_t used_ = 0;             // of chunk_
+  std::uint64_t sent_ = 0, used_ = 0;  // of chunk_; what is between them is staged
 };
 
 }  // namespace lyc
