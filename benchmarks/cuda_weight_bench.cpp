@@ -446,9 +446,10 @@ class Prepared {
 
   double reference(std::size_t t, std::int64_t o, std::int64_t x) const {
     Mirror mirror;
+    const bool by_element = terms_[t].kind == ops::TermKind::kBaseHadamard;  // of few elements, with strides of 0
     for (const ops::Product *p : {&terms_[t].p, &terms_[t].q})
       for (const ops::Operand *factor : {&p->up, &p->core, &p->down})
-        if (factor->data) mirror.copy(*factor);
+        if (factor->data && !by_element) mirror.copy(*factor);
     const ops::Operand &base = targets_[t].base;
     const bool rotates = terms_[t].kind == ops::TermKind::kRotation;
     if (case_.dora != ops::DoraAxis::kNone || ops::reads_base(terms_[t].kind)) mirror.copy(base);

@@ -47,6 +47,19 @@ Contraction factors(const Source &left, std::int64_t left_a, std::int64_t left_s
   return sum;
 }
 
+/// A long matrix of contiguous rows times a narrow one, both of one 16-bit type, as the copy of 16 bytes wants them.
+bool is_tall(const Contraction &sum) {
+  constexpr std::int64_t kVector = 8;
+  const auto vectors = [](const Vector &data, std::int64_t inner, std::int64_t outer) {
+    return inner == 1 && outer % kVector == 0 && reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
+  };
+  const bool plain = !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data &&
+                     sum.kernel[0] * sum.kernel[1] * sum.kernel[2] == 1;
+  return plain && sum.left.dtype == sum.right.dtype && sum.left.dtype != LYC_DTYPE_F32 && sum.b <= kChunkRanks &&
+         sum.b % kVector == 0 && sum.s % kVector == 0 && vectors(sum.left, sum.left_s, sum.left_a) &&
+         vectors(sum.right, sum.right_b, sum.right_s);
+}
+
 }  // namespace
 
 ProductSource Products::without_core(const ops::Product &product, const Operand &weight, std::int64_t row_begin) {
@@ -56,8 +69,9 @@ ProductSource Products::without_core(const ops::Product &product, const Operand 
   const Operand &core = product.core, &down = product.down;
   Operand result = core;
   result.in = down.in;
-  source.down = contract(0, factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in),
-                         core, core.in, result, true, weight);
+  Contraction sum = factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in);
+  sum.a_is_rank = 1;
+  source.down = contract(0, sum, core, core.in, result, true, weight);
   return source;
 }
 
@@ -103,7 +117,21 @@ std::uint64_t Products::pack(std::int32_t stage, std::int32_t contraction, bool 
   sum.rank_is_inner = rank_is_inner;
   sum.lines = lines;
   sum.result = reserve(kPackedParts * chunks * padded * kChunkRanks / 2);  // of half a float each
+  sum.kind = sum.a_is_rank ? ContractionKind::kPack : is_tall(sum) ? ContractionKind::kTall : ContractionKind::kAny;
   return sum.result;
+}
+
+PieceCounter Products::pieces(std::size_t stage, ContractionKind kind) const {
+  PieceCounter counter;
+  for (const Contraction &sum : contractions[stage]) {
+    const std::int64_t rows = std::int64_t{sum.a} * sum.kernel[0] * sum.kernel[1] * sum.kernel[2];
+    const std::int64_t pieces =
+        kind == ContractionKind::kPack   ? ceil_div(sum.lines, kPackThreads) * ceil_div(sum.packed_ranks, kChunkRanks)
+        : kind == ContractionKind::kTall ? ceil_div(sum.a, kTallRows)
+                                         : ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile);
+    counter.add(sum.kind == kind ? pieces : 0);
+  }
+  return counter;
 }
 
 RotationTask Products::rotation(const ops::Rotation &rotation, std::int32_t multiplier_index) {
@@ -173,10 +201,8 @@ Source Products::contract(int stage, Contraction sum, const Operand &kernel, std
     sum.left_kernel[k] = kernel.stride_kernel[k];
     sum.result_kernel[k] = result.stride_kernel[k];
   }
-  const std::int64_t rows = std::int64_t{sum.a} * kernel.kernel_size();
   const auto at = static_cast<std::size_t>(stage);
   contractions[at].push_back(sum);
-  tiles[at].add(ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile));
   return {result, true, stage, static_cast<std::int32_t>(contractions[at].size()) - 1};
 }
 

@@ -49,11 +49,13 @@ class Products {
   void add(const RotationTask &task);
   void add(const FactorTask &task);
 
+  /// The work of those contractions that a kernel computes; the others have none.
+  PieceCounter pieces(std::size_t stage, ContractionKind kind) const;
+
   /// Floats in the workspace; where they begin, in bytes.
   std::uint64_t reserve(std::int64_t floats);
 
   std::array<std::vector<Contraction>, kContractionStages> contractions;
-  std::array<PieceCounter, kContractionStages> tiles;
   std::vector<RotationTask> rotations;
   std::vector<FactorTask> dora_factors;
   PieceCounter rotation_blocks;  // a piece for each stage and block

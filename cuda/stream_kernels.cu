@@ -38,10 +38,11 @@ struct Kind {
   static constexpr bool kBf16Factors = kBf16, kDora = kWithDora;
   static constexpr bool kRotation = kForm == StreamForm::kRotation, kKronecker = kForm == StreamForm::kKronecker;
   static constexpr bool kLowRank = !kRotation && !kKronecker;
-  static constexpr int kWarps = stream_warps(kChunks, kForm), kThreads = (kWarps + 1) * 32;
+  static constexpr int kWarps = stream_warps(kChunks, kForm, kDora), kThreads = (kWarps + 1) * 32;
   static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
   static constexpr int kSlotBytes = kTileBytes + kChunks * kRowChunkBytes;
   static constexpr int kBlocks = kWarps > kBoxes || kRotation ? 2 : 3;  // wanted on a multiprocessor
+  static constexpr int kUnroll = kLowRank ? 1 : 2;  // halves of a tile at once: what they index is in registers
   static constexpr int kHeld = kChunks > 0 ? kChunks : 1;  // arrays have an element
   using Element = std::conditional_t<kBf16Factors, Bf16, F16>;  // of factors
 };
@@ -106,15 +107,14 @@ class Cursor {
   __device__ int across() const { return across_; }
 
   __device__ Place place_of_box(int box) const {
-    if constexpr (!K::kKronecker) return {place_.x + box * kBoxColumns, place_.j, place_.y, place_.i};
-    return {place_.x + box % boxes_across_ * kBoxColumns, place_.j + box / boxes_across_, place_.y, place_.i};
+    const int block = K::kKronecker && boxes_across_ < 3 ? box >> (boxes_across_ - 1) : 0;
+    return {place_.x + (box - block * boxes_across_) * kBoxColumns, place_.j + block, place_.y, place_.i};
   }
   /// Boxes of the tile that have columns; they are the first ones.
   __device__ int boxes() const {
     const int side_by_side = (columns_ - place_.x + kBoxColumns - 1) / kBoxColumns;
-    if constexpr (!K::kKronecker) return min(kBoxes, side_by_side);
-    const int blocks = kBoxes / boxes_across_;
-    return blocks > 1 ? boxes_across_ * min(blocks, across_ - place_.j) : min(boxes_across_, side_by_side);
+    if (!K::kKronecker || blocks_ == 1) return min(K::kKronecker ? boxes_across_ : kBoxes, side_by_side);
+    return boxes_across_ * min(blocks_, across_ - place_.j);
   }
 
   __device__ void next() {
@@ -125,7 +125,7 @@ class Cursor {
     ++tile_;
     begins_strip_ = false;
     tile_of_strip_ += step_;
-    if (tile_of_strip_ >= 0 && tile_of_strip_ < height_) return find_place();
+    if (tile_of_strip_ >= 0 && tile_of_strip_ < height_) return move();
     column_slot_ = 0;
     begins_strip_ = true;
     strip_ += step_;
@@ -153,6 +153,7 @@ class Cursor {
     columns_ = target.columns;
     across_ = target.across;
     boxes_across_ = target.boxes_across;
+    blocks_ = boxes_across_ < 3 ? kBoxes / boxes_across_ : 1;
     strips_ = target.strips;
     height_ = target.height;
     chunk_count_ = target.chunk_count;
@@ -160,22 +161,34 @@ class Cursor {
     for (int c = 0; c < K::kChunks; ++c) chunks_[c] = target.chunks[c];
   }
 
+  /// Where a tile of a strip is.
   __device__ void find_place() {
     if constexpr (K::kKronecker) {
-      const int wide = (columns_ + kStreamColumns - 1) / kStreamColumns, blocks = kBoxes / boxes_across_;
-      const int groups = (across_ + blocks - 1) / blocks;
-      place_ = {strip_ % wide * kStreamColumns, tile_of_strip_ % groups * blocks, strip_ / wide * kStreamRows,
+      const int wide = (columns_ + kStreamColumns - 1) / kStreamColumns, groups = (across_ + blocks_ - 1) / blocks_;
+      place_ = {strip_ % wide * kStreamColumns, tile_of_strip_ % groups * blocks_, strip_ / wide * kStreamRows,
                 tile_of_strip_ / groups};
     } else {
       place_ = {strip_ * kStreamColumns, 0, tile_of_strip_ * kStreamRows, 0};
     }
   }
 
+  /// To the next tile of the same strip.
+  __device__ void move() {
+    if constexpr (!K::kKronecker) {
+      place_.y += step_ * kStreamRows;
+      return;
+    }
+    place_.j += step_ * blocks_;
+    if (place_.j >= 0 && place_.j < across_) return;
+    place_.i += step_;
+    place_.j = step_ > 0 ? 0 : (across_ - 1) / blocks_ * blocks_;
+  }
+
   const Parameters &p_;
   const StreamTarget *target_;
   const int step_;
   std::uint32_t tile_, end_;
-  int index_, rows_, columns_, across_, boxes_across_, strips_, height_, chunk_count_;
+  int index_, rows_, columns_, across_, boxes_across_, blocks_, strips_, height_, chunk_count_;
   int strip_, tile_of_strip_, column_slot_ = 0;
   bool begins_strip_ = true;
   Place place_;
@@ -368,7 +381,8 @@ class LowRank {
     for (int c = 0; c < kChunks; ++c)
       if (c < count_) add_chunk(sum, c, row_chunks, y);
     const float scale = scales_[0];
-    sum.for_each([&](int n, int i) { sum.value[n][i] = scale == 0.0f ? 0.0f : scale * sum.value[n][i]; });
+    if (scale == 0.0f) return {};
+    sum.for_each([&](int n, int i) { sum.value[n][i] *= scale; });
     return sum;
   }
 
@@ -383,15 +397,13 @@ class LowRank {
       const ChunkEnd end = chunks_[c].end;
       if (end == ChunkEnd::kGoOn) continue;
       const float scale = scales_[c];
-      const bool times_kept = kHadamard && end == ChunkEnd::kAddTimesKept;
-      sum.for_each([&](int n, int i) {
-        float &value = sum.value[n][i];
-        if (kHadamard && end == ChunkEnd::kKeep)
-          kept.value[n][i] = value;
-        else if (scale != 0.0f)
-          total.value[n][i] = fmaf(scale, times_kept ? value * kept.value[n][i] : value, total.value[n][i]);
-        value = 0.0f;
-      });
+      if (kHadamard && end == ChunkEnd::kKeep)
+        sum.for_each([&](int n, int i) { kept.value[n][i] = scale * sum.value[n][i]; });
+      else if (kHadamard && end == ChunkEnd::kAddTimesKept && scale != 0.0f)
+        sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(sum.value[n][i], kept.value[n][i], total.value[n][i]); });
+      else if (scale != 0.0f)
+        sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(scale, sum.value[n][i], total.value[n][i]); });
+      sum = {};
     }
     return total;
   }
@@ -413,7 +425,11 @@ class Kronecker {
   __device__ Kronecker(const Parameters &p, int box, int first_pair) : p_(p), box_(box), first_pair_(first_pair) {}
 
   __device__ bool enter(const StreamTarget &target) {
-    terms_ = &target.kronecker;
+    halves_ = &target.kronecker;
+    left_data_ = resolve(halves_->left, halves_->left_in_workspace, p_.workspace);
+    left_dtype_ = halves_->left_dtype;
+    left_row_ = halves_->left_row;
+    left_column_ = halves_->left_column;
     scale_ = scale_of(p_, target.terms[0], !K::kDora);
     return multiplier_at(p_.multipliers, target.terms[0].multiplier_index) != 0.0f;
   }
@@ -425,16 +441,13 @@ class Kronecker {
     if (at.begins_strip()) load_right(at);
     const Place place = at.place_of_box(box_);
     left_ = scale_;
-    if (terms_->left_dtype == LYC_DTYPE_NONE || place.j >= at.across()) return;
-    const void *left = resolve(terms_->left, terms_->left_in_workspace, p_.workspace);
-    left_ = scale_ == 0.0f ? 0.0f
-                           : scale_ * load_float(left, terms_->left_dtype,
-                                                 place.i * terms_->left_row + place.j * terms_->left_column);
+    if (left_dtype_ == LYC_DTYPE_NONE || place.j >= at.across() || scale_ == 0.0f) return;
+    left_ *= load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_);
   }
 
   __device__ Sum<K> rows(char *, int y) const {
     Sum<K> sum;
-    sum.for_each([&](int n, int i) { sum.value[n][i] = left_ == 0.0f ? 0.0f : left_ * right_[y / 16].value[n][i]; });
+    sum.for_each([&](int n, int i) { sum.value[n][i] = scale_ == 0.0f ? 0.0f : left_ * right_[y / 16].value[n][i]; });
     return sum;
   }
 
@@ -442,29 +455,38 @@ class Kronecker {
   __device__ void load_right(const Cursor<K> &at) {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     const Place place = at.place_of_box(box_);
-    const void *right = resolve(terms_->right, terms_->right_in_workspace, p_.workspace);
-    with_type<true>(terms_->right_dtype, [&](auto type) {
+    const void *right = resolve(halves_->right, halves_->right_in_workspace, p_.workspace);
+    // Loads from inside in any case, so that none waits for another.
+    const auto for_pairs = [&](auto load_two) {
 #pragma unroll
       for (int y = 0; y < kStreamRows; y += 8)
 #pragma unroll
         for (int n = 0; n < kPairs; ++n) {
           const int row = place.y + y + g, column = place.x + (first_pair_ + n) * 8 + q * 2;
-          float2 two = make_float2(0.0f, 0.0f);
-          const std::int64_t offset = row * terms_->right_row + column * terms_->right_column;
-          if (row < at.rows() && column < at.columns())
-            two = terms_->right_pairs ? type.load(address_of(right, terms_->right_dtype, offset))
-                                      : make_float2(load_float(right, terms_->right_dtype, offset),
-                                                    load_float(right, terms_->right_dtype,
-                                                               offset + terms_->right_column));
-          right_[y / 16].value[n][y / 8 % 2 * 2] = two.x;
-          right_[y / 16].value[n][y / 8 % 2 * 2 + 1] = two.y;
+          const bool inside = row < at.rows() && column < at.columns();
+          const float2 two = load_two(min(row, at.rows() - 1) * halves_->right_row +
+                                      min(column, at.columns() - 2) * halves_->right_column);
+          right_[y / 16].value[n][y / 8 % 2 * 2] = inside ? two.x : 0.0f;
+          right_[y / 16].value[n][y / 8 % 2 * 2 + 1] = inside ? two.y : 0.0f;
         }
-    });
+    };
+    if (halves_->right_pairs)
+      with_type<true>(halves_->right_dtype, [&](auto type) {
+        for_pairs([&](std::int64_t offset) { return type.load(address_of(right, halves_->right_dtype, offset)); });
+      });
+    else
+      for_pairs([&](std::int64_t offset) {
+        return make_float2(load_predicated(right, halves_->right_dtype, offset),
+                           load_predicated(right, halves_->right_dtype, offset + halves_->right_column));
+      });
   }
 
   const Parameters &p_;
   const int box_, first_pair_;
-  const StreamKronecker *terms_ = nullptr;
+  const StreamKronecker *halves_ = nullptr;
+  const void *left_data_ = nullptr;
+  lyc_dtype left_dtype_ = LYC_DTYPE_NONE;
+  std::int64_t left_row_ = 0, left_column_ = 0;
   float scale_ = 0.0f, left_ = 0.0f;
   Sum<K> right_[kStreamRows / 16];
 };
@@ -586,17 +608,30 @@ class Worker {
     }
     terms_.begin_tile(slot);
     if constexpr (K::kDora) {
-      if (p_.pass == StreamPass::kNorms)
-        add_squares<Type>(slot, at);
+      if (dora_.by_row)
+        work_on_lines<Type, true>(slot, at);
       else
-        merge_dora<Type>(slot, at);
+        work_on_lines<Type, false>(slot, at);
     } else {
-#pragma unroll
+#pragma unroll K::kUnroll
       for (int y = 0; y < kStreamRows; y += 16) add<Type>(slot, y, terms_.rows(slot, y));
     }
   }
 
-  /// Two neighbours of the warp's columns: row y + g + 8 half, n tile n.
+  template <typename Type, bool kByRow>
+  __device__ void work_on_lines(char *slot, const Cursor<K> &at) const {
+    if (p_.pass == StreamPass::kNorms)
+      add_squares<Type, kByRow>(slot, at);
+    else
+      merge_dora<Type, kByRow>(slot, at);
+  }
+
+  /// 16 rows of the warp's columns as they lie in the tile, two neighbours a word. All of them are loaded before any is
+  /// stored, so that loads overlap.
+  struct Words {
+    std::uint32_t word[2][kPairs];
+  };
+
   __device__ std::uint32_t *word_at(char *slot, int row, int n) const {
     const int q = static_cast<int>(threadIdx.x % 4);
     return reinterpret_cast<std::uint32_t *>(slot + box_ * kBoxBytes + q * 4 + swizzled_128(row, first_pair_ + n));
@@ -611,60 +646,87 @@ class Worker {
       for (int n = 0; n < kPairs; ++n) visit(half, n, word_at(slot, y + half * 8 + g, n));
   }
 
+  __device__ Words load(char *slot, int y) const {
+    Words words;
+    for_words(slot, y, [&](int half, int n, const std::uint32_t *at) { words.word[half][n] = *at; });
+    return words;
+  }
+
+  /// Replace each pair of neighbours by what `change(half, n, pair)` makes of it.
+  template <typename Type, typename Change>
+  __device__ void replace(char *slot, int y, Words words, Change change) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n)
+        Type::put(&words.word[half][n], 0, change(half, n, Type::get(&words.word[half][n], 0)));
+    for_words(slot, y, [&](int half, int n, std::uint32_t *at) { *at = words.word[half][n]; });
+  }
+
   __device__ void clear(char *slot) const {
 #pragma unroll
-    for (int y = 0; y < kStreamRows; y += 16) for_words(slot, y, [](int, int, std::uint32_t *word) { *word = 0; });
+    for (int y = 0; y < kStreamRows; y += 16) for_words(slot, y, [](int, int, std::uint32_t *at) { *at = 0; });
   }
 
   template <typename Type>
   __device__ void add(char *slot, int y, const Sum<K> &sum) const {
     const bool keeps_base = p_.op != ops::WeightOp::kDiff;
-    for_words(slot, y, [&](int half, int n, std::uint32_t *word) {
-      const float2 base = keeps_base ? Type::get(word, 0) : make_float2(0.0f, 0.0f);
-      Type::put(word, 0, make_float2(base.x + sum.value[n][2 * half], base.y + sum.value[n][2 * half + 1]));
+    Words words = {};
+    if (keeps_base) words = load(slot, y);
+    replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
+      return make_float2(base.x + sum.value[n][2 * half], base.y + sum.value[n][2 * half + 1]);
     });
   }
 
   /// Squares of V = W + v D, summed over the tile's part of each line.
-  template <typename Type>
+  template <typename Type, bool kByRow>
   __device__ void add_squares(char *slot, const Cursor<K> &at) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    float row_sums[kStreamRows / 8] = {}, column_sums[kPairs][2] = {};
-#pragma unroll
-    for (int y = 0; y < kStreamRows; y += 16) {
-      const Sum<K> delta = terms_.rows(slot, y);
-      for_words(slot, y, [&](int half, int n, std::uint32_t *word) {
-        const float2 base = Type::get(word, 0);
-        const float v0 = fmaf(v_, delta.value[n][2 * half], base.x), v1 = fmaf(v_, delta.value[n][2 * half + 1], base.y);
-        row_sums[y / 8 + half] = fmaf(v0, v0, fmaf(v1, v1, row_sums[y / 8 + half]));
-        column_sums[n][0] = fmaf(v0, v0, column_sums[n][0]);
-        column_sums[n][1] = fmaf(v1, v1, column_sums[n][1]);
-      });
-    }
     auto *partial = reinterpret_cast<float *>(p_.workspace + dora_.partial);
     const Place place = at.place_of_box(box_);
-    const int boxes = (at.columns() + kBoxColumns - 1) / kBoxColumns;
-    if (dora_.by_row) {
+    float column_sums[kPairs][2] = {};
+#pragma unroll K::kUnroll
+    for (int y = 0; y < kStreamRows; y += 16) {
+      const Words words = load(slot, y);
+      const Sum<K> delta = terms_.rows(slot, y);
+      float row_sums[2] = {};
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+          const float2 base = Type::get(&words.word[half][n], 0);
+          const float v0 = fmaf(v_, delta.value[n][2 * half], base.x);
+          const float v1 = fmaf(v_, delta.value[n][2 * half + 1], base.y);
+          if constexpr (kByRow) {
+            row_sums[half] = fmaf(v0, v0, fmaf(v1, v1, row_sums[half]));
+          } else {
+            column_sums[n][0] = fmaf(v0, v0, column_sums[n][0]);
+            column_sums[n][1] = fmaf(v1, v1, column_sums[n][1]);
+          }
+        }
+      if constexpr (!kByRow) continue;
+      const int boxes = (at.columns() + kBoxColumns - 1) / kBoxColumns;
       const std::int64_t piece =
           std::int64_t{place.j * boxes + place.x / kBoxColumns} * kWarpsPerBox + first_pair_ / kPairs;
 #pragma unroll
-      for (int r = 0; r < kStreamRows / 8; ++r) {
-        const float sum = sum_over<1, 4>(row_sums[r]);
-        const int row = place.y + r * 8 + g;
+      for (int half = 0; half < 2; ++half) {
+        const float sum = sum_over<1, 4>(row_sums[half]);
+        const int row = place.y + y + half * 8 + g;
         if (q == 0 && row < at.rows()) partial[piece * dora_.lines + place.i * at.rows() + row] = sum;
       }
-      return;
     }
-    const int row_tiles = (at.rows() + kStreamRows - 1) / kStreamRows;
-    const std::int64_t piece = std::int64_t{place.i} * row_tiles + place.y / kStreamRows;
+    if constexpr (!kByRow) {
+      const int row_tiles = (at.rows() + kStreamRows - 1) / kStreamRows;
+      const std::int64_t piece = std::int64_t{place.i} * row_tiles + place.y / kStreamRows;
 #pragma unroll
-    for (int n = 0; n < kPairs; ++n)
+      for (int n = 0; n < kPairs; ++n)
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float sum = sum_over<4, 32>(column_sums[n][c]);
-        const int column = place.x + (first_pair_ + n) * 8 + q * 2 + c;
-        if (g == 0 && column < at.columns()) partial[piece * dora_.lines + place.j * at.columns() + column] = sum;
-      }
+        for (int c = 0; c < 2; ++c) {
+          const float sum = sum_over<4, 32>(column_sums[n][c]);
+          const int column = place.x + (first_pair_ + n) * 8 + q * 2 + c;
+          if (g == 0 && column < at.columns()) partial[piece * dora_.lines + place.j * at.columns() + column] = sum;
+        }
+    }
   }
 
   /// Over the lanes whose numbers differ in the bits from kFirst to below kEnd.
@@ -681,31 +743,35 @@ class Worker {
     return {f.x, f.y, f.z, f.w};
   }
 
-  template <typename Type>
+  template <typename Type, bool kByRow>
   __device__ void merge_dora(char *slot, const Cursor<K> &at) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     const Place place = at.place_of_box(box_);
     const float kept = p_.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
-#pragma unroll
+    const auto merged = [&](const DoraFactors &factors, float base, float d) {
+      return fmaf(kept, base, dora_change(factors, base, d));
+    };
+#pragma unroll K::kUnroll
     for (int y = 0; y < kStreamRows; y += 16) {
-      const Sum<K> delta = terms_.rows(slot, y);
-      DoraFactors of_row[2];
-      if (dora_.by_row)
-#pragma unroll
+      DoraFactors factors[2];
+      if constexpr (kByRow)
         for (int half = 0; half < 2; ++half)
-          of_row[half] = factors_of(place.i * at.rows() + place.y + y + half * 8 + g);
-      const auto merged = [&](const DoraFactors &factors, float base, float d) {
-        return fmaf(kept, base, dora_change(factors, base, d));
-      };
-      for_words(slot, y, [&](int half, int n, std::uint32_t *word) {
-        const int column = place.j * at.columns() + place.x + (first_pair_ + n) * 8 + q * 2;
-        const float2 base = Type::get(word, 0);
-        const DoraFactors left = dora_.by_row ? of_row[half] : factors_of(column);
-        const DoraFactors right = dora_.by_row ? of_row[half] : factors_of(column + 1);
-        Type::put(word, 0,
-                  make_float2(merged(left, base.x, delta.value[n][2 * half]),
-                              merged(right, base.y, delta.value[n][2 * half + 1])));
-      });
+          factors[half] = factors_of(place.i * at.rows() + place.y + y + half * 8 + g);
+      const Sum<K> delta = terms_.rows(slot, y);
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n) {
+        if constexpr (!kByRow) {
+          const int column = place.j * at.columns() + place.x + (first_pair_ + n) * 8 + q * 2;
+          for (int c = 0; c < 2; ++c) factors[c] = factors_of(column + c);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          std::uint32_t *word = word_at(slot, y + half * 8 + g, n);
+          const float2 base = Type::get(word, 0);
+          Type::put(word, 0, make_float2(merged(factors[kByRow ? half : 0], base.x, delta.value[n][2 * half]),
+                                         merged(factors[kByRow ? half : 1], base.y, delta.value[n][2 * half + 1])));
+        }
+      }
     }
   }
 

@@ -38,8 +38,11 @@ struct StreamKind {
 };
 
 /// Computing warps, which share a tile's boxes: as many as it takes to have factors and sums in registers.
-constexpr int stream_warps(int chunks, StreamForm form) {
-  return form == StreamForm::kHadamard || (chunks >= 4 && form != StreamForm::kRotation) ? 2 * kBoxes : kBoxes;
+constexpr int stream_warps(int chunks, StreamForm form, bool dora) {
+  const bool many = form == StreamForm::kKronecker  ? dora
+                    : form == StreamForm::kRotation ? false
+                                                    : form == StreamForm::kHadamard || chunks >= 4;
+  return many ? 2 * kBoxes : kBoxes;
 }
 
 /// CUtensorMap, without its header.

@@ -280,10 +280,11 @@ class TargetBuilder {
 TermLayout TermLayoutBuilder::take() {
   for (std::size_t stage = 0; stage < layout_.stages.size(); ++stage)
     for (const RotationTask &task : products_.rotations) {
+      const std::int64_t lines = task.by_out ? task.columns : task.rows;
       const std::int64_t turned =
-          std::int64_t{task.blocks} * task.block_size * (task.by_out ? task.columns : task.rows);
+          task.blocks * ceil_div(task.block_size, kTurnedPlaces) * ceil_div(lines, kTurnedLines);
       const bool turns = task.staged && static_cast<int>(stage) < task.stages;
-      layout_.stages[stage].add(turns ? ceil_div(turned, kTurnedPerBlock) : 0);
+      layout_.stages[stage].add(turns ? turned : 0);
     }
   return std::move(layout_);
 }

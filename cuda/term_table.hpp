@@ -96,6 +96,11 @@ struct FactorTask {
   std::uint64_t partial, factors;
 };
 
+/// Which kernel computes a contraction: any; a packed factor whose rank is a; one whose lines are the rows of a long
+/// matrix, on the tensor cores.
+enum class ContractionKind : std::int32_t { kAny, kPack, kTall };
+inline constexpr int kContractionKinds = 3;
+
 /// result[a, b, k] = sum_s left[a, s, k] * l[s] * right[s, b], in float32
 struct Contraction {
   Vector left, right;  // of one element: where they begin
@@ -110,6 +115,8 @@ struct Contraction {
   // Where the result is a packed factor (stream_table.hpp), a place in [lines, ranks] or [ranks, lines]:
   std::int64_t packed_lines, lines;  // with and without padding; 0: it is not
   std::int32_t packed_ranks, rank_is_inner;
+  std::int32_t a_is_rank;
+  ContractionKind kind;
 };
 
 /// R - I of all stages and blocks, and what they make of a weight, stage after stage.
@@ -151,14 +158,14 @@ struct TermTables {
   const AdapterEntry *adapters;
   const TermEntry *terms;
   const NormTask *norms;
-  const Contraction *contractions;
-  const RotationTask *rotations;  // those of most stages first
 };
 
 inline constexpr int kContractionTile = 32;  // a and k together, and b, that a block computes
 inline constexpr int kNormRows = 64;         // rows whose squares a warp sums
 inline constexpr int kTermTileRows = 32;     // rows of a tile, a warp's piece of work, 64 columns wide
-inline constexpr int kTurnedPerBlock = 256;  // elements of a stage
+inline constexpr int kTurnedPlaces = 32, kTurnedLines = 64;  // of a stage: places of a block, and lines across
+inline constexpr int kPackThreads = 128;     // lines that a block packs
+inline constexpr int kTallRows = 16;         // of a long matrix, that a block takes
 inline constexpr int kMaxStages = 24;
 inline constexpr int kPackedTurn = 32;  // a block's columns in a packed rotation, those of other blocks 0
 inline constexpr int kMagnitudesPerBlock = 32;

@@ -5,6 +5,8 @@
 #include <functional>
 #include <memory>
 
+#include "product_kernels.hpp"
+#include "rotation_kernels.hpp"
 #include "stream_kernels.hpp"
 #include "term_kernels.hpp"
 
@@ -66,6 +68,12 @@ std::vector<StreamTarget> encode(const Context &context, const StreamGroup &grou
     }
   }
   return targets;
+}
+
+/// Its limit is one of all blocks together.
+bool wants_norm(const RotationTask &task) {
+  return !task.prepared &&
+         (task.limited == ops::Rotation::Limit::kTogether || task.limited == ops::Rotation::Limit::kAlways);
 }
 
 /// What a plan points to in its block, known once the block has an address.
@@ -163,14 +171,17 @@ class Uploader {
 
   void append_products() {
     const Products &products = plan_.layout.products;
-    append(products.rotations, plan_.terms.rotations);
+    append(products.rotations, plan_.rotations);
+    for (const RotationTask &task : products.rotations)
+      if (wants_norm(task)) plan_.limited_rotations = static_cast<std::int32_t>(products.rotations.size());
     append(products.rotation_blocks, plan_.rotation_blocks);
     append(products.dora_factors, plan_.factors);
     append(products.dora_factor_blocks, plan_.factor_blocks);
     for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
       if (products.contractions[stage].empty()) continue;
       append(products.contractions[stage], plan_.contractions[stage]);
-      append(products.tiles[stage], plan_.contraction_tiles[stage]);
+      for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
+        append(products.pieces(stage, static_cast<ContractionKind>(kind)), plan_.contraction_pieces[stage][kind]);
     }
   }
 
@@ -188,9 +199,10 @@ std::size_t staging_size(const WeightPlan &plan) {
 void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
-  for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
+  for (const auto &stage : plan.contraction_pieces)
+    for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
-  if (plan.rotation_blocks.pieces > 0) plan.info.launches += 2;
+  if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
   for (const Schedule &schedule : plan.stages) plan.info.launches += schedule.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.factor_blocks, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
@@ -223,9 +235,11 @@ char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
 
 void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) {
   for (std::size_t stage = 0; stage < kContractionStages; ++stage)
-    if (plan.contraction_tiles[stage].pieces > 0)
-      check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], workspace, stream),
-            "launching small products");
+    for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
+      if (const Schedule &schedule = plan.contraction_pieces[stage][kind]; schedule.pieces > 0)
+        check(launch_contractions(static_cast<ContractionKind>(kind), plan.contractions[stage], schedule, workspace,
+                                  stream),
+              "launching small products");
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
@@ -248,9 +262,9 @@ void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, 
             "launching a streaming kernel");
 }
 
-void run_rotations(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
+void run_rotations(const WeightPlan &plan, const RotationRun &run, cudaStream_t stream) {
   if (plan.rotation_blocks.pieces > 0)
-    check(launch_rotations(run, plan.rotation_blocks.count, plan.rotation_blocks, stream), "launching rotations");
+    check(launch_rotations(run, plan.limited_rotations, plan.rotation_blocks, stream), "launching rotations");
   for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
     if (plan.stages[stage].pieces > 0)
       check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), stream), "launching rotations");
@@ -306,7 +320,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const TermRun terms{plan.terms, workspace, options.op, multipliers};
   const StreamRun streams{options.op, StreamPass::kMerge, multipliers, workspace};
   run_products(plan, workspace, stream);
-  run_rotations(plan, terms, stream);
+  run_rotations(plan, {plan.rotations, workspace, multipliers}, stream);
   run_norms(plan, terms, streams, stream);
   run_streams(plan, StreamPass::kMerge, streams, stream);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
