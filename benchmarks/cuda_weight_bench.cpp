@@ -6,6 +6,7 @@
 // by themselves. floor = bytes read and written once / the copy rate measured in this run. Each case is checked against
 // float64 at sampled elements before it is timed.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -643,6 +644,57 @@ std::vector<Case> cases() {
   return all;
 }
 
+/// One eager call of the C functions on an empty queue: microseconds until it returns, and until the result is there.
+/// The same weight again and again, as a program that moves a slider does, or another one each time.
+void report_eager(const std::string &name, std::int64_t size, std::size_t weight_count) {
+  const auto status = [](lyc_status got) {
+    if (got != LYC_OK) std::fprintf(stderr, "%s\n", lyc_last_error_message()), std::exit(1);
+  };
+  lyc_context_options options;
+  lyc_context_options_init(&options, sizeof options);
+  options.device_type = LYC_DEVICE_CUDA;
+  lyc_context *context = nullptr;
+  status(lyc_context_create(&options, &context));
+  const auto tensor = [](const Memory &memory, std::int64_t out, std::int64_t in) {
+    const std::int64_t shape[] = {out, in};
+    lyc_tensor result;
+    lyc_tensor_init(&result, memory.data, LYC_DTYPE_BF16, shape, 2);
+    result.device_type = LYC_DEVICE_CUDA;
+    return result;
+  };
+  constexpr std::int64_t kRank = 16;
+  const Memory up(size * kRank, LYC_DTYPE_BF16), down(size * kRank, LYC_DTYPE_BF16);
+  const char *const names[] = {"lora_up.weight", "lora_down.weight"};
+  const lyc_tensor factors[] = {tensor(up, size, kRank), tensor(down, kRank, size)};
+  lyc_module *module = nullptr;
+  status(lyc_module_create_from_tensors(context, nullptr, names, factors, 2, &module));
+  std::vector<Memory> weights;
+  for (std::size_t i = 0; i < weight_count; ++i) weights.emplace_back(size * size, LYC_DTYPE_BF16);
+  const Stream stream;
+  lyc_exec exec;
+  lyc_exec_init(&exec, sizeof exec);
+  exec.stream = stream;
+  constexpr std::size_t kCalls = 1000, kWarm = 50;
+  std::vector<double> returned, finished;
+  for (std::size_t call = 0; call < kWarm + kCalls; ++call) {
+    const lyc_tensor weight = tensor(weights[call % weight_count], size, size);
+    ok(cudaStreamSynchronize(stream));
+    const auto begin = std::chrono::steady_clock::now();
+    status(lyc_merge(module, &weight, 1e-6f, nullptr, &exec));
+    const auto back = std::chrono::steady_clock::now();
+    ok(cudaStreamSynchronize(stream));
+    const auto end = std::chrono::steady_clock::now();
+    if (call < kWarm) continue;
+    returned.push_back(std::chrono::duration<double, std::micro>(back - begin).count());
+    finished.push_back(std::chrono::duration<double, std::micro>(end - begin).count());
+  }
+  for (std::vector<double> *times : {&returned, &finished}) std::sort(times->begin(), times->end());
+  std::printf("%-58s returns %.2f us (best tenth %.2f), result after %.2f us\n", name.c_str(), returned[kCalls / 2],
+              returned[kCalls / 10], finished[kCalls / 2]);
+  lyc_module_release(module);
+  lyc_context_release(context);
+}
+
 int run(int argc, char **argv) {
   const ops::Backend *backend = find_backend(LYC_DEVICE_CUDA);
   std::int32_t count = 0;
@@ -664,6 +716,13 @@ int run(int argc, char **argv) {
     if (wanted) report(*backend, context, c, rate);
   }
   backend->context_destroy(context);
+  for (const auto &[size, weights] : {std::pair<std::int64_t, std::size_t>{3072, 1}, {3072, 8}, {512, 1}, {512, 8}}) {
+    const std::string name = concat("eager ", size, "x", size, " locon bf16/bf16 r16 in-place, ",
+                                    weights == 1 ? "the same weight" : "weights by turns");
+    const bool wanted =
+        std::all_of(argv + 1, argv + argc, [&](const char *word) { return name.find(word) != std::string::npos; });
+    if (wanted) report_eager(name, size, weights);
+  }
   return 0;
 }
 

@@ -26,7 +26,7 @@ lyc_status backend_device_info(std::int32_t index, lyc_device_info *info, Failur
 }
 
 lyc_status context_create(const ops::BackendContextOptions *options, BackendContext **context, Failure *failure) {
-  return guard(failure, [&] { *context = reinterpret_cast<BackendContext *>(create_context(options->device_index)); });
+  return guard(failure, [&] { *context = reinterpret_cast<BackendContext *>(create_context(*options)); });
 }
 
 void context_destroy(BackendContext *context) {
@@ -63,6 +63,60 @@ lyc_status memory_read(BackendContext *context, void *host, const void *device, 
   });
 }
 
+lyc_status host_allocate(BackendContext *context, std::size_t size, void **memory, Failure *failure) {
+  return guard(failure, [&] {
+    const DeviceScope scope(own(context));
+    *memory = allocate_host(size);
+  });
+}
+
+void host_release(BackendContext *context, void *memory) {
+  guard(nullptr, [&] {
+    const DeviceScope scope(own(context));
+    const UncapturedScope uncaptured;
+    cudaFreeHost(memory);
+  });
+}
+
+lyc_status stream_create(BackendContext *context, void **stream, Failure *failure) {
+  return guard(failure, [&] {
+    const DeviceScope scope(own(context));
+    *stream = create_stream();
+  });
+}
+
+void stream_destroy(BackendContext *context, void *stream) {
+  guard(nullptr, [&] {
+    const DeviceScope scope(own(context));
+    cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+  });
+}
+
+lyc_status enqueue_copy(BackendContext *context, void *stream, void *to, const void *from, std::size_t size,
+                        cudaMemcpyKind kind, Failure *failure) {
+  return guard(failure, [&] {
+    const DeviceScope scope(own(context));
+    check(cudaMemcpyAsync(to, from, size, kind, static_cast<cudaStream_t>(stream)), "cudaMemcpyAsync");
+  });
+}
+
+lyc_status stream_write(BackendContext *context, void *stream, void *device, const void *host, std::size_t size,
+                        Failure *failure) {
+  return enqueue_copy(context, stream, device, host, size, cudaMemcpyHostToDevice, failure);
+}
+
+lyc_status stream_read(BackendContext *context, void *stream, void *host, const void *device, std::size_t size,
+                       Failure *failure) {
+  return enqueue_copy(context, stream, host, device, size, cudaMemcpyDeviceToHost, failure);
+}
+
+lyc_status stream_wait(BackendContext *context, void *stream, Failure *failure) {
+  return guard(failure, [&] {
+    const DeviceScope scope(own(context));
+    wait(static_cast<cudaStream_t>(stream));
+  });
+}
+
 lyc_status weight_prepare(BackendContext *context, const ops::WeightBatch *batch, ops::WeightPlan **plan,
                           Failure *failure) {
   return guard(failure, [&] { *plan = reinterpret_cast<ops::WeightPlan *>(prepare(own(context), *batch)); });
@@ -88,10 +142,6 @@ void weight_release(ops::WeightPlan *plan) {
   guard(nullptr, [&] { release(&own(plan)); });
 }
 
-lyc_status rotation_prepare(BackendContext *, const ops::Rotation *, const ops::Operand *, void *, Failure *failure) {
-  return guard(failure, [] { fail(LYC_ERROR_UNSUPPORTED, "rotations are not computed on CUDA devices yet"); });
-}
-
 constexpr ops::Backend kBackend = {sizeof(ops::Backend),
                                    LYC_DEVICE_CUDA,
                                    LYCORIS_VERSION,
@@ -104,12 +154,19 @@ constexpr ops::Backend kBackend = {sizeof(ops::Backend),
                                    memory_release,
                                    memory_write,
                                    memory_read,
+                                   host_allocate,
+                                   host_release,
+                                   stream_create,
+                                   stream_destroy,
+                                   stream_write,
+                                   stream_read,
+                                   stream_wait,
                                    weight_prepare,
                                    weight_info,
                                    weight_run,
                                    weight_explain,
                                    weight_release,
-                                   rotation_prepare,
+                                   nullptr,  // rotations prepared
                                    nullptr,  // singular triplets
                                    nullptr,  // forward
                                    nullptr,

@@ -13,8 +13,9 @@ namespace lyc::cuda {
 struct Context {
   int device = 0;
   int multiprocessors = 0;
-  bool has_memory_pools = false;
+  cudaMemPool_t pool = nullptr;   // ours, so that nobody else's is kept from shrinking; null where there are none
   cudaStream_t copies = nullptr;  // ours: never blocks on, or is blocked by, the legacy default stream
+  bool private_runs = false;      // ops::BackendContextOptions
 
   // From the driver, by address: the file must load where there is no driver.
   CUcontext primary = nullptr;
@@ -66,7 +67,7 @@ class UncapturedScope {
 int device_count();
 void device_info(int index, lyc_device_info *info);
 
-Context *create_context(int device);
+Context *create_context(const ops::BackendContextOptions &options);
 void destroy_context(Context *context);
 
 /// On the default stream, memory is ready for every stream at once; on another one, in that stream's order.
@@ -75,5 +76,15 @@ void release(Context &context, void *memory, cudaStream_t stream) noexcept;
 
 /// Copy through the context's own stream and wait for that: not ordered with work on other streams.
 void copy(Context &context, void *to, const void *from, std::size_t size, cudaMemcpyKind kind);
+
+/// Memory for the tables of a plan. Releasing waits for the device, because runs may still be reading them, unless runs
+/// are private.
+void *allocate_tables(Context &context, std::size_t size);
+void release_tables(Context &context, void *memory) noexcept;
+
+// What pipelines are made of: ops::Backend says what each does.
+void *allocate_host(std::size_t size);
+cudaStream_t create_stream();
+void wait(cudaStream_t stream);
 
 }  // namespace lyc::cuda

@@ -88,8 +88,7 @@ class Uploader {
     append_others();
     append_products();
     if (block_.bytes().empty()) return;
-    const UncapturedScope uncaptured;
-    check(cudaMalloc(&plan_.memory, block_.bytes().size()), "cudaMalloc");
+    plan_.memory = allocate_tables(*plan_.context, block_.bytes().size());
     copy(*plan_.context, plan_.memory, block_.bytes().data(), block_.bytes().size(), cudaMemcpyHostToDevice);
     for (const auto &place : places_) place(static_cast<const char *>(plan_.memory));
   }
@@ -340,8 +339,7 @@ void release(WeightPlan *plan) noexcept {
   if (!plan) return;
   if (plan->memory) {
     const DeviceScope scope(*plan->context);
-    const UncapturedScope uncaptured;
-    cudaFree(plan->memory);
+    release_tables(*plan->context, plan->memory);
   }
   delete plan;
 }

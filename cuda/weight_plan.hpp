@@ -35,7 +35,7 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch);
 void run(WeightPlan &plan, const ops::RunOptions &options);
 std::string explain(const WeightPlan &plan);
 
-/// Waits for the device, because runs may still be reading the tables.
+/// Waits for the device where runs may still be reading the tables.
 void release(WeightPlan *plan) noexcept;
 
 }  // namespace lyc::cuda

@@ -267,7 +267,8 @@ typedef struct lyc_context_options {
   lyc_device_type   device_type;   /**< Default: the CPU. */
   int32_t           device_index;
   int32_t           threads;       /**< CPU threads, the caller's included; 0 = as many as the process may use.
-                                        They start with the context and end with it. */
+                                        They start with the context and end with it. CUDA: those that
+                                        lyc_merge_files() feeds the device with. */
   lyc_allocate_fn   allocate;      /**< NULL = the library's own. Both or none. */
   lyc_deallocate_fn deallocate;
   void             *user_data;     /**< For both; must outlive the context. */
@@ -476,13 +477,14 @@ LYC_API lyc_status lyc_module_bind_param(lyc_module *module, const char *name, c
 LYC_API lyc_status lyc_module_write_param(lyc_module *module, const char *name, const lyc_tensor *tensor);
 LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *name, const lyc_tensor *tensor);
 
-/** Compute once, on the context's device, what every call would compute anew, for the layer's pristine weight `base`
+/** Compute once, into memory of the context's device, what every call would compute anew, for the layer's pristine weight `base`
  *  (NULL only where needs_base is 0). Waits.
  *    T-LoRA      the singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer
  *                and base_q_layer.weight; needs_base is 0 from then on. An unprepared one whose file has no such
- *                parameters makes them from the weight in every call and every new batch, on the CPU only.
+ *                parameters makes them from the weight in every call and every new batch.
  *    OFT, BOFT   the rotations. Binding or writing a parameter ends their preparation.
- *  Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot). */
+ *  With a CUDA context the CPU does it: weight and factors are copied there, results back. Errors: INVALID_ARGUMENT,
+ *  MISMATCH (shape). */
 LYC_API lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec);
 
 /** Write the same delta as a module of another family, with F32 parameters of its own in the same context. LOCON takes
@@ -493,8 +495,9 @@ LYC_API lyc_status lyc_module_convert(lyc_module *module, lyc_algo algo, lyc_mod
 /* == 8. One weight ====================================================================================
  * Arithmetic is in F32 with one rounding at the store, whatever the dtypes. Multiplier 0 leaves every bit as it is.
  * A base of fewer rows or another shape than the module's delta is an error, never cut or reshaped; the exception is
- * a 1x1 kernel, which may be there or not. Each call prepares, runs and releases a batch of one. With a CUDA context
- * that waits for the device and cannot be captured; section 10 has what does not.
+ * a 1x1 kernel, which may be there or not. A module keeps what a call prepared for the next one on the same weight:
+ * same descriptors, same parameters bound. With a CUDA context the first call on a weight, and only that, may wait for
+ * the device; no call can be captured, because the next one may release what it uses. Section 10 has what can.
  */
 
 /** dW(multiplier) into *out, any layout and dtype. `base` is the pristine weight; NULL where needs_base is 0.
@@ -728,8 +731,9 @@ typedef struct lyc_merge_options {
 
 LYC_API void lyc_merge_options_init(lyc_merge_options *options, size_t struct_size);
 
-/** Merge adapters into a base model, file to file. Untouched tensors are copied byte for byte; several adapters are
- *  added with one rounding; metadata is kept, and extended by what was done. Sharded bases and folders give a folder.
+/** Merge adapters into a base model, file to file, computed on the context's device. Untouched tensors are copied byte
+ *  for byte; several adapters are added with one rounding; metadata is kept, and extended by what was done. Sharded
+ *  bases and folders give a folder.
  *  Nothing appears at `out_path` before all is written and synced. *out_report may be NULL. options may be NULL.
  *  Errors: IO, FORMAT, MISMATCH (the adapter does not belong to this base), UNSUPPORTED, CANCELLED,
  *  INVALID_ARGUMENT (out exists without LYC_OVERWRITE, or is one of the inputs). */

@@ -5,10 +5,13 @@
 
 namespace program {
 
-Context make_context(int threads) {
+Context make_context(int threads, const std::string &device) {
   lyc_context_options options;
   lyc_context_options_init(&options, sizeof options);
   options.threads = threads;
+  const std::string::size_type colon = device.find(':');
+  if (device.substr(0, colon) == "cuda") options.device_type = LYC_DEVICE_CUDA;
+  if (colon != std::string::npos) options.device_index = std::stoi(device.substr(colon + 1));
   lyc_context *context = nullptr;
   check(lyc_context_create(&options, &context));
   return Context(context);

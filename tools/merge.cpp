@@ -13,8 +13,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+/// "cpu", "cuda" or "cuda:N".
+std::string check_device(const std::string &device) {
+  if (device == "cpu" || device == "cuda") return "";
+  const std::string number = device.rfind("cuda:", 0) == 0 ? device.substr(5) : "";
+  const bool digits = number.find_first_not_of("0123456789") == std::string::npos;
+  return !number.empty() && number.size() <= 4 && digits ? "" : "'" + device + "' is not cpu, cuda or cuda:N";
+}
+
 struct MergeArguments {
-  std::string base, output;
+  std::string base, output, device = "cpu";
   std::vector<std::string> adapters, multipliers, includes, excludes;
   lyc_dora_rule dora_rule = LYC_DORA_RULE_DEFAULT;
   lyc_dtype dtype = LYC_DTYPE_NONE;
@@ -114,7 +122,7 @@ int run_merge(const MergeArguments &arguments) {
   options.excludes = excludes.data();
   options.exclude_count = excludes.size();
 
-  const Context context = make_context(arguments.threads);
+  const Context context = make_context(arguments.threads, arguments.device);
   lyc_report *handle = nullptr;
   {
     Progress progress(arguments.quiet || arguments.json);
@@ -139,6 +147,7 @@ constexpr const char *kFooter =
     "  lycoris merge model.safetensors style.safetensors -o out.safetensors --multiplier 0.8\n"
     "  lycoris merge sdxl/ a.safetensors b.safetensors -o merged/ --multiplier 0.6 --multiplier 1.0\n"
     "  lycoris merge sdxl/ style.safetensors -o merged/ --multiplier 'text_encoder*=0.3' --exclude '*.ff.*'\n"
+    "  lycoris merge flux/ style.safetensors -o merged/ --device cuda\n"
     "\n"
     "Patterns are shell wildcards over the whole name of a tensor of BASE or of a layer of ADAPTER.\n"
     "OUT appears only when all is written; on any failure, and on Ctrl-C, nothing is left behind.";
@@ -175,6 +184,9 @@ void add_merge(CLI::App &app, int &exit_code) {
   merge->add_option("--dtype", arguments->dtype, "Element type of the result (default keep)")
       ->transform(CLI::CheckedTransformer(kDtypes, CLI::ignore_case))
       ->type_name("keep|f32|f16|bf16");
+  merge->add_option("--device", arguments->device, "Where to compute (default cpu); N counts from 0")
+      ->check(CLI::Validator(check_device, ""))
+      ->type_name("cpu|cuda[:N]");
   merge->add_option("--threads", arguments->threads, "CPU threads (default: all)")->check(CLI::Range(0, 4096));
   merge->add_flag("--allow-unmatched", arguments->allow_unmatched, "Adapter keys that find no weight are no error");
   merge->add_flag("--force", arguments->force, "Replace OUT if it exists");

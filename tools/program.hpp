@@ -28,7 +28,7 @@ struct Releaser {
 using Context = std::unique_ptr<lyc_context, Releaser<lyc_context, lyc_context_release>>;
 using Report = std::unique_ptr<lyc_report, Releaser<lyc_report, lyc_report_release>>;
 
-Context make_context(int threads);
+Context make_context(int threads, const std::string &device = "cpu");
 
 /// Text out of files, fit for a terminal: control characters become '?'.
 std::string printable(std::string text);

@@ -9,10 +9,10 @@ namespace lyc {
 
 std::int64_t checked_numel(const std::int64_t *shape, std::size_t count, const std::string &what) {
   std::int64_t product = 1;
+  const auto refuse = [&](const char *why) { fail(LYC_ERROR_INVALID_ARGUMENT, what, why, shape_text(shape, count)); };
   for (std::size_t d = 0; d < count; ++d) {
-    require(shape[d] >= 0, what, " has a negative extent: ", shape_text(shape, count));
-    require(!__builtin_mul_overflow(product, shape[d], &product), what,
-            " has too many elements: ", shape_text(shape, count));
+    if (shape[d] < 0) refuse(" has a negative extent: ");
+    if (__builtin_mul_overflow(product, shape[d], &product)) refuse(" has too many elements: ");
   }
   return product;
 }
@@ -28,8 +28,8 @@ lyc_tensor make_tensor(void *data, lyc_dtype dtype, const Shape &shape) {
           " are possible");
   const std::int64_t count = checked_numel(shape.data(), shape.size(), "tensor");
   std::int64_t bytes = 0;
-  require(!__builtin_mul_overflow(count, static_cast<std::int64_t>(dtype_size(dtype)), &bytes),
-          "tensor is too large: ", shape_text(shape));
+  if (__builtin_mul_overflow(count, static_cast<std::int64_t>(dtype_size(dtype)), &bytes))
+    fail(LYC_ERROR_INVALID_ARGUMENT, "tensor is too large: ", shape_text(shape));
   lyc_tensor tensor{};
   tensor.data = data;
   tensor.capacity = static_cast<std::uint64_t>(bytes);

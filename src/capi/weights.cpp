@@ -8,19 +8,9 @@ using namespace lyc::capi;
 
 namespace {
 
-/// One module is a batch of one.
-Ref<lyc_batch> batch_of_one(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out) {
-  lyc_batch_item item{};
-  item.module = &module;
-  item.base = base;
-  item.out = out;
-  return create_batch(*module.context, checked_items(*module.context, &item, 1));
-}
-
 void run_one(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out, lyc_batch_op op, float multiplier,
              const lyc_exec *exec) {
-  const lyc_tensor multipliers = make_tensor(&multiplier, LYC_DTYPE_F32, {1});
-  batch_of_one(module, base, out)->run(op, &multipliers, read_exec(exec));
+  module.run(base, out, op, multiplier, read_exec(exec));
 }
 
 }  // namespace
@@ -52,7 +42,7 @@ lyc_status lyc_weight_workspace_size(lyc_module *module, const lyc_tensor *weigh
       described.capacity = 0;
     }
     described.flags = 0;
-    *out_size = batch_of_one(checked(module, "module"), &described, nullptr)->workspace_size();
+    *out_size = checked(module, "module").workspace_size(described);
   });
 }
 
@@ -70,7 +60,7 @@ void lyc_batch_retain(lyc_batch *batch) { capi::retain(batch); }
 void lyc_batch_release(lyc_batch *batch) { capi::release(batch); }
 
 lyc_status lyc_batch_workspace_size(const lyc_batch *batch, uint64_t *out_size) {
-  return boundary([&] { needed(out_size, "out_size") = checked(batch, "batch").workspace_size(); });
+  return boundary([&] { needed(out_size, "out_size") = checked(batch, "batch").weights.workspace_size(); });
 }
 
 lyc_status lyc_batch_run(lyc_batch *batch, lyc_batch_op op, const lyc_tensor *multipliers, const lyc_exec *exec) {
@@ -78,5 +68,5 @@ lyc_status lyc_batch_run(lyc_batch *batch, lyc_batch_op op, const lyc_tensor *mu
 }
 
 lyc_status lyc_batch_explain(const lyc_batch *batch, char *buffer, size_t capacity, size_t *out_length) {
-  return boundary([&] { put_text(checked(batch, "batch").explain(), buffer, capacity, out_length); });
+  return boundary([&] { put_text(checked(batch, "batch").weights.explain(), buffer, capacity, out_length); });
 }

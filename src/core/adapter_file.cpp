@@ -122,16 +122,29 @@ AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule) {
   return adapter;
 }
 
-Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, lyc_context &context,
+std::uint64_t room_for(const AdapterFile &adapter, const AdapterLayer &layer) {
+  std::uint64_t room = 0;
+  for (const auto &[name, index] : layer.tensors) room += Uploader::room_for(adapter.file.tensors()[index].size);
+  return room;
+}
+
+Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, Uploader &uploader,
                       std::vector<DeviceBuffer> &buffers) {
   Definition definition = layer.definition;
-  std::vector<std::vector<char>> bytes;
+  std::vector<std::vector<char>> stored;
   for (const auto &[name, index] : layer.tensors) {
     const io::TensorInfo &info = adapter.file.tensors()[index];
-    bytes.push_back(read_tensor(adapter.file, index));
-    definition.factors.set(name, make_tensor(bytes.back().data(), info.dtype, info.shape));
+    if (is_stored(*definition.algorithm, name)) {
+      stored.push_back(read_tensor(adapter.file, index));
+      definition.factors.set(name, make_tensor(stored.back().data(), info.dtype, info.shape));
+      continue;
+    }
+    const auto read = [&file = adapter.file, tensor = index](char *to, std::uint64_t begin, std::size_t size) {
+      file.read(tensor, to, begin, size);
+    };
+    definition.factors.set(name, uploader.place(info.dtype, info.shape, read, buffers));
   }
-  place_factors(context, definition, buffers);
+  rewrite_stored(uploader, definition, buffers);
   return definition;
 }
 

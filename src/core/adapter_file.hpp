@@ -6,6 +6,7 @@
 
 #include "core/context.hpp"
 #include "core/definition.hpp"
+#include "core/transfer.hpp"
 #include "io/container/tensor_file.hpp"
 #include "io/dialect/dialect.hpp"
 
@@ -29,8 +30,11 @@ struct AdapterFile {
 /// Errors: IO, FORMAT, UNSUPPORTED, naming the file and the layer. A file of leftovers alone is an error.
 AdapterFile open_adapter(const std::string &path, lyc_dora_rule dora_rule);
 
-/// The layer's definition with factors read into memory of `context`; `buffers` take that memory.
-Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, lyc_context &context,
+/// What the layer's factors take of an uploader.
+std::uint64_t room_for(const AdapterFile &adapter, const AdapterLayer &layer);
+
+/// The layer's definition with factors on the uploader's device when that has finished; `buffers` take their memory.
+Definition load_layer(const AdapterFile &adapter, const AdapterLayer &layer, Uploader &uploader,
                       std::vector<DeviceBuffer> &buffers);
 
 /// "<layer or key>: <reason>" of the first key that belongs to no layer.

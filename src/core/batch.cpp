@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -138,52 +139,50 @@ std::vector<BatchItem> checked_items(const lyc_context &context, const lyc_batch
 }
 
 Ref<lyc_batch> create_batch(lyc_context &context, const std::vector<BatchItem> &items, std::int32_t multiplier_count) {
-  WeightArrays arrays;
-  std::vector<Ref<lyc_module>> modules;
-  std::vector<DeviceBuffer> derived;
-  const BatchItem *previous = nullptr;
-  for (std::size_t index : target_order(items)) {
-    const BatchItem &item = items[index];
-    if (!previous || !same_target(*previous, item)) arrays.begin_target(item.base, item.out);
-    Definition definition = item.module->definition;
-    if (definition.lacks_base_state())
-      derive_base_state(context, definition, item.base, item.placement, nullptr, derived);
-    lower(definition, item.out, item.placement, arrays, item.weight);
-    modules.push_back(Ref<lyc_module>::share(*item.module));
-    multiplier_count = std::max(multiplier_count, item.placement.multiplier_index + 1);
-    previous = &item;
-  }
-  check_disjoint(arrays.targets);
-  check_weights_stay(items);
-  return Ref<lyc_batch>(new lyc_batch(Ref<lyc_context>::share(context), std::move(modules), std::move(derived), arrays,
-                                      multiplier_count));
+  return Ref<lyc_batch>(new lyc_batch(Ref<lyc_context>::share(context), items, multiplier_count));
 }
 
-}  // namespace lyc
-
-using namespace lyc;
-
-lyc_batch::lyc_batch(Ref<lyc_context> owner, std::vector<Ref<lyc_module>> modules, std::vector<DeviceBuffer> derived,
-                     const WeightArrays &arrays, std::int32_t multiplier_count)
-    : context(std::move(owner)),
-      modules_(std::move(modules)),
-      derived_(std::move(derived)),
-      multiplier_count_(multiplier_count) {
-  for (const Ref<lyc_module> &module : modules_) invertible_ = invertible_ && module->definition.invertible();
+PreparedWeights::PreparedWeights(lyc_context &context, const std::vector<BatchItem> &items,
+                                 std::int32_t multiplier_count)
+    : context_(context), multiplier_count_(multiplier_count) {
+  const WeightArrays arrays = lower_all(items);
+  check_disjoint(arrays.targets);
+  check_weights_stay(items);
   for (const ops::WeightTarget &target : arrays.targets) {
     has_bases_ = has_bases_ && target.base.data != nullptr;
     in_place_ = in_place_ || target.base.data == target.out.data;
   }
-  const ops::WeightBatch batch = arrays.view(multiplier_count);
+  const ops::WeightBatch batch = arrays.view(multiplier_count_);
   ops::Failure failure;
-  check(context->backend->weight_prepare(context->device, &batch, &plan_, &failure), failure);
+  check(context.backend->weight_prepare(context.device, &batch, &plan_, &failure), failure);
 }
 
-lyc_batch::~lyc_batch() {
-  if (plan_) context->backend->weight_release(plan_);
+WeightArrays PreparedWeights::lower_all(const std::vector<BatchItem> &items) {
+  WeightArrays arrays;
+  const BatchItem *previous = nullptr;
+  for (std::size_t index : target_order(items)) {
+    const BatchItem &item = items[index];
+    if (!previous || !same_target(*previous, item)) arrays.begin_target(item.base, item.out);
+    const Definition *definition = &item.module->definition;
+    std::optional<Definition> complete;
+    if (definition->lacks_base_state()) {
+      complete = *definition;
+      derive_base_state(context_, *complete, item.base, item.placement, nullptr, derived_);
+      definition = &*complete;
+    }
+    lower(*definition, item.out, item.placement, arrays, item.weight);
+    invertible_ = invertible_ && item.module->definition.invertible();
+    multiplier_count_ = std::max(multiplier_count_, item.placement.multiplier_index + 1);
+    previous = &item;
+  }
+  return arrays;
 }
 
-void lyc_batch::check_op(lyc_batch_op op) const {
+PreparedWeights::~PreparedWeights() {
+  if (plan_) context_.backend->weight_release(plan_);
+}
+
+void PreparedWeights::check_op(lyc_batch_op op) const {
   require(op >= LYC_BATCH_MERGE && op <= LYC_BATCH_DIFF, "op is ", static_cast<int>(op), ", must be 0 to 2");
   require(op == LYC_BATCH_DIFF || has_bases_, "an item has no base: only its difference can be computed");
   require(op != LYC_BATCH_DIFF || !in_place_, "a difference cannot overwrite its base: give items an out of their own");
@@ -192,13 +191,47 @@ void lyc_batch::check_op(lyc_batch_op op) const {
          "a delta that depends on the pristine weight (DoRA, a rotation, ...) cannot be unmerged: keep a copy of it");
 }
 
+void PreparedWeights::run(lyc_batch_op op, const float *multipliers, bool on_device, const lyc_exec &exec) {
+  check_op(op);
+  ops::RunOptions options{};
+  options.op = static_cast<ops::WeightOp>(op);
+  options.multipliers = multipliers;
+  options.multipliers_on_device = on_device;
+  options.stream = exec.stream;
+  Workspace workspace(context_, exec, workspace_size());
+  options.workspace = workspace.data();
+  ops::Failure failure;
+  check(context_.backend->weight_run(plan_, &options, &failure), failure);
+}
+
+std::uint64_t PreparedWeights::workspace_size() const {
+  ops::WeightPlanInfo info{};
+  context_.backend->weight_info(plan_, &info);
+  return info.workspace_size;
+}
+
+std::string PreparedWeights::explain() const {
+  std::string text(context_.backend->weight_explain(plan_, nullptr, 0), '\0');
+  context_.backend->weight_explain(plan_, text.data(), text.size() + 1);
+  return text;
+}
+
+}  // namespace lyc
+
+using namespace lyc;
+
+lyc_batch::lyc_batch(Ref<lyc_context> owner, const std::vector<BatchItem> &items, std::int32_t multiplier_count)
+    : context(std::move(owner)), weights(*context, items, multiplier_count) {
+  for (const BatchItem &item : items) modules_.push_back(Ref<lyc_module>::share(*item.module));
+}
+
 const float *lyc_batch::checked_multipliers(const lyc_tensor *multipliers) const {
   if (!multipliers) return nullptr;
   check_tensor(*multipliers, "multipliers");
   require(multipliers->dtype == LYC_DTYPE_F32 && multipliers->ndim == 1 && is_contiguous(*multipliers),
           "multipliers must be one contiguous axis of f32");
-  require(multipliers->shape[0] >= multiplier_count_, "there are ", multipliers->shape[0], " multipliers, items use ",
-          multiplier_count_);
+  require(multipliers->shape[0] >= weights.multiplier_count(), "there are ", multipliers->shape[0],
+          " multipliers, items use ", weights.multiplier_count());
   require(multipliers->device_type == LYC_DEVICE_CPU || (multipliers->device_type == context->options.device_type &&
                                                          multipliers->device_index == context->options.device_index),
           "multipliers are on another device than the batch");
@@ -206,26 +239,6 @@ const float *lyc_batch::checked_multipliers(const lyc_tensor *multipliers) const
 }
 
 void lyc_batch::run(lyc_batch_op op, const lyc_tensor *multipliers, const lyc_exec &exec) {
-  check_op(op);
-  ops::RunOptions options{};
-  options.op = static_cast<ops::WeightOp>(op);
-  options.multipliers = checked_multipliers(multipliers);
-  options.multipliers_on_device = multipliers && multipliers->device_type != LYC_DEVICE_CPU;
-  options.stream = exec.stream;
-  Workspace workspace(*context, exec, workspace_size());
-  options.workspace = workspace.data();
-  ops::Failure failure;
-  check(context->backend->weight_run(plan_, &options, &failure), failure);
-}
-
-std::uint64_t lyc_batch::workspace_size() const {
-  ops::WeightPlanInfo info{};
-  context->backend->weight_info(plan_, &info);
-  return info.workspace_size;
-}
-
-std::string lyc_batch::explain() const {
-  std::string text(context->backend->weight_explain(plan_, nullptr, 0), '\0');
-  context->backend->weight_explain(plan_, text.data(), text.size() + 1);
-  return text;
+  const float *values = checked_multipliers(multipliers);
+  weights.run(op, values, multipliers && multipliers->device_type != LYC_DEVICE_CPU, exec);
 }

@@ -9,29 +9,6 @@
 #include "core/module.hpp"
 #include "core/object.hpp"
 
-struct lyc_batch final : lyc::Object {
-  /// `arrays` borrow the weights; `modules` and `derived` keep the factors alive.
-  lyc_batch(lyc::Ref<lyc_context> context, std::vector<lyc::Ref<lyc_module>> modules,
-            std::vector<lyc::DeviceBuffer> derived, const lyc::WeightArrays &arrays, std::int32_t multiplier_count);
-  ~lyc_batch() override;
-
-  void run(lyc_batch_op op, const lyc_tensor *multipliers, const lyc_exec &exec);
-  std::uint64_t workspace_size() const;
-  std::string explain() const;
-
-  lyc::Ref<lyc_context> context;
-
- private:
-  const float *checked_multipliers(const lyc_tensor *multipliers) const;
-  void check_op(lyc_batch_op op) const;
-
-  std::vector<lyc::Ref<lyc_module>> modules_;
-  std::vector<lyc::DeviceBuffer> derived_;
-  lyc::ops::WeightPlan *plan_ = nullptr;
-  std::int32_t multiplier_count_;
-  bool invertible_ = true, has_bases_ = true, in_place_ = false;
-};
-
 namespace lyc {
 
 /// One module on one weight, with layouts behind us.
@@ -41,6 +18,49 @@ struct BatchItem {
   Placement placement;
   ops::Operand weight = {};  // of a bias that is made from it
 };
+
+/// Weights prepared on a back end. They borrow the memory of weights and factors.
+class PreparedWeights {
+ public:
+  PreparedWeights(lyc_context &context, const std::vector<BatchItem> &items, std::int32_t multiplier_count = 1);
+  ~PreparedWeights();
+  PreparedWeights(const PreparedWeights &) = delete;
+  PreparedWeights &operator=(const PreparedWeights &) = delete;
+
+  /// `multipliers`: multiplier_count() of them, on the device or not; null = all 1.
+  void run(lyc_batch_op op, const float *multipliers, bool on_device, const lyc_exec &exec);
+  std::int32_t multiplier_count() const { return multiplier_count_; }
+  std::uint64_t workspace_size() const;
+  std::string explain() const;
+
+ private:
+  WeightArrays lower_all(const std::vector<BatchItem> &items);
+  void check_op(lyc_batch_op op) const;
+
+  lyc_context &context_;
+  std::vector<DeviceBuffer> derived_;
+  ops::WeightPlan *plan_ = nullptr;
+  std::int32_t multiplier_count_;
+  bool invertible_ = true, has_bases_ = true, in_place_ = false;
+};
+
+}  // namespace lyc
+
+struct lyc_batch final : lyc::Object {
+  lyc_batch(lyc::Ref<lyc_context> context, const std::vector<lyc::BatchItem> &items, std::int32_t multiplier_count);
+
+  void run(lyc_batch_op op, const lyc_tensor *multipliers, const lyc_exec &exec);
+
+  lyc::Ref<lyc_context> context;
+  lyc::PreparedWeights weights;
+
+ private:
+  const float *checked_multipliers(const lyc_tensor *multipliers) const;
+
+  std::vector<lyc::Ref<lyc_module>> modules_;  // kept alive: their factors are borrowed
+};
+
+namespace lyc {
 
 /// From the public items: every descriptor checked.
 std::vector<BatchItem> checked_items(const lyc_context &context, const lyc_batch_item *items, std::size_t count);

@@ -2,13 +2,13 @@
 
 #include "core/backends.hpp"
 
-lyc_context::lyc_context(const lyc_context_options &requested) : options(requested) {
+lyc_context::lyc_context(const lyc_context_options &requested, bool private_runs) : options(requested) {
   using namespace lyc;
   require(options.threads >= 0 && options.threads <= 4096, "threads is ", options.threads, ", must be 0 to 4096");
   require((options.allocate == nullptr) == (options.deallocate == nullptr),
           "allocate and deallocate must be given together");
   backend = &backend_for(options.device_type);
-  const ops::BackendContextOptions device_options{options.device_index, options.threads};
+  const ops::BackendContextOptions device_options{options.device_index, options.threads, private_runs};
   ops::Failure failure;
   check(backend->context_create(&device_options, &device, &failure), failure);
 }
@@ -23,22 +23,15 @@ constexpr std::size_t kWorkspaceAlignment = 256;
 }  // namespace
 
 DeviceBuffer::DeviceBuffer(lyc_context &context, std::size_t size)
-    : context_(Ref<lyc_context>::share(context)), size_(size) {
-  if (size == 0) return;
+    : memory_(size ? std::make_shared<const Memory>(context, size) : nullptr) {}
+
+DeviceBuffer::Memory::Memory(lyc_context &owner, std::size_t bytes)
+    : context(Ref<lyc_context>::share(owner)), size(bytes) {
   ops::Failure failure;
-  check(context.backend->memory_allocate(context.device, size, nullptr, &data_, &failure), failure);
+  check(owner.backend->memory_allocate(owner.device, size, nullptr, &data, &failure), failure);
 }
 
-DeviceBuffer &DeviceBuffer::operator=(DeviceBuffer &&other) noexcept {
-  std::swap(context_, other.context_);
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  return *this;
-}
-
-DeviceBuffer::~DeviceBuffer() {
-  if (data_) context_->backend->memory_release(context_->device, data_, size_, nullptr);
-}
+DeviceBuffer::Memory::~Memory() { context->backend->memory_release(context->device, data, size, nullptr); }
 
 Workspace::Workspace(lyc_context &context, const lyc_exec &exec, std::uint64_t size)
     : context_(context), stream_(exec.stream) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
 #include "base/error.hpp"
 #include "core/object.hpp"
@@ -17,7 +18,8 @@ inline void check(lyc_status status, const ops::Failure &failure) {
 }  // namespace lyc
 
 struct lyc_context final : lyc::Object {
-  explicit lyc_context(const lyc_context_options &options);
+  /// `private_runs`: whatever runs here does so on a Stream, and is waited for before its plan goes.
+  explicit lyc_context(const lyc_context_options &options, bool private_runs = false);
   ~lyc_context() override;
 
   const lyc::ops::Backend *backend = nullptr;
@@ -27,22 +29,27 @@ struct lyc_context final : lyc::Object {
 
 namespace lyc {
 
-/// Memory of a context's device, for as long as the object lives.
+/// Memory of a context's device. Copies share it; it lives as long as the last one.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
   DeviceBuffer(lyc_context &context, std::size_t size);
-  DeviceBuffer(DeviceBuffer &&other) noexcept { *this = std::move(other); }
-  DeviceBuffer &operator=(DeviceBuffer &&other) noexcept;
-  ~DeviceBuffer();
 
-  void *data() const { return data_; }
-  std::size_t size() const { return size_; }
+  void *data() const { return memory_ ? memory_->data : nullptr; }
+  std::size_t size() const { return memory_ ? memory_->size : 0; }
 
  private:
-  Ref<lyc_context> context_;
-  void *data_ = nullptr;
-  std::size_t size_ = 0;
+  struct Memory {
+    Memory(lyc_context &context, std::size_t size);
+    ~Memory();
+    Memory(const Memory &) = delete;
+    Memory &operator=(const Memory &) = delete;
+
+    Ref<lyc_context> context;
+    std::size_t size;
+    void *data = nullptr;
+  };
+  std::shared_ptr<const Memory> memory_;
 };
 
 /// Workspace of one call: the caller's if exec brings any, else the allocator's, else the back end's. What the library

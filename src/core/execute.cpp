@@ -4,8 +4,8 @@
 
 namespace lyc {
 
-void run_weights(lyc_context &context, const WeightArrays &arrays, const std::vector<float> &multipliers,
-                 ops::WeightOp op) {
+void run_weights(lyc_context &context, Stream &stream, const WeightArrays &arrays,
+                 const std::vector<float> &multipliers, ops::WeightOp op) {
   const ops::Backend &backend = *context.backend;
   const ops::WeightBatch batch = arrays.view(static_cast<std::int32_t>(multipliers.size()));
   ops::Failure failure;
@@ -14,12 +14,16 @@ void run_weights(lyc_context &context, const WeightArrays &arrays, const std::ve
   const std::unique_ptr<ops::WeightPlan, void (*)(ops::WeightPlan *)> plan(prepared, backend.weight_release);
   ops::WeightPlanInfo info{};
   backend.weight_info(plan.get(), &info);
-  const Workspace workspace(context, {}, info.workspace_size);
+  lyc_exec exec{};
+  exec.stream = stream.handle();
+  const Workspace workspace(context, exec, info.workspace_size);
   ops::RunOptions options{};
   options.op = op;
   options.multipliers = multipliers.data();
+  options.stream = stream.handle();
   options.workspace = workspace.data();
   check(backend.weight_run(plan.get(), &options, &failure), failure);
+  stream.wait();
 }
 
 }  // namespace lyc

@@ -5,11 +5,12 @@
 
 #include "core/context.hpp"
 #include "core/definition.hpp"
+#include "core/transfer.hpp"
 
 namespace lyc {
 
-/// Merge (or, with `op`, take the difference of) all targets; on the CPU the work is done on return.
-void run_weights(lyc_context &context, const WeightArrays &arrays, const std::vector<float> &multipliers,
-                 ops::WeightOp op = ops::WeightOp::kMerge);
+/// Merge (or, with `op`, take the difference of) all targets; the work is done on return.
+void run_weights(lyc_context &context, Stream &stream, const WeightArrays &arrays,
+                 const std::vector<float> &multipliers, ops::WeightOp op = ops::WeightOp::kMerge);
 
 }  // namespace lyc

@@ -19,7 +19,7 @@ constexpr std::int64_t kBlockElements = 4 << 20;  // of a delta, when its norm i
 constexpr std::size_t kMetadataLimit = 512;       // characters of a metadata value that are shown
 
 /// Frobenius norm of the delta without DoRA, at multiplier 1; NaN or infinite where a factor is.
-double delta_norm(const Definition &definition, lyc_context &context) {
+double delta_norm(const Definition &definition, lyc_context &context, Stream &stream) {
   const std::int64_t columns = definition.shape.columns, rows = definition.shape.out;
   algo::LayerShape layer{rows, columns, {}};
   if (definition.shape.flags & LYC_MODULE_TUCKER) {
@@ -38,7 +38,7 @@ double delta_norm(const Definition &definition, lyc_context &context) {
     WeightArrays arrays;
     arrays.begin_target({}, out);
     lower(plain, out, {row, out.out, 0, LYC_PART_WEIGHT}, arrays);
-    run_weights(context, arrays, {1.0f}, ops::WeightOp::kDiff);
+    run_weights(context, stream, arrays, {1.0f}, ops::WeightOp::kDiff);
     for (std::int64_t i = 0; i < out.out * columns; ++i)
       squares += static_cast<double>(block[static_cast<std::size_t>(i)]) * block[static_cast<std::size_t>(i)];
   }
@@ -80,15 +80,18 @@ Json describe_metadata(const io::TensorFile &file) {
 }
 
 void describe_adapter(const AdapterFile &adapter, lyc_context &context, Json &content, lyc_report_info &figures) {
+  Stream stream(context);
+  Uploader uploader(context, &stream);
   std::vector<const Definition *> definitions;
   Json layers = Json::array(), anomalies = adapter.notes;
   for (const AdapterLayer &layer : adapter.layers) {
     definitions.push_back(&layer.definition);
     Json entry = describe_layer(layer.name, layer.definition);
     std::vector<DeviceBuffer> buffers;
-    const Definition loaded = load_layer(adapter, layer, context, buffers);
+    const Definition loaded = load_layer(adapter, layer, uploader, buffers);
+    uploader.finish();
     if (has_norm(loaded)) {
-      const double norm = delta_norm(loaded, context);
+      const double norm = delta_norm(loaded, context, stream);
       entry["norm"] = norm;  // null in JSON where it is not finite
       if (!std::isfinite(norm)) anomalies.push_back(layer.name + ": values that are not finite");
       if (norm == 0) anomalies.push_back(layer.name + ": the delta is zero");

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 
@@ -18,19 +20,33 @@
 #include "core/execute.hpp"
 #include "core/operand.hpp"
 #include "core/prepare.hpp"
+#include "core/transfer.hpp"
 #include "io/container/model_writer.hpp"
 
 // The output is cut into jobs: runs of untouched tensors, copied as bytes, and row blocks of touched ones, each read,
-// computed and written by one thread. Threads take jobs in the order of the file, so one reads while another computes
-// and a third writes, and memory is bounded by threads times the size of a block. A thread keeps the factors of one
-// tensor at a time.
+// brought to the device, computed, fetched and written by one thread. Threads take jobs in the order of the file, so
+// one reads while another computes and a third writes, and memory is bounded by threads times the size of a block. The
+// blocks of a tensor share its factors.
 namespace lyc {
 namespace {
 
-constexpr std::uint64_t kBlockBytes = 4u << 20;      // of a touched tensor; rows of more than that make a block of one
-constexpr std::uint64_t kCopyBytes = 64u << 20;      // of a run of untouched ones
-constexpr std::uint64_t kMemoryBudget = 640u << 20;  // for all blocks in flight, as far as single ones allow
+constexpr std::uint64_t kBlockBytes = 4u << 20;  // of a touched tensor; rows of more than that make a block of one
+constexpr std::uint64_t kDeviceBlockBytes = 8u << 20;  // the same where a block costs copies and launches
+constexpr std::uint64_t kCopyBytes = 64u << 20;        // of a run of untouched ones
+constexpr std::uint64_t kMemoryBudget = 640u << 20;    // for all blocks in flight, as far as single ones allow
+constexpr int kDeviceThreads = 16;                     // more only wait for the device
 constexpr const char *kOperationsKey = "lycoris.operations", *kStaleHashKey = "modelspec.hash_sha256";
+
+/// What the blocks of one tensor are computed with: made by the first thread that wants it, gone with the last block.
+struct Factors {
+  std::vector<Definition> definitions;  // beside the tensor's assignments
+  std::vector<ops::Operand> weights;    // beside them, too: of biases that are made from the weight
+  std::vector<DeviceBuffer> memory;
+};
+struct SharedFactors {
+  std::mutex mutex;
+  std::optional<Factors> factors;
+};
 
 struct Job {
   std::size_t tensor = 0;                     // first, or only one
@@ -38,34 +54,22 @@ struct Job {
   bool compute = false;                       // else the bytes are copied
   std::int64_t row_begin = 0, row_count = 0;  // compute: of the tensor, or numbers where it is only converted
   std::uint64_t bytes = 0;                    // of output
-};
-
-/// Memory that is kept from block to block: fresh pages cost as much as the arithmetic on them.
-class Scratch {
- public:
-  char *get(std::size_t size) {
-    if (size > size_) {
-      memory_.reset();
-      memory_.reset(new char[size]);
-      size_ = size;
-    }
-    return memory_.get();
-  }
-
- private:
-  std::unique_ptr<char[]> memory_;
-  std::size_t size_ = 0;
+  std::shared_ptr<SharedFactors> factors;     // compute
 };
 
 /// What belongs to one thread.
 struct Worker {
+  explicit Worker(const lyc_context_options &options)
+      : context(new lyc_context(options, /*private_runs=*/true)),
+        input(*context),
+        output(*context),
+        stream(*context),
+        uploader(*context, &stream) {}
+
   Ref<lyc_context> context;
-  Scratch input, output;
-  std::size_t tensor = SIZE_MAX;         // whose factors are here
-  std::vector<Definition> definitions;   // beside its assignments
-  std::vector<ops::Operand> weights;     // beside them, too: of biases that are made from the weight
-  std::vector<std::vector<char>> bytes;  // of the weights
-  std::vector<DeviceBuffer> factors;
+  Staging input, output;
+  Stream stream;
+  Uploader uploader;
 };
 
 /// Everything that is decided before the first byte is written.
@@ -91,11 +95,13 @@ class Merge {
   io::ModelWriter make_writer() const;
   io::Metadata out_metadata(const io::Shard &shard) const;
   Json operation() const;
+  int threads() const;
   void run_jobs();
-  void run_job(const Job &job, Worker &worker);
+  void run_job(Job &job, Worker &worker);
   void copy(const Job &job);
-  void load_factors(std::size_t tensor, Worker &worker) const;
-  ops::Operand layer_weight(const Assignment &assignment, Worker &worker) const;
+  Factors load_factors(std::size_t tensor, Worker &worker) const;
+  const Factors &factors_of(const Job &job, Worker &worker) const;
+  ops::Operand layer_weight(const Assignment &assignment, Worker &worker, Factors &factors) const;
   void read_rows(std::size_t tensor, std::int64_t row, std::int64_t count, char *to) const;
   void compute(const Job &job, Worker &worker);
   void tell_progress() const;
@@ -224,11 +230,13 @@ lyc_dtype Merge::out_dtype(std::size_t tensor) const {
 }
 
 void Merge::plan_blocks(std::size_t tensor, std::int64_t rows, std::uint64_t row_bytes, bool whole) {
-  const auto fitting = static_cast<std::int64_t>(kBlockBytes / std::max<std::uint64_t>(1, row_bytes));
+  const std::uint64_t block = context_.backend->stream_create ? kDeviceBlockBytes : kBlockBytes;
+  const auto fitting = static_cast<std::int64_t>(block / std::max<std::uint64_t>(1, row_bytes));
   const std::int64_t step = whole ? rows : std::clamp<std::int64_t>(fitting, 1, rows);
+  const auto factors = std::make_shared<SharedFactors>();
   for (std::int64_t row = 0; row < rows; row += step) {
     const std::int64_t count = std::min(step, rows - row);
-    jobs_.push_back({tensor, tensor + 1, true, row, count, static_cast<std::uint64_t>(count) * row_bytes});
+    jobs_.push_back({tensor, tensor + 1, true, row, count, static_cast<std::uint64_t>(count) * row_bytes, factors});
   }
 }
 
@@ -257,7 +265,7 @@ void Merge::plan_tensor(std::size_t tensor) {
     previous->tensor_end = tensor + 1;
     previous->bytes += info.size;
   } else {
-    jobs_.push_back({tensor, tensor + 1, false, 0, 0, info.size});
+    jobs_.push_back({tensor, tensor + 1, false, 0, 0, info.size, nullptr});
   }
 }
 
@@ -319,34 +327,45 @@ void Merge::copy(const Job &job) {
     if (base_.tensors()[tensor].size > 0) writer_->copy(tensor, 0, base_.tensors()[tensor].size);
 }
 
-void Merge::load_factors(std::size_t tensor, Worker &worker) const {
-  if (worker.tensor == tensor) return;
-  worker.tensor = tensor;
-  worker.definitions.clear();
-  worker.weights.clear();
-  worker.bytes.clear();
-  worker.factors.clear();
-  for (std::ptrdiff_t i = active_of_[tensor].first; i < active_of_[tensor].second; ++i) {
+Factors Merge::load_factors(std::size_t tensor, Worker &worker) const {
+  Factors factors;
+  const auto [first, last] = active_of_[tensor];
+  for (std::ptrdiff_t i = first; i < last; ++i) {
+    const AdapterFile &adapter = adapters_[active_[static_cast<std::size_t>(i)].source];
+    worker.uploader.expect(room_for(adapter, adapter.layers[active_[static_cast<std::size_t>(i)].layer]));
+  }
+  for (std::ptrdiff_t i = first; i < last; ++i) {
     const Assignment &assignment = active_[static_cast<std::size_t>(i)];
     const AdapterFile &adapter = adapters_[assignment.source];
-    worker.definitions.push_back(
-        load_layer(adapter, adapter.layers[assignment.layer], *worker.context, worker.factors));
-    Definition &definition = worker.definitions.back();
-    if (definition.lacks_base_state())
-      derive_base_state(*worker.context, definition, layer_weight(assignment, worker),
-                        {assignment.adapter_row, assignment.rows}, nullptr, worker.factors);
+    factors.definitions.push_back(
+        load_layer(adapter, adapter.layers[assignment.layer], worker.uploader, factors.memory));
+    Definition &definition = factors.definitions.back();
     const bool reads_weight = assignment.part == LYC_PART_BIAS && definition.shape.bias_reads_weight;
-    worker.weights.push_back(reads_weight ? layer_weight(assignment, worker) : ops::Operand{});
+    const bool needs_weight = reads_weight || definition.lacks_base_state();
+    const ops::Operand weight = needs_weight ? layer_weight(assignment, worker, factors) : ops::Operand{};
+    factors.weights.push_back(reads_weight ? weight : ops::Operand{});
+    if (!definition.lacks_base_state()) continue;
+    worker.uploader.finish();
+    derive_base_state(*worker.context, definition, weight, {assignment.adapter_row, assignment.rows},
+                      worker.stream.handle(), factors.memory);
   }
+  worker.uploader.finish();
+  return factors;
 }
 
-/// The pristine weight of an assignment's layer.
-ops::Operand Merge::layer_weight(const Assignment &assignment, Worker &worker) const {
+const Factors &Merge::factors_of(const Job &job, Worker &worker) const {
+  SharedFactors &shared = *job.factors;
+  const std::lock_guard<std::mutex> lock(shared.mutex);
+  if (!shared.factors) shared.factors = load_factors(job.tensor, worker);
+  return *shared.factors;
+}
+
+/// The pristine weight of an assignment's layer, on the device when the uploader has finished.
+ops::Operand Merge::layer_weight(const Assignment &assignment, Worker &worker, Factors &factors) const {
   const std::size_t index = assignment.part == LYC_PART_WEIGHT ? assignment.tensor : assignment.weight.value();
   const io::TensorInfo &info = base_.tensors()[index];
-  worker.bytes.emplace_back(info.size);
-  base_.read(index, worker.bytes.back().data(), 0, info.size);
-  lyc_tensor tensor = make_tensor(worker.bytes.back().data(), info.dtype, info.shape);
+  const auto read = [&](char *to, std::uint64_t begin, std::size_t size) { base_.read(index, to, begin, size); };
+  lyc_tensor tensor = worker.uploader.place(info.dtype, info.shape, read, factors.memory);
   if (assignment.transposed) tensor.layout = LYC_LAYOUT_HWIO;
   return slice_rows(weight_operand(tensor, info.name), assignment.base_row, assignment.rows);
 }
@@ -388,18 +407,20 @@ void Merge::compute(const Job &job, Worker &worker) {
   const auto elements = static_cast<std::size_t>(row_elements * job.row_count);
   const auto offset = static_cast<std::uint64_t>(job.row_begin * row_elements);
   const std::size_t in_size = elements * dtype_size(info.dtype), out_size = elements * dtype_size(dtype);
-  char *const input = worker.input.get(in_size);
-  char *const output = dtype == info.dtype ? input : worker.output.get(out_size);
+  Staging &input = worker.input, &output = dtype == info.dtype ? worker.input : worker.output;
+  input.reserve(in_size);
+  output.reserve(out_size);
   if (padded)
-    read_rows(job.tensor, job.row_begin, job.row_count, input);
+    read_rows(job.tensor, job.row_begin, job.row_count, input.host());
   else
-    base_.read(job.tensor, input, offset * dtype_size(info.dtype), in_size);
+    base_.read(job.tensor, input.host(), offset * dtype_size(info.dtype), in_size);
+  input.send(worker.stream, in_size);
 
-  lyc_tensor from = make_tensor(input, info.dtype, shape), to = make_tensor(output, dtype, shape);
+  lyc_tensor from = make_tensor(input.device(), info.dtype, shape), to = make_tensor(output.device(), dtype, shape);
   if (begin != end && begin->transposed) from.layout = to.layout = LYC_LAYOUT_HWIO;
   const ops::Operand base = weight_operand(from, info.name), out = weight_operand(to, info.name);
 
-  load_factors(job.tensor, worker);
+  const Factors &factors = factors_of(job, worker);
   WeightArrays arrays;
   std::vector<float> multipliers;
   std::int64_t row = 0;  // of the block
@@ -417,22 +438,25 @@ void Merge::compute(const Job &job, Worker &worker) {
     arrays.begin_target(slice_rows(base, from_row, part.row_count), weight);
     for (const Assignment *a : segment.assignments) {
       const auto index = static_cast<std::size_t>(a - begin);
-      lower(worker.definitions[index], weight, placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())),
-            arrays, worker.weights[index]);
+      lower(factors.definitions[index], weight, placement_in(part, *a, static_cast<std::int32_t>(multipliers.size())),
+            arrays, factors.weights[index]);
       multipliers.push_back(multipliers_[static_cast<std::size_t>(a - active_.data())]);
     }
     row = to_row;
   }
   pass_through(base.out);
-  run_weights(*worker.context, arrays, multipliers);
-  writer_->write(job.tensor, offset * dtype_size(dtype), output, out_size);
+  run_weights(*worker.context, worker.stream, arrays, multipliers);
+  output.fetch(worker.stream, out_size);
+  worker.stream.wait();
+  writer_->write(job.tensor, offset * dtype_size(dtype), output.host(), out_size);
 }
 
-void Merge::run_job(const Job &job, Worker &worker) try {
+void Merge::run_job(Job &job, Worker &worker) try {
   if (job.compute)
     compute(job, worker);
   else
     copy(job);
+  job.factors.reset();
   done_bytes_ += job.bytes;
 } catch (const Error &error) {
   throw Error(error.status(), concat(base_.tensors()[job.tensor].name, ": ", error.what()), error.native_code());
@@ -443,16 +467,22 @@ void Merge::tell_progress() const {
     fail(LYC_ERROR_CANCELLED, "the merge was cancelled");
 }
 
+/// The CPU's own, or those that feed a device.
+int Merge::threads() const {
+  const std::int32_t own = context_.backend->context_threads(context_.device), asked = context_.options.threads;
+  return own > 0 ? own : std::min(asked > 0 ? asked : os::cpu_count(), kDeviceThreads);
+}
+
 void Merge::run_jobs() {
   std::uint64_t largest = 1;
   for (const Job &job : jobs_)
     if (job.compute) largest = std::max(largest, job.bytes);
   const auto fitting = static_cast<int>(std::clamp<std::uint64_t>(kMemoryBudget / largest, 1, 4096));
-  ThreadPool pool(std::min(fitting, context_.backend->context_threads(context_.device)));
-  std::vector<Worker> workers(static_cast<std::size_t>(pool.threads()));
+  ThreadPool pool(std::min(fitting, threads()));
   lyc_context_options options = context_.options;
   options.threads = 1;
-  for (Worker &worker : workers) worker.context = Ref<lyc_context>(new lyc_context(options));
+  std::deque<Worker> workers;
+  for (int i = 0; i < pool.threads(); ++i) workers.emplace_back(options);
   tell_progress();
   pool.parallel_for(static_cast<std::int64_t>(jobs_.size()), [&](std::int64_t index, int worker) {
     run_job(jobs_[static_cast<std::size_t>(index)], workers[static_cast<std::size_t>(worker)]);
@@ -498,8 +528,6 @@ Ref<lyc_report> Merge::run() {
 }  // namespace
 
 Ref<lyc_report> merge_files(lyc_context &context, const MergeRequest &request) {
-  if (context.options.device_type != LYC_DEVICE_CPU)
-    fail(LYC_ERROR_UNSUPPORTED, "files are merged on the CPU only; use a CPU context");
   require(!request.adapters.empty(), "there is no adapter to merge");
   require(request.dtype == LYC_DTYPE_NONE || is_arithmetic(request.dtype), "dtype is ", dtype_name(request.dtype),
           ", must be f32, f16, bf16 or none");

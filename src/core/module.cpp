@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -107,25 +108,23 @@ std::vector<double> read_setting(lyc_context &context, const lyc_tensor &tensor,
   return values;
 }
 
-/// Put what the family makes of the tensors that only files have in their place.
-void rewrite_stored(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
-  const algo::Rewriting *rewriting = definition.algorithm->rewriting;
-  if (!rewriting || !definition.factors.has(rewriting->stored[0])) return;
-  algo::Factors stored;
-  std::vector<std::vector<char>> bytes;
-  for (const char *const *name = rewriting->stored; *name; ++name) {
-    const lyc_tensor *tensor = definition.factors.find(*name);
-    if (!tensor) continue;
-    bytes.push_back(bytes_of(context, *tensor, *name));
-    stored.set(*name, make_tensor(bytes.back().data(), tensor->dtype, shape_of(*tensor)));
-    definition.factors.erase(*name);
-    definition.names.erase(std::find(definition.names.begin(), definition.names.end(), *name));
+/// Bring a definition's factors to the context's device: those in CPU memory are copied, those that are there stay.
+void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
+  std::vector<std::string> names;
+  Uploader uploader(context);
+  for (const auto &name : definition.names)
+    if (!is_stored(*definition.algorithm, name)) names.push_back(name);
+  if (definition.factors.has(kRankMaskName)) names.push_back(kRankMaskName);
+  for (const std::string &name : names) uploader.expect(Uploader::room_for(byte_extent(definition.factors.at(name))));
+  for (const std::string &name : names) {
+    const lyc_tensor &tensor = definition.factors.at(name);
+    if (tensor.device_type == LYC_DEVICE_CPU)
+      definition.factors.set(name, uploader.copy(tensor, buffers));
+    else
+      require_on_device(context, tensor, name);
   }
-  for (algo::Rewritten &factor : rewriting->rewrite(stored, definition.traits)) {
-    if (is_arithmetic(factor.dtype)) definition.names.push_back(factor.name);
-    const lyc_tensor tensor = make_tensor(factor.bytes.data(), factor.dtype, factor.shape);
-    definition.factors.set(factor.name, copy_to_device(context, tensor, buffers));
-  }
+  rewrite_stored(uploader, definition, buffers);
+  uploader.finish();
 }
 
 }  // namespace
@@ -138,29 +137,24 @@ ops::DoraRule resolve_dora_rule(lyc_dora_rule requested, ops::DoraRule otherwise
   return requested == LYC_DORA_RULE_DEFAULT ? otherwise : static_cast<ops::DoraRule>(requested);
 }
 
-lyc_tensor copy_to_device(lyc_context &context, const lyc_tensor &tensor, std::vector<DeviceBuffer> &buffers) {
-  require(is_contiguous(tensor), "parameters must be contiguous");
-  const std::uint64_t size = byte_extent(tensor);
-  buffers.emplace_back(context, size);
-  lyc_tensor result = make_tensor(buffers.back().data(), tensor.dtype, shape_of(tensor));
-  result.device_type = context.options.device_type;
-  result.device_index = context.options.device_index;
-  if (size > 0) write_device(context, result.data, tensor.data, size);
-  return result;
-}
-
-void place_factors(lyc_context &context, Definition &definition, std::vector<DeviceBuffer> &buffers) {
-  std::vector<std::string> names = definition.names;
-  if (definition.factors.has(kRankMaskName)) names.push_back(kRankMaskName);
-  for (const std::string &name : names) {
-    const lyc_tensor &tensor = definition.factors.at(name);
-    if (is_stored(*definition.algorithm, name)) continue;
-    if (tensor.device_type == LYC_DEVICE_CPU)
-      definition.factors.set(name, copy_to_device(context, tensor, buffers));
-    else
-      require_on_device(context, tensor, name);
+void rewrite_stored(Uploader &uploader, Definition &definition, std::vector<DeviceBuffer> &buffers) {
+  const algo::Rewriting *rewriting = definition.algorithm->rewriting;
+  if (!rewriting || !definition.factors.has(rewriting->stored[0])) return;
+  algo::Factors stored;
+  std::vector<std::vector<char>> bytes;
+  for (const char *const *name = rewriting->stored; *name; ++name) {
+    const lyc_tensor *tensor = definition.factors.find(*name);
+    if (!tensor) continue;
+    bytes.push_back(bytes_of(uploader.context(), *tensor, *name));
+    stored.set(*name, make_tensor(bytes.back().data(), tensor->dtype, shape_of(*tensor)));
+    definition.factors.erase(*name);
+    definition.names.erase(std::find(definition.names.begin(), definition.names.end(), *name));
   }
-  rewrite_stored(context, definition, buffers);
+  for (algo::Rewritten &factor : rewriting->rewrite(stored, definition.traits)) {
+    if (is_arithmetic(factor.dtype)) definition.names.push_back(factor.name);
+    const lyc_tensor tensor = make_tensor(factor.bytes.data(), factor.dtype, factor.shape);
+    definition.factors.set(factor.name, uploader.copy(tensor, buffers));
+  }
 }
 
 }  // namespace lyc
@@ -170,6 +164,8 @@ lyc_module::lyc_module(Ref<lyc_context> owner, Definition what, std::vector<Devi
   if (!definition.reshape.empty())
     fail(LYC_ERROR_UNSUPPORTED, "reshape_weight makes the layer's weight larger, which only lyc_merge_files() can do");
 }
+
+lyc_module::~lyc_module() { forget_call(); }
 
 Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_options &options) {
   const algo::Algorithm *algorithm = algo::find_algorithm(options.algo);
@@ -183,13 +179,16 @@ Ref<lyc_module> lyc_module::create(lyc_context &context, const lyc_module_option
   std::vector<DeviceBuffer> owned;
   std::vector<std::string> names;
   algo::Factors factors;
-  for (const algo::FactorSpec &parameter : parameters(*algorithm, options)) {
-    lyc_tensor description = make_tensor(nullptr, dtype, parameter.shape);
-    const std::vector<char> zeros(description.capacity);
-    description.data = const_cast<char *>(zeros.data());
+  const std::vector<algo::FactorSpec> list = parameters(*algorithm, options);
+  Uploader uploader(context);
+  for (const algo::FactorSpec &parameter : list)
+    uploader.expect(Uploader::room_for(make_tensor(nullptr, dtype, parameter.shape).capacity));
+  for (const algo::FactorSpec &parameter : list) {
     names.push_back(parameter.name);
-    factors.set(parameter.name, copy_to_device(context, description, owned));
+    const auto zeros = [](char *to, std::uint64_t, std::size_t size) { std::memset(to, 0, size); };
+    factors.set(parameter.name, uploader.place(dtype, parameter.shape, zeros, owned));
   }
+  uploader.finish();
   Definition definition = define(factors, names, request);
   return Ref<lyc_module>(new lyc_module(Ref<lyc_context>::share(context), std::move(definition), std::move(owned)));
 }
@@ -235,7 +234,9 @@ void lyc_module::add_rank_mask(const std::string &name) {
   if (name != kRankMaskName || !definition.algorithm->rank_mask || definition.factors.has(name)) return;
   const std::vector<float> ones(static_cast<std::size_t>(definition.shape.rank), 1.0f);
   const lyc_tensor mask = make_tensor(const_cast<float *>(ones.data()), LYC_DTYPE_F32, {definition.shape.rank});
-  definition.factors.set(name, copy_to_device(*context, mask, owned_));
+  Uploader uploader(*context);
+  definition.factors.set(name, uploader.copy(mask, owned_));
+  uploader.finish();
 }
 
 void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
@@ -249,6 +250,7 @@ void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
   require(is_contiguous(tensor), name, " is not contiguous");
   definition.factors.set(name, tensor);
   definition.prepared_rotations.clear();
+  forget_call();
 }
 
 namespace {
@@ -285,6 +287,7 @@ void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
   check_host_copy(tensor, known, name);
   require(!(known.flags & LYC_TENSOR_READ_ONLY), name, " is bound to read-only memory");
   definition.prepared_rotations.clear();
+  forget_call();
   const std::vector<char> values = converted(tensor.data, tensor.dtype, known.dtype, numel(known));
   write_device(*context, known.data, values.data(), values.size());
 }
@@ -302,8 +305,55 @@ void lyc_module::read(const std::string &name, const lyc_tensor &tensor) const {
 void lyc_module::prepare(const lyc_tensor *base, void *stream) {
   if (!definition.needs_base()) return;
   require(base != nullptr, "base is NULL, but the delta depends on the weight");
+  forget_call();
   const ops::Operand weight = operand_on(*context, *base, "base");
   if (definition.lacks_base_state()) derive_base_state(*context, definition, weight, {}, stream, owned_);
   prepare_rotations(*context, definition, weight, stream, rests_, owned_);
   definition.prepared_rotations = rests_;
+}
+
+namespace {
+
+std::vector<BatchItem> items_for(lyc_module &module, const lyc_tensor *base, const lyc_tensor *out) {
+  lyc_batch_item item{};
+  item.module = &module;
+  item.base = base;
+  item.out = out;
+  return checked_items(*module.context, &item, 1);
+}
+
+/// The same descriptor has the same plan, and needs no second check. It has no padding.
+bool same(const lyc_tensor &known, const lyc_tensor *given) {
+  static constexpr lyc_tensor kAbsent{};
+  static_assert(sizeof(lyc_tensor) == 2 * 8 + 6 * 4 + 2 * 8 * LYC_MAX_DIMS + 3 * 8);
+  return std::memcmp(&known, given ? given : &kAbsent, sizeof known) == 0;
+}
+
+}  // namespace
+
+/// What one call on a weight prepared.
+struct lyc_module::Call {
+  Call(lyc_module &module, const lyc_tensor *base_tensor, const lyc_tensor *out_tensor)
+      : weights(*module.context, items_for(module, base_tensor, out_tensor)) {
+    if (base_tensor) base = *base_tensor;
+    if (out_tensor) out = *out_tensor;
+  }
+
+  lyc_tensor base{}, out{};  // zeros: not given
+  PreparedWeights weights;
+};
+
+void lyc_module::forget_call() { delete last_call_.exchange(nullptr); }
+
+void lyc_module::run(const lyc_tensor *base, const lyc_tensor *out, lyc_batch_op op, float multiplier,
+                     const lyc_exec &exec) {
+  std::unique_ptr<Call> call(last_call_.exchange(nullptr));
+  if (!call || !same(call->base, base) || !same(call->out, out)) call = std::make_unique<Call>(*this, base, out);
+  call->weights.run(op, &multiplier, false, exec);
+  // What is derived from the weight's values is of this call only.
+  if (!definition.lacks_base_state()) call.reset(last_call_.exchange(call.release()));
+}
+
+std::uint64_t lyc_module::workspace_size(const lyc_tensor &weight) {
+  return PreparedWeights(*context, items_for(*this, &weight, nullptr)).workspace_size();
 }

@@ -8,11 +8,15 @@ using namespace lyc;
 lyc_network::lyc_network(lyc_context &owner, const std::string &file, const lyc_network_options &options)
     : context(Ref<lyc_context>::share(owner)), path(file) {
   const AdapterFile adapter = open_adapter(file, options.dora_rule);
+  Stream stream(owner);
+  Uploader uploader(owner, &stream);
+  for (const AdapterLayer &layer : adapter.layers) uploader.expect(room_for(adapter, layer));
   for (const AdapterLayer &layer : adapter.layers) {
     std::vector<DeviceBuffer> owned;
-    Definition definition = load_layer(adapter, layer, owner, owned);
+    Definition definition = load_layer(adapter, layer, uploader, owned);
     entries.push_back({layer.name, Ref<lyc_module>(new lyc_module(context, std::move(definition), std::move(owned)))});
   }
+  uploader.finish();
   leftovers = describe_leftovers(adapter);
   if (!adapter.leftovers.empty()) first_leftover = leftover_text(adapter);
 }

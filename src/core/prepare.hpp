@@ -17,7 +17,7 @@ TripletRange triplets_of(std::int64_t rank, std::int64_t available, std::uint32_
 inline constexpr float kMissingSigma = 1e-6f;
 
 /// Make the base state that `definition` lacks from `weight`, all of it and pristine; `buffers` takes the memory.
-/// Errors: UNSUPPORTED (only some rows of the layer are there; the device cannot).
+/// Errors: UNSUPPORTED (only some rows of the layer are there).
 void derive_base_state(lyc_context &context, Definition &definition, const ops::Operand &weight,
                        const Placement &placement, void *stream, std::vector<DeviceBuffer> &buffers);
 

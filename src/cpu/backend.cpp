@@ -130,10 +130,37 @@ std::size_t forward_explain(const ForwardPlan *plan, char *buffer, std::size_t c
 void forward_release(ForwardPlan *plan) { delete plan; }
 
 constexpr ops::Backend kBackend = {
-    sizeof(ops::Backend), LYC_DEVICE_CPU,  LYCORIS_VERSION, device_count,   device_info,     context_create,
-    context_destroy,      context_threads, memory_allocate, memory_release, memory_copy,     memory_copy,
-    weight_prepare,       weight_info,     weight_run,      weight_explain, weight_release,  rotation_prepare,
-    singular_triplets,    forward_prepare, forward_info,    forward_run,    forward_explain, forward_release,
+    sizeof(ops::Backend),
+    LYC_DEVICE_CPU,
+    LYCORIS_VERSION,
+    device_count,
+    device_info,
+    context_create,
+    context_destroy,
+    context_threads,
+    memory_allocate,
+    memory_release,
+    memory_copy,
+    memory_copy,
+    nullptr,  // its memory is CPU memory: no pinned memory, no streams
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    weight_prepare,
+    weight_info,
+    weight_run,
+    weight_explain,
+    weight_release,
+    rotation_prepare,
+    singular_triplets,
+    forward_prepare,
+    forward_info,
+    forward_run,
+    forward_explain,
+    forward_release,
 };
 
 }  // namespace

@@ -18,8 +18,9 @@ struct Failure {
 };
 
 struct BackendContextOptions {
-  std::int32_t device_index;
-  std::int32_t threads;  // CPU; 0 = as many as the process may use
+  std::int32_t device_index = 0;
+  std::int32_t threads = 0;       // CPU; 0 = as many as the process may use
+  std::int32_t private_runs = 0;  // 1: plans run on streams from stream_create alone, and have finished when released
 };
 
 struct BackendContext;  // a device, opened: threads, handles
@@ -62,6 +63,19 @@ struct Backend {
   lyc_status (*memory_read)(BackendContext *context, void *host, const void *device, std::size_t size,
                             Failure *failure);
 
+  // Pipelines between CPU memory and the device; all null where the device's memory is CPU memory. Host memory from
+  // here is what a device copies from and to at its full rate, while others work. Copies on a stream are enqueued;
+  // stream_wait returns when everything on it has finished.
+  lyc_status (*host_allocate)(BackendContext *context, std::size_t size, void **memory, Failure *failure);
+  void (*host_release)(BackendContext *context, void *memory);
+  lyc_status (*stream_create)(BackendContext *context, void **stream, Failure *failure);
+  void (*stream_destroy)(BackendContext *context, void *stream);
+  lyc_status (*stream_write)(BackendContext *context, void *stream, void *device, const void *host, std::size_t size,
+                             Failure *failure);
+  lyc_status (*stream_read)(BackendContext *context, void *stream, void *host, const void *device, std::size_t size,
+                            Failure *failure);
+  lyc_status (*stream_wait)(BackendContext *context, void *stream, Failure *failure);
+
   // `batch` and its arrays are copied; the memory that operands point to is borrowed until weight_release.
   lyc_status (*weight_prepare)(BackendContext *context, const WeightBatch *batch, WeightPlan **plan, Failure *failure);
   void (*weight_info)(const WeightPlan *plan, WeightPlanInfo *info);
@@ -69,11 +83,12 @@ struct Backend {
   std::size_t (*weight_explain)(const WeightPlan *plan, char *buffer, std::size_t capacity);  // length, as snprintf
   void (*weight_release)(WeightPlan *plan);
 
+  // Preparations that wait for their result; null where the core is to let the CPU do them.
   // R - I of every stage and block into `rests` [stages * blocks, b * b] F32, for Rotation::prepared.
   lyc_status (*rotation_prepare)(BackendContext *context, const Rotation *rotation, const Operand *rests, void *stream,
                                  Failure *failure);
   // Of the matrix [out, in * kernel]: singular triplets `first` and so on, as many as u has columns, by falling
-  // singular value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates, waits. Null: the device cannot.
+  // singular value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates.
   lyc_status (*singular_triplets)(BackendContext *context, const Operand *matrix, std::int64_t first, const Operand *u,
                                   const Operand *sigma, const Operand *v, void *stream, Failure *failure);
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #include <filesystem>
 #include <gtest/gtest.h>
 #include <map>
@@ -41,10 +42,23 @@ inline void fails(lyc_status got, lyc_status expected, const std::vector<std::st
     EXPECT_NE(message.find(word), std::string::npos) << "'" << word << "' is not in: " << message;
 }
 
-inline Context make_context(int threads = 1) {
+/// What tests of weights run on: the environment variable LYC_TEST_DEVICE, "cpu" (the default) or "cuda". There,
+/// weights and bound parameters are the device's memory.
+inline lyc_device_type tested_device() {
+  static const char *const name = std::getenv("LYC_TEST_DEVICE");
+  return name && std::strcmp(name, "cuda") == 0 ? LYC_DEVICE_CUDA : LYC_DEVICE_CPU;
+}
+
+inline lyc_context_options context_options(int threads = 1) {
   lyc_context_options options;
   lyc_context_options_init(&options, sizeof options);
+  options.device_type = tested_device();
   options.threads = threads;
+  return options;
+}
+
+inline Context make_context(int threads = 1) {
+  const lyc_context_options options = context_options(threads);
   lyc_context *context = nullptr;
   ok(lyc_context_create(&options, &context));
   return Context(context);
@@ -109,6 +123,85 @@ inline std::vector<double> difference(const std::vector<double> &a, const std::v
 }
 
 using Tensors = std::map<std::string, Tensor>;
+
+/// Until the device has done what was enqueued. The driver is asked, because the back end's runtime is its own.
+inline void wait_for_device() {
+  static void *const driver = tested_device() == LYC_DEVICE_CPU ? nullptr : dlopen("libcuda.so.1", RTLD_NOW);
+  if (!driver) return;  // what stands for a device without one (../cuda/heap_device.cpp) has done its work
+  const auto call = [](const char *name, auto... arguments) {
+    return reinterpret_cast<int (*)(decltype(arguments)...)>(dlsym(driver, name))(arguments...);
+  };
+  void *context = nullptr;
+  if (call("cuInit", 0u) != 0) return;  // nor has this machine any
+  ASSERT_EQ(call("cuDevicePrimaryCtxRetain", &context, 0), 0);
+  ASSERT_EQ(call("cuCtxPushCurrent_v2", context), 0);
+  EXPECT_EQ(call("cuCtxSynchronize"), 0);
+  EXPECT_EQ(call("cuCtxPopCurrent_v2", &context), 0);
+  EXPECT_EQ(call("cuDevicePrimaryCtxRelease_v2", 0), 0);
+}
+
+/// A tensor in the memory of the tested device; on the CPU a copy. The library's own parameters serve as that memory:
+/// it has no other functions that give any.
+class DeviceTensor {
+ public:
+  explicit DeviceTensor(const Tensor &host) : host_(host) {
+    if (tested_device() == LYC_DEVICE_CPU || host.bytes.empty()) return;
+    static lyc_context *const context = make_context().release();  // outlives every test
+    lyc_module_options options;
+    lyc_module_options_init(&options, sizeof options);
+    options.algo = LYC_ALGO_FULL;
+    options.ndim = 1;
+    options.shape[0] = static_cast<int64_t>((host.bytes.size() + 3) / 4);
+    lyc_module *module = nullptr;
+    ok(lyc_module_create(context, &options, &module));
+    memory_.reset(module);
+    ok(lyc_module_get_param(module, 0, nullptr, &whole_));
+    write(host);
+  }
+
+  lyc_tensor view() const {
+    lyc_tensor tensor = host_.view();
+    if (!memory_) return tensor;
+    tensor.data = whole_.data;
+    tensor.device_type = tested_device();
+    return tensor;
+  }
+  void write(const Tensor &values) {
+    host_ = values;
+    if (!memory_) return;
+    Tensor words = memory_words();
+    std::copy(values.bytes.begin(), values.bytes.end(), words.bytes.begin());
+    const lyc_tensor view = words.view();
+    ok(lyc_module_write_param(memory_.get(), "diff", &view));
+  }
+  Tensor read() const {
+    if (!memory_) return host_;
+    wait_for_device();
+    const Tensor words = memory_words();
+    const lyc_tensor view = words.view();
+    ok(lyc_module_read_param(memory_.get(), "diff", &view));
+    Tensor values = host_;
+    std::copy_n(words.bytes.begin(), values.bytes.size(), values.bytes.begin());
+    return values;
+  }
+  std::vector<double> values() const { return read().values(); }
+
+ private:
+  Tensor memory_words() const { return Tensor({whole_.shape, whole_.shape + whole_.ndim}, LYC_DTYPE_F32); }
+
+  Tensor host_;
+  Module memory_;
+  lyc_tensor whole_{};
+};
+
+/// A weight that a call only reads, for as long as the call takes: lyc_x(..., on_device(base).get(), ...).
+struct Borrowed {
+  explicit Borrowed(const Tensor &host) : tensor(host), view(tensor.view()) {}
+  const lyc_tensor *get() const { return &view; }
+  DeviceTensor tensor;
+  lyc_tensor view;
+};
+inline Borrowed on_device(const Tensor &host) { return Borrowed(host); }
 
 /// All tensors of a file, in any arithmetic type; the metadata under its keys.
 inline Tensors read_file(const std::string &path, std::map<std::string, std::string> *metadata = nullptr) {
@@ -183,12 +276,12 @@ inline lyc_module_info info_of(const Module &module) {
   return info;
 }
 
-/// W + dW, or dW alone, of one module.
+/// W + dW of one module, in place.
 inline Tensor merged(const Module &module, const Tensor &base, float multiplier = 1, const lyc_exec *exec = nullptr) {
-  const Tensor out = base;
-  const lyc_tensor view = out.view();
+  const DeviceTensor weight(base);
+  const lyc_tensor view = weight.view();
   ok(lyc_merge(module.get(), &view, multiplier, nullptr, exec));
-  return out;
+  return weight.read();
 }
 
 /// A folder that goes away with the object.
@@ -212,10 +305,16 @@ class Folder {
   std::string path_;
 };
 
+/// A path of the test data. The environment says where they are on a machine that did not build this.
+inline std::string test_data(const std::string &path) {
+  const char *elsewhere = std::getenv("LYCORIS_TEST_DATA");
+  return (elsewhere ? elsewhere : std::string(LYCORIS_TEST_DATA)) + "/" + path;
+}
+
 /// Names of the entries of a folder of test data, sorted.
 inline std::vector<std::string> data_cases(const std::string &folder) {
   std::vector<std::string> list;
-  for (const auto &entry : std::filesystem::directory_iterator(std::string(LYCORIS_TEST_DATA) + "/" + folder))
+  for (const auto &entry : std::filesystem::directory_iterator(test_data(folder)))
     list.push_back(entry.path().stem().string());
   std::sort(list.begin(), list.end());
   return list;

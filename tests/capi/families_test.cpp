@@ -44,11 +44,11 @@ void refused(lyc_context *context, const Tensors &factors, const lyc_module_opti
 }
 
 Tensor diff(const Module &module, const Tensor &base, float multiplier = 1) {
-  const Tensor out(base.shape, LYC_DTYPE_F32);
-  lyc_tensor base_view = base.view(), out_view = out.view();
+  const DeviceTensor weight(base), out(Tensor(base.shape, LYC_DTYPE_F32));
+  lyc_tensor base_view = weight.view(), out_view = out.view();
   out_view.layout = base_view.layout;
   ok(lyc_get_diff_weight(module.get(), &base_view, multiplier, &out_view, nullptr));
-  return out;
+  return out.read();
 }
 
 void write(const Module &module, const char *name, const Tensor &values) {
@@ -78,8 +78,7 @@ TEST_F(Families, TloraIsPreparedOnce) {
   lyc_module *none = nullptr;
   fails(lyc_module_convert(module.get(), LYC_ALGO_LOCON, &none), LYC_ERROR_UNSUPPORTED, {"lyc_module_prepare"});
   const Tensor unprepared = diff(module, base);
-  const lyc_tensor view = base.view();
-  ok(lyc_module_prepare(module.get(), &view, nullptr));
+  ok(lyc_module_prepare(module.get(), on_device(base).get(), nullptr));
   EXPECT_EQ(info_of(module).needs_base, 0);
   EXPECT_EQ(info_of(module).invertible, 1);
   EXPECT_EQ(diff(module, other).bytes, unprepared.bytes);  // no longer of the weight it is merged into
@@ -99,8 +98,7 @@ TEST_F(Families, TloraStartsAsNoChange) {
     lyc_module *handle = nullptr;
     ok(lyc_module_create(context_.get(), &options, &handle));
     const Module module(handle);
-    const lyc_tensor view = base.view();
-    ok(lyc_module_prepare(handle, &view, nullptr));
+    ok(lyc_module_prepare(handle, on_device(base).get(), nullptr));
     for (const auto &[name, shape] : std::map<std::string, std::vector<int64_t>>{
              {"p_layer.weight", {9, 3}}, {"lambda_layer", {1, 3}}, {"q_layer.weight", {3, 6}}}) {
       const Tensor start(shape, LYC_DTYPE_F32);
@@ -120,8 +118,7 @@ TEST_F(Families, StoredBaseStateNeedsNoBase) {
   const Tensor base = random_tensor({7, 5}, 4);
   Tensors factors = tlora(7, 5, 3);
   const Module module = make_module(context_.get(), factors);
-  const lyc_tensor view = base.view();
-  ok(lyc_module_prepare(module.get(), &view, nullptr));
+  ok(lyc_module_prepare(module.get(), on_device(base).get(), nullptr));
   for (const char *name : {"p_layer.weight", "lambda_layer", "q_layer.weight"}) {
     const Tensor start = factors[name];
     const lyc_tensor start_view = start.view();
@@ -136,7 +133,8 @@ TEST_F(Families, StoredBaseStateNeedsNoBase) {
 TEST_F(Families, TloraOfAPartIsRefused) {
   const Tensor base = random_tensor({4, 5}, 4);
   const Module module = make_module(context_.get(), tlora(7, 5, 3));
-  const lyc_tensor view = base.view();
+  const DeviceTensor weight(base);
+  const lyc_tensor view = weight.view();
   lyc_batch_item item{};
   item.module = module.get();
   item.base = &view;
@@ -148,7 +146,7 @@ TEST_F(Families, TloraOfAPartIsRefused) {
 
 TEST_F(Families, TloraWorkspaceOfADescribedWeight) {
   const Module module = make_module(context_.get(), tlora(7, 5, 3));
-  lyc_tensor described = Tensor({7, 5}, LYC_DTYPE_F32).view();
+  lyc_tensor described = on_device(Tensor({7, 5}, LYC_DTYPE_F32)).view;
   described.data = nullptr;
   uint64_t size = 0;
   ok(lyc_weight_workspace_size(module.get(), &described, &size));
@@ -158,8 +156,7 @@ TEST_F(Families, TloraRefusesNumbersThatAreNone) {
   Tensor base = random_tensor({7, 5}, 4);
   base.set(3, std::numeric_limits<double>::quiet_NaN());
   const Module module = make_module(context_.get(), tlora(7, 5, 3));
-  const lyc_tensor view = base.view();
-  fails(lyc_module_prepare(module.get(), &view, nullptr), LYC_ERROR_INVALID_ARGUMENT, {"not finite"});
+  fails(lyc_module_prepare(module.get(), on_device(base).get(), nullptr), LYC_ERROR_INVALID_ARGUMENT, {"not finite"});
 }
 
 TEST_F(Families, ConversionToLoraIsExact) {
@@ -167,8 +164,7 @@ TEST_F(Families, ConversionToLoraIsExact) {
   Tensors factors = tlora(7, 5, 3);
   factors["alpha"] = numbers({1}, {2.0});
   const Module module = make_module(context_.get(), factors);
-  const lyc_tensor view = base.view();
-  ok(lyc_module_prepare(module.get(), &view, nullptr));
+  ok(lyc_module_prepare(module.get(), on_device(base).get(), nullptr));
   for (const bool masked : {false, true}) {
     if (masked) write(module, "rank_mask", numbers({3}, {1, 1, 0}));
     lyc_module *handle = nullptr;
@@ -212,7 +208,7 @@ TEST_F(Families, AMaskCutsLoraToItsFirstRanks) {
   const Module cut = make_module(context_.get(), {{"lora_up.weight", up2}, {"lora_down.weight", down2}});
   write(whole, "rank_mask", numbers({4}, {1, 1, 0, 0}));
   EXPECT_TRUE(near(diff(whole, base).values(), diff(cut, base).values(), {0x1p-22, 0}));
-  const Tensor mask = numbers({4}, {1, 1, 1, 1});
+  const DeviceTensor mask(numbers({4}, {1, 1, 1, 1}));
   const lyc_tensor view = mask.view();
   ok(lyc_module_bind_param(whole.get(), "rank_mask", &view));
   const Module plain = make_module(context_.get(), {{"lora_up.weight", up}, {"lora_down.weight", down}});
@@ -220,8 +216,8 @@ TEST_F(Families, AMaskCutsLoraToItsFirstRanks) {
   std::size_t count = 0;
   ok(lyc_module_param_count(whole.get(), &count));
   EXPECT_EQ(count, 2u);  // a mask is not a tensor of files
-  const lyc_tensor longer = numbers({5}, {1, 1, 1, 1, 1}).view();
-  fails(lyc_module_bind_param(whole.get(), "rank_mask", &longer), LYC_ERROR_INVALID_ARGUMENT, {"must be [4]"});
+  const Borrowed longer = on_device(numbers({5}, {1, 1, 1, 1, 1}));
+  fails(lyc_module_bind_param(whole.get(), "rank_mask", longer.get()), LYC_ERROR_INVALID_ARGUMENT, {"must be [4]"});
   const Module diffs = make_module(context_.get(), {{"diff", base}});
   fails(lyc_module_bind_param(diffs.get(), "rank_mask", &view), LYC_ERROR_NOT_FOUND, {"rank_mask"});
 }
@@ -276,7 +272,7 @@ TEST_F(Families, Ia3IsCreatedForASide) {
   ok(lyc_module_get_param(handle, 0, &name, &tensor));
   EXPECT_STREQ(name, "weight");
   EXPECT_EQ(tensor.shape[1], 4);
-  const Tensor wrong = random_tensor({6, 5, 3, 3}, 1), out = wrong;
+  const DeviceTensor wrong(random_tensor({6, 5, 3, 3}, 1)), out(random_tensor({6, 5, 3, 3}, 1));
   const lyc_tensor base_view = wrong.view(), out_view = out.view();
   fails(lyc_get_diff_weight(handle, &base_view, 1, &out_view, nullptr), LYC_ERROR_MISMATCH, {"4 values for 5 inputs"});
 }
@@ -300,8 +296,9 @@ class PeftGlora : public Families {
   Module module_ = make_module(context_.get(), {{"glora_A.X", random_tensor({6, 1}, 1)},
                                                 {"glora_C.Xd", random_tensor({4, 2}, 2)},
                                                 {"glora_C.Xu", random_tensor({2, 1}, 3)}});
-  Tensor weight_ = random_tensor({6, 4}, 4), bias_ = random_tensor({6}, 5), other_ = random_tensor({6, 5}, 6);
-  lyc_tensor weight_view_ = weight_.view(), bias_view_ = bias_.view(), other_view_ = other_.view();
+  Tensor other_ = random_tensor({6, 5}, 6);
+  DeviceTensor weight_{random_tensor({6, 4}, 4)}, bias_{random_tensor({6}, 5)}, other_weight_{other_};
+  lyc_tensor weight_view_ = weight_.view(), bias_view_ = bias_.view(), other_view_ = other_weight_.view();
 };
 
 TEST_F(PeftGlora, BiasReadsTheWeight) {
@@ -405,7 +402,8 @@ TEST_F(Families, EveryExpertHasItsDelta) {
         EXPECT_NEAR(got.get((e * 5 + o) * 4 + i), want, 1e-5);
       }
   const auto says = [&](const Tensor &tensor, lyc_status status, const std::vector<std::string> &words) {
-    const lyc_tensor view = tensor.view();
+    const DeviceTensor weight(tensor);
+    const lyc_tensor view = weight.view();
     fails(lyc_merge(module.get(), &view, 1, nullptr, nullptr), status, words);
   };
   Tensor two = random_tensor({2, 5, 4}, 3);
@@ -413,8 +411,8 @@ TEST_F(Families, EveryExpertHasItsDelta) {
   says(two, LYC_ERROR_MISMATCH, {"2 matrices", "of 3"});
   says(random_tensor({5, 4}, 3), LYC_ERROR_INVALID_ARGUMENT, {"not a stack"});
   const Module single = make_module(context_.get(), lora(5, 4));
-  const lyc_tensor view = base.view();
-  fails(lyc_merge(single.get(), &view, 1, nullptr, nullptr), LYC_ERROR_INVALID_ARGUMENT, {"is a stack of matrices"});
+  fails(lyc_merge(single.get(), on_device(base).get(), 1, nullptr, nullptr), LYC_ERROR_INVALID_ARGUMENT,
+        {"is a stack of matrices"});
   options.experts = 4;
   refused(context_.get(), {{"lora_up.weight", up}, {"lora_down.weight", down}}, options, LYC_ERROR_FORMAT,
           {"cannot be shared by 4"});
@@ -427,7 +425,7 @@ TEST_F(Families, NormsMayHaveSeveralAxes) {
   const Tensor base = random_tensor({4, 5}, 1), w = random_tensor({4, 5}, 2), b = random_tensor({4, 5}, 3);
   const Module module = make_module(context_.get(), {{"w_norm", w}, {"b_norm", b}});
   EXPECT_EQ(diff(module, base).bytes, w.bytes);
-  const Tensor bias({4, 5}, LYC_DTYPE_F32);
+  const DeviceTensor bias(Tensor({4, 5}, LYC_DTYPE_F32));
   const lyc_tensor view = bias.view();
   lyc_batch_item item{};
   item.module = module.get();
@@ -437,7 +435,7 @@ TEST_F(Families, NormsMayHaveSeveralAxes) {
   ok(lyc_batch_create(context_.get(), &item, 1, &handle));
   const Batch batch(handle);
   ok(lyc_batch_run(handle, LYC_BATCH_MERGE, nullptr, nullptr));
-  EXPECT_EQ(bias.bytes, b.bytes);
+  EXPECT_EQ(bias.read().bytes, b.bytes);
   const Module plain = make_module(context_.get(), {{"w_norm", w}});
   EXPECT_EQ(diff(plain, base).bytes, w.bytes);
 }

@@ -34,8 +34,7 @@ lyc_layer layer_of(const std::string &kind, const nlohmann::json &arguments) {
 Golden read_case(const std::string &name) {
   std::map<std::string, std::string> metadata;
   Golden golden;
-  for (auto &[key, tensor] :
-       read_file(std::string(LYCORIS_TEST_DATA) + "/modules/" + name + ".safetensors", &metadata)) {
+  for (auto &[key, tensor] : read_file(test_data("modules/" + name + ".safetensors"), &metadata)) {
     if (key.rfind("sd.", 0) == 0) golden.factors[key.substr(3)] = tensor;
     if (key == "base.weight") golden.weight = tensor;
     if (key == "base.bias") golden.bias = tensor;

@@ -39,7 +39,7 @@ lyc_module_options options_of(const std::string &name, const std::string &folder
 class GoldenRotation : public testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenRotation, MergesAsItsProgramDoes) {
-  const std::string folder = std::string(LYCORIS_TEST_DATA) + "/rotations/" + GetParam();
+  const std::string folder = test_data("rotations/" + GetParam());
   const Tensors adapter = read_file(folder + "/adapter.safetensors"), base = read_file(folder + "/base.safetensors");
   const Tensors expected = read_file(folder + "/expected.safetensors");
   const Context context = make_context(2);

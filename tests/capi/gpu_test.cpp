@@ -12,16 +12,14 @@ namespace {
 void cuda(cudaError_t status) { ASSERT_EQ(status, cudaSuccess) << cudaGetErrorString(status); }
 
 /// Device memory with the values of a host tensor.
-class DeviceTensor {
+class CudaTensor {
  public:
-  explicit DeviceTensor(const Tensor &host) : host_(host) {
+  explicit CudaTensor(const Tensor &host) : host_(host) {
     cuda(cudaMalloc(&data_, host.bytes.size()));
     write(host);
   }
-  DeviceTensor(DeviceTensor &&other) noexcept : host_(std::move(other.host_)), data_(other.data_) {
-    other.data_ = nullptr;
-  }
-  ~DeviceTensor() { cudaFree(data_); }
+  CudaTensor(CudaTensor &&other) noexcept : host_(std::move(other.host_)), data_(other.data_) { other.data_ = nullptr; }
+  ~CudaTensor() { cudaFree(data_); }
 
   void write(const Tensor &host) {
     cuda(cudaMemcpy(data_, host.bytes.data(), host.bytes.size(), cudaMemcpyHostToDevice));
@@ -62,8 +60,7 @@ class GpuApi : public testing::Test {
 
   /// The golden case of LoCon only, in bf16 on linear and convolution layers.
   void load(const std::string &name) {
-    const char *elsewhere = std::getenv("LYCORIS_TEST_DATA");  // on another machine than the one that built this
-    const std::string folder = (elsewhere ? elsewhere : std::string(LYCORIS_TEST_DATA)) + "/files/" + name;
+    const std::string folder = test_data("files/" + name);
     base_ = read_file(folder + "/base.safetensors");
     expected_ = read_file(folder + "/expected.safetensors");
     lyc_network *network = nullptr;
@@ -93,7 +90,7 @@ class GpuApi : public testing::Test {
   Tensors base_, expected_;
   Network network_;
   std::vector<const char *> names_;
-  std::vector<DeviceTensor> weights_;
+  std::vector<CudaTensor> weights_;
   std::vector<lyc_tensor> views_;
   Batch batch_;
 };
@@ -113,7 +110,7 @@ TEST_F(GpuApi, ACapturedRunFollowsMultipliersInDeviceMemory) {
   load("kohya_lora_sd15");
   Tensor multiplier({1}, LYC_DTYPE_F32);
   multiplier.set(0, 0);
-  DeviceTensor on_device(multiplier);
+  CudaTensor on_device(multiplier);
   const lyc_tensor multipliers = on_device.view();
   cudaStream_t stream;
   cudaGraph_t graph;
@@ -146,7 +143,7 @@ TEST_F(GpuApi, OneWeightAndParametersInDeviceMemory) {
   for (int64_t i = 0; i < up.count(); ++i) up.set(i, 0.25 * static_cast<double>(i % 7 - 3));
   for (int64_t i = 0; i < down.count(); ++i) down.set(i, 0.5 * static_cast<double>(i % 5 - 2));
   for (int64_t i = 0; i < weight.count(); ++i) weight.set(i, static_cast<double>(i % 11 - 5));
-  const DeviceTensor device_up(up), device_down(down), device_weight(weight);
+  const CudaTensor device_up(up), device_down(down), device_weight(weight);
   const char *const names[] = {"lora_up.weight", "lora_down.weight"};
   const lyc_tensor factors[] = {device_up.view(), device_down.view()}, base = device_weight.view();
   lyc_module *handle = nullptr;
@@ -162,7 +159,7 @@ TEST_F(GpuApi, OneWeightAndParametersInDeviceMemory) {
 
 TEST_F(GpuApi, WhatTheDeviceCannotComputeIsRefusedByName) {
   const Tensor diff({3, 4}, LYC_DTYPE_F32), input({2, 4}, LYC_DTYPE_F32), output({2, 3}, LYC_DTYPE_F32);
-  const DeviceTensor weight(diff), x(input), y(output);
+  const CudaTensor weight(diff), x(input), y(output);
   const Module module = make_module(context_.get(), {{"diff", diff}});
   const lyc_tensor x_view = x.view(), y_view = y.view(), host = diff.view();
   fails(lyc_forward(module.get(), nullptr, &x_view, nullptr, 1.0f, &y_view, nullptr), LYC_ERROR_UNSUPPORTED, {"CUDA"});

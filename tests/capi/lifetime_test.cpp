@@ -10,7 +10,8 @@ namespace {
 TEST(Lifetime, ContextFirst) {
   Context context = make_context(2);
   Module module = make_module(context.get(), lora(4, 6));
-  const Tensor weight = random_tensor({4, 6}, 1), want = merged(module, weight);
+  const DeviceTensor weight(random_tensor({4, 6}, 1));
+  const Tensor want = merged(module, weight.read());
   const lyc_tensor view = weight.view();
   const lyc_batch_item item = {module.get(), &view, nullptr, 0, 0, 0, LYC_PART_WEIGHT, 0};
   lyc_batch *handle = nullptr;
@@ -19,7 +20,7 @@ TEST(Lifetime, ContextFirst) {
   context.reset();
   module.reset();
   ok(lyc_batch_run(handle, LYC_BATCH_MERGE, nullptr, nullptr));
-  EXPECT_EQ(weight.bytes, want.bytes);
+  EXPECT_EQ(weight.read().bytes, want.bytes);
 }
 
 TEST(Lifetime, ModulesOutliveTheirNetwork) {
@@ -54,7 +55,7 @@ TEST(Lifetime, RetainAddsOne) {
   lyc_context_info info;
   lyc_context_info_init(&info, sizeof info);
   ok(lyc_context_get_info(second, &info));
-  EXPECT_EQ(info.threads, 1);
+  EXPECT_EQ(info.threads, tested_device() == LYC_DEVICE_CPU ? 1 : 0);
   lyc_context_release(second);
 }
 

@@ -124,11 +124,12 @@ Tensor merged_in_memory(const Tensors &factors, const Tensor &base, float multip
                         lyc_dtype dtype = LYC_DTYPE_NONE) {
   const Context context = make_context();
   const Module module = make_module(context.get(), factors);
-  Tensor out(base.shape, dtype == LYC_DTYPE_NONE ? base.dtype : dtype);
-  out.layout = base.layout;
-  const lyc_tensor base_view = base.view(), out_view = out.view();
+  Tensor described(base.shape, dtype == LYC_DTYPE_NONE ? base.dtype : dtype);
+  described.layout = base.layout;
+  const DeviceTensor weight(base), out(described);
+  const lyc_tensor base_view = weight.view(), out_view = out.view();
   ok(lyc_merge(module.get(), &base_view, multiplier, &out_view, nullptr));
-  return out;
+  return out.read();
 }
 
 class MergeFiles : public testing::Test {

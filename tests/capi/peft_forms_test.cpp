@@ -28,7 +28,7 @@ std::pair<std::string, std::string> split(std::string key) {
 class PeftForm : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    folder_ = std::string(LYCORIS_TEST_DATA) + "/peft/" + GetParam() + "/";
+    folder_ = test_data("peft/" + GetParam() + "/");
     std::ifstream config(folder_ + "adapter_config.json"), description(folder_ + "case.json");
     config_ = nlohmann::json::parse(config);
     multiplier_ = nlohmann::json::parse(description)["multiplier"];
@@ -71,14 +71,16 @@ class PeftForm : public testing::TestWithParam<std::string> {
     const bool flipped = config_.value("fan_in_fan_out", false);
     Tensor &weight = merged[name] = base_[name];
     if (flipped) weight.layout = LYC_LAYOUT_HWIO;
-    const Tensor pristine = weight;
+    const DeviceTensor pristine(weight), changed(weight);
     const lyc_module_options options = options_for(layer, weight);
     const Module module = make_module(context_.get(), layers_[layer], &options);
-    const lyc_tensor view = weight.view(), weight_view = pristine.view();
+    const lyc_tensor view = changed.view(), weight_view = pristine.view();
     ok(lyc_merge(module.get(), &view, multiplier_, nullptr, nullptr));
+    weight = changed.read();
     Tensors::iterator bias = merged.find(layer + ".bias");
     if (bias == merged.end()) return;
-    const lyc_tensor bias_view = bias->second.view();
+    const DeviceTensor device_bias(bias->second);
+    const lyc_tensor bias_view = device_bias.view();
     const bool reads_weight = layers_[layer].count("glora_C.X") || layers_[layer].count("glora_C.Xd");
     lyc_batch_item item{};
     item.module = module.get();
@@ -94,6 +96,7 @@ class PeftForm : public testing::TestWithParam<std::string> {
     multipliers.set(0, multiplier_);
     const lyc_tensor multipliers_view = multipliers.view();
     ok(lyc_batch_run(handle, LYC_BATCH_MERGE, &multipliers_view, nullptr));
+    bias->second = device_bias.read();
   }
 
   Context context_ = make_context(2);

@@ -89,7 +89,8 @@ TEST_F(Weights, LayoutsAgree) {
 TEST_F(Weights, BaseAndOutMayDifferInLayoutAndType) {
   const Tensors factors = lora(8, 8);
   const Module module = make_module(context_.get(), factors);
-  const Tensor base = in_layout(random_tensor({8, 8}, 5, LYC_DTYPE_BF16), LYC_LAYOUT_HWIO), out({8, 8}, LYC_DTYPE_F32);
+  const DeviceTensor base(in_layout(random_tensor({8, 8}, 5, LYC_DTYPE_BF16), LYC_LAYOUT_HWIO)),
+      out(Tensor({8, 8}, LYC_DTYPE_F32));
   const lyc_tensor base_view = base.view(), out_view = out.view();
   ok(lyc_merge(module.get(), &base_view, 1, &out_view, nullptr));
   EXPECT_EQ(out.values(), merged(module, random_tensor({8, 8}, 5, LYC_DTYPE_BF16).as(LYC_DTYPE_F32)).values());
@@ -97,8 +98,8 @@ TEST_F(Weights, BaseAndOutMayDifferInLayoutAndType) {
 
 TEST_F(Weights, SlicesAndGapsAreViews) {
   const Module module = make_module(context_.get(), lora(4, 6));
-  const Tensor fused = random_tensor({12, 7}, 3);
-  const Tensor before = fused;
+  const Tensor before = random_tensor({12, 7}, 3);
+  const DeviceTensor fused(before);
   const lyc_tensor whole = fused.view();
   lyc_tensor rows, part;
   ok(lyc_tensor_slice(&whole, 0, 4, 4, &rows));
@@ -108,10 +109,11 @@ TEST_F(Weights, SlicesAndGapsAreViews) {
     for (int64_t i = 0; i < 6; ++i) packed.set(o * 6 + i, before.get((o + 4) * 7 + i + 1));
   const Tensor want = merged(module, packed);
   ok(lyc_merge(module.get(), &part, 1, nullptr, nullptr));
+  const Tensor got = fused.read();
   for (int64_t o = 0; o < 12; ++o)
     for (int64_t i = 0; i < 7; ++i) {
       const bool inside = o >= 4 && o < 8 && i >= 1;
-      EXPECT_EQ(fused.get(o * 7 + i), inside ? want.get((o - 4) * 6 + i - 1) : before.get(o * 7 + i)) << o << ", " << i;
+      EXPECT_EQ(got.get(o * 7 + i), inside ? want.get((o - 4) * 6 + i - 1) : before.get(o * 7 + i)) << o << ", " << i;
     }
 }
 
@@ -134,7 +136,8 @@ TEST_F(Weights, UnmergeTakesBack) {
   for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16})
     for (const Tensors &factors : families({6, 4, 3}, context_.get())) {
       const Module module = make_module(context_.get(), factors);
-      const Tensor base = random_tensor({6, 4, 3}, 1, dtype), weight = merged(module, base, 0.5f);
+      const Tensor base = random_tensor({6, 4, 3}, 1, dtype), on_the_way = merged(module, base, 0.5f);
+      const DeviceTensor weight(on_the_way);
       const lyc_tensor view = weight.view();
       const lyc_module_info info = info_of(module);
       EXPECT_EQ(info.invertible, !info.needs_base);
@@ -142,11 +145,11 @@ TEST_F(Weights, UnmergeTakesBack) {
         fails(lyc_unmerge(module.get(), &view, 0.5f, nullptr), LYC_ERROR_UNSUPPORTED, {"DoRA", "copy"});
         continue;
       }
-      const Tensor on_the_way = weight;
       ok(lyc_unmerge(module.get(), &view, 0.5f, nullptr));
+      const Tensor back = weight.read();
       const double unit = dtype == LYC_DTYPE_F32 ? 0x1p-22 : dtype == LYC_DTYPE_F16 ? 0x1p-10 : 0x1p-7;
       for (int64_t i = 0; i < base.count(); ++i)
-        EXPECT_NEAR(weight.get(i), base.get(i), unit * (std::abs(on_the_way.get(i)) + std::abs(base.get(i)) + 1e-6));
+        EXPECT_NEAR(back.get(i), base.get(i), unit * (std::abs(on_the_way.get(i)) + std::abs(base.get(i)) + 1e-6));
     }
 }
 
@@ -272,6 +275,42 @@ TEST_F(Weights, EpsilonOfDora) {
   }
 }
 
+TEST_F(Weights, WhatACallPreparedServesOnlyTheSameWeight) {
+  Tensors factors = lora(8, 8);
+  const Module module = make_module(context_.get(), factors);
+  const DeviceTensor wide(random_tensor({8, 8}, 5)), narrow(random_tensor({8, 8}, 6, LYC_DTYPE_BF16)),
+      out(Tensor({8, 8}, LYC_DTYPE_F32));
+  const auto expect_fresh = [&] {
+    const Module fresh = make_module(context_.get(), factors);
+    for (int round = 0; round < 2; ++round)
+      for (const DeviceTensor *base : {&wide, &narrow})
+        for (lyc_layout layout : {LYC_LAYOUT_OIHW, LYC_LAYOUT_HWIO})
+          for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_BF16, LYC_DTYPE_BF16}) {  // at one address, and again
+            lyc_tensor from = base->view(), to = out.view();
+            from.layout = to.layout = layout;
+            to.dtype = dtype;
+            ok(lyc_merge(fresh.get(), &from, 0.5f, &to, nullptr));
+            const Tensor want = out.read();
+            ok(lyc_get_diff_weight(module.get(), nullptr, 2, &to, nullptr));
+            EXPECT_NE(out.read().bytes, want.bytes);
+            ok(lyc_merge(module.get(), &from, 0.5f, &to, nullptr));
+            EXPECT_EQ(out.read().bytes, want.bytes);
+          }
+  };
+  expect_fresh();
+  factors["lora_up.weight"] = random_tensor({8, 3}, 9);
+  const DeviceTensor bound(factors["lora_up.weight"]);
+  const lyc_tensor up = bound.view();
+  ok(lyc_module_bind_param(module.get(), "lora_up.weight", &up));
+  expect_fresh();
+  const Tensor mask = random_tensor({3}, 10);
+  const lyc_tensor values = mask.view();
+  ok(lyc_module_write_param(module.get(), "rank_mask", &values));
+  const Tensor base = random_tensor({8, 8}, 5);
+  const Tensor masked = merged(module, base);
+  EXPECT_NE(masked.bytes, merged(make_module(context_.get(), factors), base).bytes);
+}
+
 TEST_F(Weights, OneRounding) {
   const Module module = make_module(context_.get(), lora(16, 24));
   for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
@@ -280,27 +319,63 @@ TEST_F(Weights, OneRounding) {
   }
 }
 
+/// Memory of the device, 256-byte aligned, that holds NaN in every type, and so do the bytes behind it.
+class Scratch {
+ public:
+  explicit Scratch(uint64_t size) : size_(size), memory_(filled(size + kMore)), view_(memory_.view()) {}
+  void *data() const {
+    const auto address = reinterpret_cast<std::uintptr_t>(view_.data);
+    return reinterpret_cast<void *>((address + 255) / 256 * 256);
+  }
+  bool slack_untouched() const {
+    const Tensor bytes = memory_.read();
+    const auto end = bytes.bytes.begin() + (static_cast<char *>(data()) - static_cast<char *>(view_.data)) +
+                     static_cast<std::ptrdiff_t>(size_);
+    return std::all_of(end, bytes.bytes.end(), [](unsigned char byte) { return byte == 0xff; });
+  }
+
+ private:
+  static constexpr uint64_t kMore = 512;
+  static Tensor filled(uint64_t size) {
+    Tensor tensor({static_cast<int64_t>((size + 3) / 4)}, LYC_DTYPE_F32);
+    std::fill(tensor.bytes.begin(), tensor.bytes.end(), 0xff);
+    return tensor;
+  }
+  uint64_t size_;
+  DeviceTensor memory_;
+  lyc_tensor view_;
+};
+
+uint64_t workspace_size(const Module &module, const Tensor &weight) {
+  lyc_tensor described = on_device(weight).view;
+  described.data = nullptr;
+  uint64_t size = 0;
+  ok(lyc_weight_workspace_size(module.get(), &described, &size));
+  return size;
+}
+
 struct Allocator {
-  int64_t living = 0, calls = 0;
+  int64_t calls = 0;
   bool empty = false;
-  static void *allocate(void *user, size_t size, size_t alignment, void *) {
+  std::map<void *, Scratch> living;
+  static void *allocate(void *user, size_t size, size_t, void *) {
     auto &self = *static_cast<Allocator *>(user);
     ++self.calls;
     if (self.empty) return nullptr;
-    self.living += static_cast<int64_t>(size);
-    return std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+    Scratch memory(size);
+    void *const data = memory.data();
+    self.living.emplace(data, std::move(memory));
+    return data;
   }
-  static void deallocate(void *user, void *memory, size_t size, void *) {
-    static_cast<Allocator *>(user)->living -= static_cast<int64_t>(size);
-    std::free(memory);
+  static void deallocate(void *user, void *memory, size_t, void *) {
+    wait_for_device();
+    static_cast<Allocator *>(user)->living.erase(memory);
   }
 };
 
 TEST_F(Weights, ContextAllocatorIsUsedAndBalanced) {
   Allocator allocator;
-  lyc_context_options options;
-  lyc_context_options_init(&options, sizeof options);
-  options.threads = 1;
+  lyc_context_options options = context_options();
   options.allocate = Allocator::allocate;
   options.deallocate = Allocator::deallocate;
   options.user_data = &allocator;
@@ -310,12 +385,16 @@ TEST_F(Weights, ContextAllocatorIsUsedAndBalanced) {
   const Module module = make_module(handle, lora(16, 24));
   const Tensor base = random_tensor({16, 24}, 4);
   EXPECT_EQ(merged(module, base).bytes, merged(make_module(context_.get(), lora(16, 24)), base).bytes);
-  EXPECT_GT(allocator.calls, 0);
-  EXPECT_EQ(allocator.living, 0);
+  EXPECT_TRUE(allocator.living.empty());
+  const bool takes_workspace = workspace_size(module, base) > 0;
+  EXPECT_TRUE(takes_workspace || tested_device() != LYC_DEVICE_CPU);
+  EXPECT_EQ(allocator.calls > 0, takes_workspace);
+  if (!takes_workspace) return;
   allocator.empty = true;
-  const lyc_tensor view = base.view();
+  const DeviceTensor weight(base);
+  const lyc_tensor view = weight.view();
   fails(lyc_merge(module.get(), &view, 1, nullptr, nullptr), LYC_ERROR_OUT_OF_MEMORY, {"allocator"});
-  EXPECT_EQ(base.bytes, random_tensor({16, 24}, 4).bytes);
+  EXPECT_EQ(weight.read().bytes, base.bytes);
 }
 
 TEST_F(Weights, CallersWorkspaceOfExactlyTheSize) {
@@ -323,26 +402,24 @@ TEST_F(Weights, CallersWorkspaceOfExactlyTheSize) {
     for (const Tensors &factors : families(shape, context_.get())) {
       const Module module = make_module(context_.get(), factors);
       const Tensor base = random_tensor(shape, 5);
-      lyc_tensor described = base.view();
-      described.data = nullptr;
-      uint64_t size = 0;
-      ok(lyc_weight_workspace_size(module.get(), &described, &size));
-      ASSERT_GT(size, 0u);
-      std::vector<unsigned char> memory(size + 512, 0xff);  // NaN in every type
-      unsigned char *aligned = memory.data() + (256 - reinterpret_cast<std::uintptr_t>(memory.data()) % 256);
+      const uint64_t size = workspace_size(module, base);
+      ASSERT_TRUE(size > 0 || tested_device() != LYC_DEVICE_CPU);
+      const Scratch memory(size);
       lyc_exec exec;
       lyc_exec_init(&exec, sizeof exec);
-      exec.workspace = aligned;
+      exec.workspace = memory.data();
       exec.workspace_size = size;
       EXPECT_EQ(merged(module, base, 0.5f, &exec).bytes, merged(module, base, 0.5f).bytes);
-      EXPECT_EQ(aligned[size], 0xff);
-      const lyc_tensor view = base.view();
+      EXPECT_TRUE(memory.slack_untouched());
+      if (size == 0) continue;
+      const DeviceTensor weight(base);
+      const lyc_tensor view = weight.view();
       exec.workspace_size = size - 1;
       fails(lyc_merge(module.get(), &view, 1, nullptr, &exec), LYC_ERROR_INVALID_ARGUMENT, {"workspace_size"});
       exec.workspace_size = size + 16;
-      exec.workspace = aligned + 16;
+      exec.workspace = static_cast<char *>(memory.data()) + 16;
       fails(lyc_merge(module.get(), &view, 1, nullptr, &exec), LYC_ERROR_INVALID_ARGUMENT, {"aligned", "256"});
-      EXPECT_EQ(base.bytes, random_tensor(shape, 5).bytes);
+      EXPECT_EQ(weight.read().bytes, base.bytes);
     }
 }
 

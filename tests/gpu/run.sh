@@ -1,5 +1,5 @@
 #!/bin/bash
-# Everything that wants a GPU: tests, the sanitizer's four tools on a small part of them, the benchmark. Takes the folder
+# Everything that wants a GPU: tests, files, the sanitizer's four tools on a small part, the benchmark. Takes the folder
 # of a build (default: build/cuda-dev), which may come from another machine; says "skipped" where there is no GPU.
 #
 #     tests/gpu/run.sh [build folder] [words that a benchmark's name must contain]...
@@ -21,6 +21,20 @@ fi
 echo "== tests"
 "$build/bin/lycoris_gpu_test" --gtest_brief=1 || failed=1
 "$build/bin/capi_gpu_test" --gtest_brief=1 || failed=1
+
+# The tests of the C functions that run on the CPU everywhere.
+for name in weights batches parameters lifetime families golden_modules golden_files golden_rotations peft_forms merge_files; do
+  echo "-- capi_${name}_test"
+  LYC_TEST_DEVICE=cuda "$build/bin/capi_${name}_test" --gtest_brief=1 2>&1 | tail -n 40
+  [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+done
+
+echo "== files"
+if python3 -c 'import numpy' 2>/dev/null; then
+  python3 "$(dirname "$0")/merge_files.py" "$build/bin/lycoris" || failed=1
+else
+  echo "skipped: no numpy"
+fi
 
 echo "== sanitizer"
 if command -v compute-sanitizer >/dev/null; then

@@ -1,4 +1,4 @@
-"""The program as a person at a shell uses it: program_test.py LYCORIS MAKE_DEMO_FILES."""
+"""The program as a person at a shell uses it: program_test.py LYCORIS MAKE_DEMO_FILES [FOLDER OF A DEVICE'S BACK END]."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from large_files import write_large_merge, write_zeros
 
 PROGRAM, MAKE_DEMO_FILES = map(os.path.abspath, sys.argv[1:3])
+HEAP_DEVICE = os.path.abspath(sys.argv[3]) if len(sys.argv) > 3 else None
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
@@ -56,7 +57,7 @@ class Usage(ProgramTest):
         for arguments, words in (
             (["--help"], ["merge", "inspect", "Exit status: 0 done, 1 failed, 2 wrong usage"]),
             (["merge", "--help"], ["BASE", "ADAPTER", "--output", "--multiplier", "--include", "--exclude", "--dtype",
-                                   "--dora-rule", "--threads", "--force", "--json", "--quiet", "Examples"]),
+                                   "--dora-rule", "--device", "--threads", "--force", "--json", "--quiet", "Examples"]),
             (["inspect", "--help"], ["FILE", "--json"]),
         ):
             result = run(*arguments)
@@ -77,6 +78,9 @@ class Usage(ProgramTest):
             ["merge", self.base, self.style, "-o", self.out, "--dora-rule", "x"],
             ["merge", self.base, self.style, "-o", self.out, "--threads", "-1"],
             ["merge", self.base, self.style, "-o", self.out, "--threads", "many"],
+            ["merge", self.base, self.style, "-o", self.out, "--device", "gpu"],
+            ["merge", self.base, self.style, "-o", self.out, "--device", "cuda:"],
+            ["merge", self.base, self.style, "-o", self.out, "--device", "cuda:x"],
             ["inspect"], ["inspect", self.base, self.style],
         ):
             with self.subTest(arguments=arguments):
@@ -159,6 +163,24 @@ class Merging(ProgramTest):
         self.assert_fails(run("merge", self.base, self.style, "-o", self.base, "--force"), FAILED, "base")
         self.assert_fails(run("merge", self.base, self.style, "-o", "/proc/out.safetensors"), FAILED, "/proc/out")
         self.assert_fails(run("merge", self.base, self.style, "-o", "/dev/null", "--force"), FAILED, "/dev/null")
+
+    def test_a_device_that_is_not_there(self):
+        environment = {**os.environ, "LYCORIS_BACKEND_DIR": str(self.folder)}
+        self.assert_fails(self.merge("--device", "cuda:1", env=environment), FAILED, "no CUDA back end",
+                          f"{self.folder}/liblycoris_cuda.so: no such file")
+        self.assert_fails(self.merge("--device", "cuda", env={**os.environ, "LYCORIS_DISABLE_CUDA": "1"}), FAILED,
+                          "LYCORIS_DISABLE_CUDA=1")
+
+    def test_any_device_gives_the_same_file(self):
+        if not HEAP_DEVICE:
+            self.skipTest("this build has no device to test with")
+        environment = {**os.environ, "LYCORIS_BACKEND_DIR": HEAP_DEVICE}
+        self.assertEqual(self.merge("--quiet", "--device", "cuda", env=environment).stderr, "")
+        on_device = self.out.read_bytes()
+        self.merge("--quiet", "--force")
+        self.assertEqual(on_device, self.out.read_bytes())
+        self.inputs = self.names()
+        self.assert_fails(self.merge("--force", "--device", "cuda:1", env=environment), FAILED, "1")
 
     def test_full_disk(self):
         if os.geteuid() != 0:

@@ -306,7 +306,7 @@ pub struct lyc_context_options {
     pub device_type: lyc_device_type,
     pub device_index: i32,
     /// CPU threads, the caller's included; 0 = as many as the process may use. They start with the context and
-    /// end with it.
+    /// end with it. CUDA: those that `lyc_merge_files()` feeds the device with.
     pub threads: i32,
     /// NULL = the library's own. Both or none.
     pub allocate: lyc_allocate_fn,
@@ -666,12 +666,13 @@ functions! {
     /// that reads the parameter is under way.
     fn lyc_module_write_param(module: *mut lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
     fn lyc_module_read_param(module: *const lyc_module, name: *const c_char, tensor: *const lyc_tensor) -> lyc_status;
-    /// Compute once, on the context's device, what every call would compute anew, for the layer's pristine weight
-    /// `base` (NULL only where needs_base is 0). Waits. T-LoRA      the singular triplets that it starts from,
-    /// kept as parameters base_p_layer.weight, base_lambda_layer and base_q_layer.weight; needs_base is 0 from
-    /// then on. An unprepared one whose file has no such parameters makes them from the weight in every call and
-    /// every new batch, on the CPU only. OFT, BOFT   the rotations. Binding or writing a parameter ends their
-    /// preparation. Errors: INVALID_ARGUMENT, MISMATCH (shape), UNSUPPORTED (the device cannot).
+    /// Compute once, into memory of the context's device, what every call would compute anew, for the layer's
+    /// pristine weight `base` (NULL only where needs_base is 0). Waits. T-LoRA      the singular triplets that it
+    /// starts from, kept as parameters base_p_layer.weight, base_lambda_layer and base_q_layer.weight; needs_base
+    /// is 0 from then on. An unprepared one whose file has no such parameters makes them from the weight in every
+    /// call and every new batch. OFT, BOFT   the rotations. Binding or writing a parameter ends their
+    /// preparation. With a CUDA context the CPU does it: weight and factors are copied there, results back.
+    /// Errors: INVALID_ARGUMENT, MISMATCH (shape).
     fn lyc_module_prepare(module: *mut lyc_module, base: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
     /// Write the same delta as a module of another family, with F32 parameters of its own in the same context.
     /// LOCON takes what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives
@@ -731,11 +732,12 @@ functions! {
     /// shapes: named, with the reason).
     fn lyc_batch_create_from_networks(context: *mut lyc_context, networks: *const *mut lyc_network, network_count: usize, names: *const *const c_char, tensors: *const lyc_tensor, tensor_count: usize, options: *const lyc_match_options, out_batch: *mut *mut lyc_batch, out_report: *mut *mut lyc_report) -> lyc_status;
     fn lyc_merge_options_init(options: *mut lyc_merge_options, struct_size: usize);
-    /// Merge adapters into a base model, file to file. Untouched tensors are copied byte for byte; several
-    /// adapters are added with one rounding; metadata is kept, and extended by what was done. Sharded bases and
-    /// folders give a folder. Nothing appears at `out_path` before all is written and synced. *out_report may be
-    /// NULL. options may be NULL. Errors: IO, FORMAT, MISMATCH (the adapter does not belong to this base),
-    /// UNSUPPORTED, CANCELLED, INVALID_ARGUMENT (out exists without LYC_OVERWRITE, or is one of the inputs).
+    /// Merge adapters into a base model, file to file, computed on the context's device. Untouched tensors are
+    /// copied byte for byte; several adapters are added with one rounding; metadata is kept, and extended by what
+    /// was done. Sharded bases and folders give a folder. Nothing appears at `out_path` before all is written and
+    /// synced. *out_report may be NULL. options may be NULL. Errors: IO, FORMAT, MISMATCH (the adapter does not
+    /// belong to this base), UNSUPPORTED, CANCELLED, INVALID_ARGUMENT (out exists without LYC_OVERWRITE, or is
+    /// one of the inputs).
     fn lyc_merge_files(context: *mut lyc_context, base_path: *const c_char, adapter_paths: *const *const c_char, adapter_count: usize, out_path: *const c_char, options: *const lyc_merge_options, out_report: *mut *mut lyc_report) -> lyc_status;
     /// Look into a base or adapter file: dialect, algorithms, ranks, alphas, layers, dtypes, norms, anomalies.
     fn lyc_inspect_file(context: *mut lyc_context, path: *const c_char, out_report: *mut *mut lyc_report) -> lyc_status;
