@@ -56,14 +56,18 @@ HWY_INLINE Floats load_vector(const Bf16 *p) {
 // The upper half of each word is the bf16. Round to nearest, ties to even, by integers: Highway's own conversion may
 // truncate, the processor's drops denormals.
 using Words = hn::VFromD<hn::Rebind<std::uint32_t, decltype(kFloats)>>;
-HWY_INLINE Words rounded_words(Floats v) {
+HWY_INLINE Words rounded_number(Floats v) {
   const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
   const auto bits = hn::BitCast(words, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1u));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7fffu)));
-  const auto quiet = hn::Or(bits, hn::Set(words, 0x400000u));
+  return hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7fffu)));
+}
+HWY_INLINE Words keep_nan(Floats v, Words rounded) {
+  const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
+  const auto quiet = hn::Or(hn::BitCast(words, v), hn::Set(words, 0x400000u));
   return hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(v)), quiet, rounded);
 }
+HWY_INLINE Words rounded_words(Floats v) { return keep_nan(v, rounded_number(v)); }
 
 HWY_INLINE void store_vector(Floats v, Bf16 *p) {
   const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
@@ -94,17 +98,26 @@ HWY_INLINE void store_vector(Floats v, F16 *p) {
 }
 #endif
 
-// Two vectors at once: for bf16, packing them is one instruction.
+// Two vectors at once: for bf16, packing them is one instruction, and one look finds out that there is no NaN.
 template <typename T>
 HWY_INLINE void store_pair(Floats a, Floats b, T *p) {
   store_vector(a, p);
   store_vector(b, p + kLanes);
 }
 #if HWY_TARGET != HWY_SCALAR
+using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
+HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  Words low = rounded_number(a), high = rounded_number(b);
+  if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b))))) {
+    low = keep_nan(a, low);
+    high = keep_nan(b, high);
+  }
+  return hn::ConcatOdd(halves, hn::BitCast(halves, high), hn::BitCast(halves, low));
+}
 HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  const auto low = hn::BitCast(halves, rounded_words(a)), high = hn::BitCast(halves, rounded_words(b));
-  hn::StoreU(hn::ConcatOdd(halves, high, low), halves, reinterpret_cast<std::uint16_t *>(p));
+  hn::StoreU(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #endif
 
@@ -116,8 +129,7 @@ HWY_INLINE void stream_pair(Floats a, Floats b, float *p) {
 #if HWY_TARGET != HWY_SCALAR
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  const auto low = hn::BitCast(halves, rounded_words(a)), high = hn::BitCast(halves, rounded_words(b));
-  hn::Stream(hn::ConcatOdd(halves, high, low), halves, reinterpret_cast<std::uint16_t *>(p));
+  hn::Stream(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #else
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); }
@@ -125,6 +137,28 @@ HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); 
 HWY_INLINE void stream_pair(Floats a, Floats b, F16 *p) { store_pair(a, b, p); }
 
 // The ragged end of a row, through a buffer: the same arithmetic as the rest of it, and no byte beyond it.
+#if HWY_TARGET == HWY_AVX3  // which moves some lanes at once
+template <typename T>
+using Bits = hn::Rebind<hwy::UnsignedFromSize<sizeof(T)>, decltype(kFloats)>;
+template <typename T>
+HWY_INLINE Floats load_part(const T *p, std::int64_t n) {
+  const Bits<T> bits;
+  T buffer[kLanes];
+  const auto *from = reinterpret_cast<const hn::TFromD<Bits<T>> *>(p);
+  const auto part = hn::MaskedLoad(hn::FirstN(bits, static_cast<std::size_t>(n)), bits, from);
+  hn::StoreU(part, bits, reinterpret_cast<hn::TFromD<Bits<T>> *>(buffer));
+  return load_vector(buffer);
+}
+template <typename T>
+HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
+  const Bits<T> bits;
+  T buffer[kLanes];
+  store_vector(v, buffer);
+  const auto part = hn::LoadU(bits, reinterpret_cast<const hn::TFromD<Bits<T>> *>(buffer));
+  hn::BlendedStore(part, hn::FirstN(bits, static_cast<std::size_t>(n)), bits,
+                   reinterpret_cast<hn::TFromD<Bits<T>> *>(p));
+}
+#else
 template <typename T>
 HWY_INLINE Floats load_part(const T *p, std::int64_t n) {
   T buffer[kLanes] = {};
@@ -137,6 +171,7 @@ HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
   store_vector(v, buffer);
   std::memcpy(p, buffer, static_cast<std::size_t>(n) * sizeof(T));
 }
+#endif
 
 // -- Rows of the weight ----------------------------------------------------------------------------------------
 
@@ -154,6 +189,12 @@ HWY_INLINE void fetch(const T *p) {
     __builtin_prefetch(p + element, 1);
 }
 constexpr std::int64_t kAhead = 4 * kPanel;
+
+// Rows below are as a rule in the same set of the nearest cache: the next one takes them.
+template <typename T>
+HWY_INLINE void fetch_below(const T *p) {
+  __builtin_prefetch(p, 0, 2);
+}
 
 /// Writes value(i) for a row of n elements: value takes the number of a vector's first element, part how many there
 /// are of it. Streams whole cache lines.
@@ -528,60 +569,89 @@ void merge_kronecker(const float *p, const float *q, const Split &split, std::in
 
 // -- DoRA ------------------------------------------------------------------------------------------------------
 
-// float32 over short runs, double beyond: rows may have a hundred thousand elements.
+// The next rows come while these are read.
 template <typename T>
-double norm_row(const T *w, const float *d, std::int64_t n) {
-  constexpr std::int64_t kRun = 32 * kLanes;
-  double total = 0.0;
-  for (std::int64_t begin = 0; begin < n; begin += kRun) {
-    const std::int64_t end = std::min(begin + kRun, n);
-    Floats sum = hn::Zero(kFloats);
-    std::int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      fetch<kLanes>(w + i + kAhead);
-      const Floats v = hn::Add(load_vector(w + i), load_vector(d + i));
-      sum = hn::MulAdd(v, v, sum);
-    }
-    if (i < end) {
-      const Floats v = hn::Add(load_part(w + i, end - i), load_part(d + i, end - i));
-      sum = hn::MulAdd(v, v, sum);
-    }
-    total += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, sum)));
-  }
-  return total;
+HWY_INLINE Floats changed_vector(const T *w, std::int64_t stride, const float *d) {
+  fetch_below(w + kTileRows * stride);
+  return hn::Add(load_vector(w), load_vector(d));
 }
 
-double norm(lyc_dtype dtype, const void *w, const float *d, std::int64_t n) {
-  switch (dtype) {
+// Float32 over short rows, double beyond: all of them may have a hundred thousand elements.
+template <typename T>
+void row_squares_as(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                    double *sums) {
+  constexpr std::int64_t kChains = 4;
+  const T *w = static_cast<const T *>(rows.base);
+  for (std::int64_t row = 0; row < count; ++row, w += rows.base_stride, d += d_stride) {
+    Floats sum[kChains];
+    for (Floats &chain : sum) chain = hn::Zero(kFloats);
+    std::int64_t i = 0;
+    for (; i + kChains * kLanes <= n; i += kChains * kLanes) HWY_UNROLL(4)
+    for (std::int64_t c = 0; c < kChains; ++c) {
+      const Floats v = changed_vector(w + i + c * kLanes, rows.base_stride, d + i + c * kLanes);
+      sum[c] = hn::MulAdd(v, v, sum[c]);
+    }
+    for (; i < n; i += kLanes) {
+      const std::int64_t part = std::min(kLanes, n - i);
+      const Floats v = hn::Add(load_part(w + i, part), load_part(d + i, part));
+      sum[0] = hn::MulAdd(v, v, sum[0]);
+    }
+    const Floats all = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
+    sums[row] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, all)));
+  }
+}
+
+void row_squares(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                 double *sums) {
+  switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return norm_row(static_cast<const Bf16 *>(w), d, n);
+      return row_squares_as<Bf16>(rows, count, d, d_stride, n, sums);
     case LYC_DTYPE_F16:
-      return norm_row(static_cast<const F16 *>(w), d, n);
+      return row_squares_as<F16>(rows, count, d, d_stride, n, sums);
     default:
-      return norm_row(static_cast<const float *>(w), d, n);
+      return row_squares_as<float>(rows, count, d, d_stride, n, sums);
   }
 }
 
-template <typename T>
-void norms_row(const T *w, const float *d, std::int64_t n, float *sums) {
+template <typename T, bool kWhole>
+void column_squares_of(const T *w, std::int64_t stride, std::int64_t some, const float *d, std::int64_t d_stride,
+                       std::int64_t n, float *sums) {
+  const std::int64_t count = kWhole ? kTileRows : some;
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const Floats v = hn::Add(load_vector(w + i), load_vector(d + i));
-    store_vector(hn::MulAdd(v, v, load_vector(sums + i)), sums + i);
+    Floats sum = load_vector(sums + i);
+    HWY_UNROLL(6)
+    for (std::int64_t row = 0; row < count; ++row) {
+      const Floats v = changed_vector(w + row * stride + i, stride, d + row * d_stride + i);
+      sum = hn::MulAdd(v, v, sum);
+    }
+    store_vector(sum, sums + i);
   }
   if (i == n) return;
-  const Floats v = hn::Add(load_part(w + i, n - i), load_part(d + i, n - i));
-  store_part(hn::MulAdd(v, v, load_part(sums + i, n - i)), n - i, sums + i);
+  Floats sum = load_part(sums + i, n - i);
+  for (std::int64_t row = 0; row < count; ++row) {
+    const Floats v = hn::Add(load_part(w + row * stride + i, n - i), load_part(d + row * d_stride + i, n - i));
+    sum = hn::MulAdd(v, v, sum);
+  }
+  store_part(sum, n - i, sums + i);
 }
 
-void norms(lyc_dtype dtype, const void *w, const float *d, std::int64_t n, float *sums) {
-  switch (dtype) {
+template <typename T>
+void column_squares_as(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride,
+                       std::int64_t n, float *sums) {
+  const auto add_squares = count == kTileRows ? column_squares_of<T, true> : column_squares_of<T, false>;
+  add_squares(static_cast<const T *>(rows.base), rows.base_stride, count, d, d_stride, n, sums);
+}
+
+void column_squares(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                    float *sums) {
+  switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return norms_row(static_cast<const Bf16 *>(w), d, n, sums);
+      return column_squares_as<Bf16>(rows, count, d, d_stride, n, sums);
     case LYC_DTYPE_F16:
-      return norms_row(static_cast<const F16 *>(w), d, n, sums);
+      return column_squares_as<F16>(rows, count, d, d_stride, n, sums);
     default:
-      return norms_row(static_cast<const float *>(w), d, n, sums);
+      return column_squares_as<float>(rows, count, d, d_stride, n, sums);
   }
 }
 
@@ -612,20 +682,27 @@ void changes(const float *w, const float *d, std::int64_t n, const float *weight
             : change_row<false, true>(w, d, n, weight, delta, row.data);
 }
 
-// keep is 1 or 0: how often the weight itself is in the sum.
-template <bool kVary, bool kDelta, typename T>
-void change_weight_row(const T *w, float keep, const float *d, std::int64_t n, const Factors &factors, T *out,
-                       bool stream) {
+template <bool kKeep, bool kVary, bool kDelta, typename T>
+void change_weight_row(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
+  const T *w = static_cast<const T *>(row.base);
+  T *out = static_cast<T *>(row.out);
+  if (kDelta) {  // the ends of a row, which do not stream
+    fetch_below(out + kTileRows * row.out_stride);
+    fetch_below(out + kTileRows * row.out_stride + n - 1);
+  }
   const Floats same_weight = hn::Set(kFloats, *factors.weight);
-  const Floats same_delta = hn::Set(kFloats, kDelta ? *factors.delta : 0.0f), kept = hn::Set(kFloats, keep);
+  const Floats same_delta = hn::Set(kFloats, kDelta ? *factors.delta : 0.0f);
   const auto changed = [&](Floats value, Floats weight, Floats times_delta) HWY_ATTR {
     const Floats change = kDelta ? hn::MulAdd(weight, value, times_delta) : hn::Mul(weight, value);
-    return hn::MulAdd(kept, value, change);
+    return kKeep ? hn::Add(value, change) : change;
   };
   write_row(
       n, out, stream,
       [&](std::int64_t i) HWY_ATTR {
-        fetch<kLanes>(w + i + kAhead);
+        if (kDelta)
+          fetch_below(w + i + kTileRows * row.base_stride);
+        else
+          fetch<kLanes>(w + i + kAhead);
         Floats delta = hn::Zero(kFloats);
         if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(factors.delta + i) : same_delta);
         return changed(load_vector(w + i), kVary ? load_vector(factors.weight + i) : same_weight, delta);
@@ -637,24 +714,30 @@ void change_weight_row(const T *w, float keep, const float *d, std::int64_t n, c
       });
 }
 
-template <typename T>
-void change_weight_as(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
-                      bool stream) {
-  const auto change_row = factors.vary ? (d ? change_weight_row<true, true, T> : change_weight_row<true, false, T>)
-                                       : (d ? change_weight_row<false, true, T> : change_weight_row<false, false, T>);
-  change_row(static_cast<const T *>(row.base), keep ? 1.0f : 0.0f, d, n, factors, static_cast<T *>(row.out), stream);
+template <bool kKeep, typename T>
+void change_weight_as(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
+  const auto change_row =
+      factors.vary ? (d ? change_weight_row<kKeep, true, true, T> : change_weight_row<kKeep, true, false, T>)
+                   : (d ? change_weight_row<kKeep, false, true, T> : change_weight_row<kKeep, false, false, T>);
+  change_row(row, d, n, factors, stream);
+}
+
+template <bool kKeep>
+void change_weight_to(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
+  switch (row.dtype) {
+    case LYC_DTYPE_BF16:
+      return change_weight_as<kKeep, Bf16>(row, d, n, factors, stream);
+    case LYC_DTYPE_F16:
+      return change_weight_as<kKeep, F16>(row, d, n, factors, stream);
+    default:
+      return change_weight_as<kKeep, float>(row, d, n, factors, stream);
+  }
 }
 
 void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
                    bool stream) {
-  switch (row.dtype) {
-    case LYC_DTYPE_BF16:
-      return change_weight_as<Bf16>(row, keep, d, n, factors, stream);
-    case LYC_DTYPE_F16:
-      return change_weight_as<F16>(row, keep, d, n, factors, stream);
-    default:
-      return change_weight_as<float>(row, keep, d, n, factors, stream);
-  }
+  const auto change = keep ? change_weight_to<true> : change_weight_to<false>;
+  change(row, d, n, factors, stream);
 }
 
 // -- Rotations -------------------------------------------------------------------------------------------------
@@ -712,9 +795,9 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(), load,    store,   merge,         flush,           product,
-                              merge_product, project, scaled,  kronecker,     merge_kronecker, norm,
-                              norms,         change,  changes, change_weight, add_scaled,      transpose};
+constexpr Kernels kKernels = {target_name(),  load,    store,   merge,         flush,           product,
+                              merge_product,  project, scaled,  kronecker,     merge_kronecker, row_squares,
+                              column_squares, change,  changes, change_weight, add_scaled,      transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -79,11 +79,15 @@ struct Kernels {
   void (*merge_kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                           const WeightRows &row);
 
-  // With w a row of the weight and d one of a delta: V = w + d.
-  // |V|^2 along the row; V^2 added to one sum per column; the change w * weight + d * delta, added unless row.first;
-  // the same change of the weight itself, or without it. d may be absent there, factors vary by column or do not.
-  double (*norm)(lyc_dtype dtype, const void *w, const float *d, std::int64_t n);
-  void (*norms)(lyc_dtype dtype, const void *w, const float *d, std::int64_t n, float *sums);
+  // With w of the weight and d of a delta: V = w + d.
+  // In `count` <= kTileRows rows of n elements V^2 is added to one sum for each row, or for each column; the rows below
+  // them are fetched.
+  // The change w * weight + d * delta, added unless row.first; the same change of the weight itself, or without it. d
+  // may be absent there, factors vary by column or do not; what lies base_stride further on is fetched.
+  void (*row_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                      double *sums);
+  void (*column_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride,
+                         std::int64_t n, float *sums);
   void (*change)(const float *w, const float *d, std::int64_t n, float weight, float delta, const Tile &row);
   void (*changes)(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta,
                   const Tile &row);

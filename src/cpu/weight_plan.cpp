@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -397,8 +398,23 @@ class TargetBuilder {
     plan_.direct = same_rows() && direct();
     plan_.changes_weight = same_rows() && changes_weight();
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
+    add_strips();
     finish_scratch();
     finish_regions();
+  }
+
+  // Columns whose norms nobody else shares, so few that their deltas stay in a cache all processors share.
+  void add_strips() {
+    if (!plan_.changes_weight) return;
+    const AdapterPlan &adapter = plan_.adapters[0];
+    if (!adapter.dora() || adapter.norm_per_row || adapter.magnitudes * adapter.inside != plan_.columns) return;
+    const std::int64_t fit = kStripSize / plan_.rows;
+    const std::int64_t unit = std::lcm(kPanel, adapter.inside);
+    if (fit < std::max(unit, kTileColumns)) return;  // short runs of memory cost more than a second pass
+    plan_.strips = true;
+    const std::int64_t steps = std::lcm(kTileColumns, adapter.inside), by = steps <= fit ? steps : unit;
+    plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), fit / by * by);
+    plan_.strip_at = layout_.take(multiply(round_up(plan_.rows, kTileRows), plan_.tile_stride()));
   }
 
   void finish_scratch() {
@@ -586,7 +602,10 @@ std::string describe(const TargetPlan &target) {
                             dtype_name(target.out.dtype), target.out.contiguous() ? "" : " scattered", ", tiles ",
                             kTileRows, " x ", target.tile_columns, ":");
   for (const AdapterPlan &adapter : target.adapters) {
-    if (adapter.dora()) text += adapter.norm_early ? " dora (norms first)" : " dora (norms by row)";
+    if (adapter.dora())
+      text += target.strips        ? " dora (norms by strip)"
+              : adapter.norm_early ? " dora (norms first)"
+                                   : " dora (norms by row)";
     if (adapter.replaces) text += " replaced by";
     for (const TermPlan &term : adapter.terms) text += concat(" ", describe(term));
   }

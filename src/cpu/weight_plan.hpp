@@ -7,7 +7,8 @@
 //   project       products with the weight: W up, from which the tiles go on; before the base is overwritten
 //   measure       rotations: |Q| where it is limited
 //   derive        rotations: generators become packed matrices
-//   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight
+//   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight, or strips,
+//                 whose deltas wait in a cache for their norms
 //   tiles         sums of all terms, onto the base, rounded, stored
 #pragma once
 
@@ -29,6 +30,8 @@ inline constexpr std::int64_t kItemRows = 4 * kTileRows;   // what a thread take
 inline constexpr std::int64_t kItemColumns = 4096;         // the rows, so that memory is read in long runs
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
+
+inline constexpr std::int64_t kStripSize = std::int64_t{1} << 20;  // deltas that wait for their norms, for all threads
 
 inline constexpr std::int64_t kRegionRows = 16 * kTileRows;         // at least about so many rows turn together,
 inline constexpr std::int64_t kRegionSize = std::int64_t{1} << 16;  // and at most so many elements if possible
@@ -151,6 +154,8 @@ struct TargetPlan {
   std::vector<AdapterPlan> adapters;
   Joined joined;  // of all adapters without DoRA
   std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
+  bool strips = false;           // as changes_weight: DoRA by columns, all rows of a tile's columns at a time
+  Position strip_at = 0;         // their deltas
   bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
   std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
   Position region_at = 0;        // in a thread's scratch

@@ -56,7 +56,8 @@ class TargetRun {
     for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
     for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
-      if (adapter.norm_early && active(adapter)) compute_norms(adapter);
+      if (adapter.norm_early && !t_.strips && active(adapter)) compute_norms(adapter);
+    if (t_.strips) return compute_strips();
     if (t_.region_rows) return compute_regions();
     for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
       compute_rows(row, column, worker);
@@ -529,33 +530,37 @@ class TargetRun {
   void compute_norms(const AdapterPlan &adapter) {
     for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
       const std::int64_t last = std::min(column + item_columns(), t_.columns);
-      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, worker);
+      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, nullptr, worker);
     });
-    for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
-      const std::int64_t begin = index * kPanel, end = std::min(begin + kPanel, adapter.magnitudes);
-      for (std::int64_t i = begin; i < end; ++i) finish_norm(adapter, i);
-    });
+    finish_norms(adapter, 0, adapter.magnitudes);
   }
 
-  void sum_squares(const AdapterPlan &adapter, std::int64_t begin, std::int64_t column, int worker) {
-    const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows);
-    const Tile tile = {delta_tile(worker), t_.tile_stride(), nullptr, true};
-    float *values = row_buffer(worker);
+  // What kNormRows rows add. Their deltas are left in `deltas` if that is there.
+  void sum_squares(const AdapterPlan &adapter, std::int64_t begin, std::int64_t column, float *deltas, int worker) {
+    const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows), stride = t_.tile_stride();
     float *partial = packed_ + adapter.partial_at;
     float *sums = partial + begin / kNormRows * t_.columns + column;
     if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
-      add_delta(adapter, row, column, tile, worker);
-      for (std::int64_t i = 0; i < height(row); ++i) {
-        const Row base = base_row(row + i, column, n, values);
-        const float *delta = row_of(tile, i).data;
-        if (adapter.norm_per_row)
-          partial[column / t_.step_columns * t_.rows + row + i] =
-              static_cast<float>(k_.norm(base.dtype, base.data, delta, n));
-        else
-          k_.norms(base.dtype, base.data, delta, n, sums);
+      float *delta = deltas ? deltas + (row - begin) * stride : delta_tile(worker);
+      add_delta(adapter, row, column, {delta, stride, nullptr, true}, worker);
+      const WeightRows base = base_rows(row, column, n, worker);
+      if (!adapter.norm_per_row) {
+        k_.column_squares(base, height(row), delta, stride, n, sums);
+        continue;
       }
+      double squares[kTileRows] = {};
+      k_.row_squares(base, height(row), delta, stride, n, squares);
+      for (std::int64_t i = 0; i < height(row); ++i)
+        partial[column / t_.step_columns * t_.rows + row + i] = static_cast<float>(squares[i]);
     }
+  }
+
+  void finish_norms(const AdapterPlan &adapter, std::int64_t begin, std::int64_t end) {
+    for_range(ceil_div(end - begin, kPanel), [&](std::int64_t index, int) {
+      const std::int64_t first = begin + index * kPanel;
+      for (std::int64_t i = first; i < std::min(first + kPanel, end); ++i) finish_norm(adapter, i);
+    });
   }
 
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
@@ -581,15 +586,41 @@ class TargetRun {
       for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
   }
 
-  // A row of the base as it lies in memory, or converted.
-  struct Row {
-    lyc_dtype dtype;
-    const void *data;
-  };
-  Row base_row(std::int64_t row, std::int64_t column, std::int64_t n, float *buffer) const {
-    if (t_.base.contiguous()) return {t_.base.dtype, t_.base.at(row, column)};
-    load(k_, t_.base, row, column, n, buffer);
-    return {LYC_DTYPE_F32, buffer};
+  // The deltas of all rows of a tile's columns wait in a cache for the norms.
+  void compute_strips() {
+    const AdapterPlan &adapter = t_.adapters[0];
+    const std::int64_t parts = ceil_div(t_.rows, kNormRows);
+    for (std::int64_t column = 0; column < t_.columns; column += t_.tile_columns) {
+      const std::int64_t last = column + span(column);
+      const auto deltas = [&](std::int64_t row) {
+        return packed_ + t_.strip_at + static_cast<Position>(row * t_.tile_stride());
+      };
+      for_range(parts, [&](std::int64_t part, int worker) {
+        for (std::int64_t c = column; c < last; c += t_.step_columns)
+          sum_squares(adapter, part * kNormRows, c, deltas(part * kNormRows) + c - column, worker);
+      });
+      finish_norms(adapter, column / adapter.inside, last / adapter.inside);
+      for_range(parts, [&](std::int64_t part, int) {
+        const std::int64_t begin = part * kNormRows, end = std::min(begin + kNormRows, t_.rows);
+        for (std::int64_t row = begin; row < end; ++row)
+          k_.change_weight(changed_row(row, column), op_ != WeightOp::kDiff, deltas(row), last - column,
+                           column_factors(adapter, column), streams_);
+        if (streams_) k_.flush();
+      });
+    }
+  }
+
+  Factors column_factors(const AdapterPlan &adapter, std::int64_t column) const {
+    return {packed_ + adapter.weight_factor_at + column, packed_ + adapter.delta_factor_at + column, true};
+  }
+
+  // Some rows of the base as they lie in memory, or converted.
+  WeightRows base_rows(std::int64_t row, std::int64_t column, std::int64_t n, int worker) const {
+    if (t_.base.contiguous() && t_.base.rows.count <= 1)
+      return {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0};
+    float *values = hadamard_tile(worker);
+    for (std::int64_t i = 0; i < height(row); ++i) load(k_, t_.base, row + i, column, n, values + i * t_.tile_stride());
+    return {LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0};
   }
 
   // The delta of a row of tiles; the squares of V by row if they are wanted.
@@ -598,11 +629,8 @@ class TargetRun {
     for (std::int64_t c = column; c < column + span(column); c += t_.step_columns) {
       const Tile part = {delta.data + c - column, delta.stride, nullptr, delta.first};
       add_delta(adapter, row, c, part, worker);
-      if (!squares) continue;
-      for (std::int64_t i = 0; i < height(row); ++i) {
-        const Row base = base_row(row + i, c, width(c), row_buffer(worker));
-        squares[i] += k_.norm(base.dtype, base.data, row_of(part, i).data, width(c));
-      }
+      if (squares)
+        k_.row_squares(base_rows(row, c, width(c), worker), height(row), part.data, part.stride, width(c), squares);
     }
   }
 
@@ -622,7 +650,7 @@ class TargetRun {
       } else if (adapter.norm_per_row) {
         visit(i, d, Factors{weight + row + i, change + row + i, false});
       } else {
-        visit(i, d, Factors{weight + column, change + column, true});
+        visit(i, d, column_factors(adapter, column));
       }
     }
   }
@@ -681,7 +709,8 @@ class TargetRun {
   }
 
   WeightRows changed_row(std::int64_t row, std::int64_t column) const {
-    return {t_.out.dtype, t_.base.at(row, column), 0, t_.out.at(row, column), 0};
+    return {t_.out.dtype, t_.base.at(row, column), t_.base.rows.stride[0], t_.out.at(row, column),
+            t_.out.rows.stride[0]};
   }
 
   // The weight's own rows are changed as they are read: nothing else is added to them.
