@@ -149,6 +149,9 @@ HWY_INLINE Floats load_part(const T *p, std::int64_t n) {
   hn::StoreU(part, bits, reinterpret_cast<hn::TFromD<Bits<T>> *>(buffer));
   return load_vector(buffer);
 }
+HWY_INLINE Floats load_part(const float *p, std::int64_t n) {
+  return hn::MaskedLoad(hn::FirstN(kFloats, static_cast<std::size_t>(n)), kFloats, p);
+}
 template <typename T>
 HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
   const Bits<T> bits;
@@ -196,8 +199,8 @@ HWY_INLINE void fetch_below(const T *p) {
   __builtin_prefetch(p, 0, 2);
 }
 
-/// Writes value(i) for a row of n elements: value takes the number of a vector's first element, part how many there
-/// are of it. Streams whole cache lines.
+/// Writes value(i) for a row of n elements, from left to right: value takes the number of a vector's first element,
+/// part how many there are of it. Streams whole cache lines.
 template <typename T, typename Value, typename Part>
 HWY_INLINE void write_row(std::int64_t n, T *row, bool stream, Value value, Part part) {
   constexpr std::int64_t kPair = 2 * kLanes;
@@ -210,9 +213,15 @@ HWY_INLINE void write_row(std::int64_t n, T *row, bool stream, Value value, Part
       store_part(part(i, count), count, row + i);
       i += count;
     }
-    for (; i + kPair <= n; i += kPair) stream_pair(value(i), value(i + kLanes), row + i);
+    for (; i + kPair <= n; i += kPair) {
+      const Floats first = value(i), second = value(i + kLanes);
+      stream_pair(first, second, row + i);
+    }
   } else {
-    for (; i + kPair <= n; i += kPair) store_pair(value(i), value(i + kLanes), row + i);
+    for (; i + kPair <= n; i += kPair) {
+      const Floats first = value(i), second = value(i + kLanes);
+      store_pair(first, second, row + i);
+    }
   }
   for (; i + kLanes <= n; i += kLanes) store_vector(value(i), row + i);
   if (i < n) store_part(part(i, n - i), n - i, row + i);
@@ -494,7 +503,7 @@ class Segments {
     q_ = q + split.q(begin) - skipped_;
   }
 
-  bool next() {
+  HWY_INLINE bool next() {
     column += length;
     if (column == n_) return false;
     length = std::min(split_.segment - skipped_, n_ - column);
@@ -525,45 +534,88 @@ void kronecker(const float *p, const float *q, const Split &split, std::int64_t 
               : scaled_row<false, false>(part.values, part.factor, part.length, row.data + part.column, nullptr);
 }
 
-template <typename T, bool kBase>
-HWY_INLINE Floats merged(const T *base, const float *values, Floats factor) {
-  return kBase ? hn::MulAdd(factor, load_vector(values), load_vector(base)) : hn::Mul(factor, load_vector(values));
-}
+/// The same row read from left to right, wherever stretches end.
+class KroneckerRow {
+ public:
+  explicit KroneckerRow(const Segments &parts) : part_(parts) { next(); }
+
+  HWY_INLINE Floats vector(std::int64_t i) {
+    if (HWY_UNLIKELY(i + kLanes > end_)) return some(i, kLanes);
+    return hn::Mul(factor_, load_vector(values_ + i));
+  }
+
+  HWY_INLINE Floats some(std::int64_t i, std::int64_t n) {
+    Floats sum = hn::Zero(kFloats);
+    for (std::int64_t done = 0; done < n;) {
+      if (i + done == end_) next();
+      const std::int64_t count = std::min(n - done, end_ - i - done);
+      sum = hn::Or(sum, lanes_from(values_ + i, done, count));
+      done += count;
+    }
+    return sum;
+  }
+
+ private:
+  // A product that has other lanes 0. Never through memory where masks can do it: a load that takes from several stores
+  // waits for all that are written before them, past the caches.
+  HWY_INLINE Floats lanes_from(const float *values, std::int64_t first, std::int64_t count) {
+#if HWY_TARGET == HWY_AVX3
+    const auto before = hn::FirstN(kFloats, static_cast<std::size_t>(first));
+    const auto mask = hn::AndNot(before, hn::FirstN(kFloats, static_cast<std::size_t>(first + count)));
+    return hn::IfThenElseZero(mask, hn::Mul(factor_, hn::MaskedLoad(mask, kFloats, values)));
+#else
+    float buffer[kLanes] = {};
+    for (std::int64_t lane = first; lane < first + count; ++lane) buffer[lane] = hn::GetLane(factor_) * values[lane];
+    return load_vector(buffer);
+#endif
+  }
+
+  HWY_INLINE void next() {
+    part_.next();
+    end_ = part_.column + part_.length;
+    values_ = part_.values - part_.column;
+    factor_ = hn::Set(kFloats, part_.factor);
+  }
+
+  Segments part_;
+  std::int64_t end_ = 0;
+  const float *values_ = nullptr;  // by column of the row
+  Floats factor_;
+};
 
 template <typename T, bool kBase>
-HWY_INLINE void merge_scaled_row(const T *base, const float *values, float factor, std::int64_t n, T *out) {
-  const Floats factors = hn::Set(kFloats, factor);
-  std::int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    fetch<2 * kLanes>((kBase ? base : out) + i + kAhead);
-    store_pair(merged<T, kBase>(base + i, values + i, factors),
-               merged<T, kBase>(base + i + kLanes, values + i + kLanes, factors), out + i);
-  }
-  for (; i + kLanes <= n; i += kLanes) store_vector(merged<T, kBase>(base + i, values + i, factors), out + i);
-  if (i == n) return;
-  const Floats rest = load_part(values + i, n - i);
-  store_part(kBase ? hn::MulAdd(factors, rest, load_part(base + i, n - i)) : hn::Mul(factors, rest), n - i, out + i);
+void merge_kronecker_into(const Segments &parts, const T *base, std::int64_t n, T *out, bool stream) {
+  KroneckerRow row(parts);
+  write_row(
+      n, out, stream,
+      [&](std::int64_t i) HWY_ATTR {
+        if (!kBase) return row.vector(i);
+        fetch<kLanes>(base + i + kAhead);
+        return hn::Add(row.vector(i), load_vector(base + i));
+      },
+      [&](std::int64_t i, std::int64_t count) HWY_ATTR {
+        const Floats v = row.some(i, count);
+        return kBase ? hn::Add(v, load_part(base + i, count)) : v;
+      });
 }
 
 template <typename T>
-void merge_kronecker_into(Segments part, const WeightRows &rows) {
-  const T *base = static_cast<const T *>(rows.base);
-  T *out = static_cast<T *>(rows.out);
-  while (part.next())
-    base ? merge_scaled_row<T, true>(base + part.column, part.values, part.factor, part.length, out + part.column)
-         : merge_scaled_row<T, false>(out, part.values, part.factor, part.length, out + part.column);
+void merge_kronecker_as(const Segments &parts, const WeightRows &row, std::int64_t n, bool stream) {
+  const T *base = static_cast<const T *>(row.base);
+  const auto merge_into = base ? merge_kronecker_into<T, true> : merge_kronecker_into<T, false>;
+  merge_into(parts, base, n, static_cast<T *>(row.out), stream);
 }
 
 void merge_kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
-                     const WeightRows &row) {
+                     const WeightRows &row, bool stream) {
   const Segments parts(p, q, split, begin, n);
   switch (row.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_kronecker_into<Bf16>(parts, row);
+      return merge_kronecker_as<Bf16>(parts, row, n, stream);
     case LYC_DTYPE_F16:
-      return merge_kronecker_into<F16>(parts, row);
+      return merge_kronecker_as<F16>(parts, row, n, stream);
     default:
-      return merge_kronecker_into<float>(parts, row);
+      return merge_kronecker_as<float>(parts, row, n, stream);
   }
 }
 

@@ -72,12 +72,12 @@ struct Kernels {
   void (*project)(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank,
                   std::int64_t begin, std::int64_t n, std::int64_t period, float *sums, std::int64_t step);
 
-  // One row each: factor * values; p (x) q from column `begin` of the product on.
+  // One row each: factor * values; p (x) q from column `begin` of the product on; the same onto the weight.
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
   void (*kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                     const Tile &row);
   void (*merge_kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
-                          const WeightRows &row);
+                          const WeightRows &row, bool stream);
 
   // With w of the weight and d of a delta: V = w + d.
   // In `count` <= kTileRows rows of n elements V^2 is added to one sum for each row, or for each column; the rows below

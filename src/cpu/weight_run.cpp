@@ -674,7 +674,7 @@ class TargetRun {
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
     if (t_.changes_weight && !t_.adapters[0].dora()) return scale_weight(begin, end, column, last - column);
     if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
-      return merge_kronecker(begin, end, column, last - column, worker);
+      return merge_kronecker(begin, end, column, last - column);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       if (t_.projects_rows) project_tile(row, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
@@ -729,21 +729,12 @@ class TargetRun {
     }
   }
 
-  // What is streamed is put together first: whole cache lines are written, whatever the segments.
-  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n, int worker) {
+  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
     const TermPlan &term = t_.adapters[0].terms[0];
-    const bool whole = streams_ && weights() == 0 && n <= kItemColumns;
-    for (std::int64_t row = begin; row < end; ++row) {
-      const float *p = packed_ + term.p_at + term.rows.p(row) * term.p_stride;
-      const float *q = packed_ + term.q_at + term.rows.q(row) * term.q_stride;
-      if (!whole) {
-        k_.merge_kronecker(p, q, term.columns, column, n, weight_rows(row, column));
-        continue;
-      }
-      float *values = panel_buffer(worker);
-      k_.kronecker(p, q, term.columns, column, n, {values, 0, nullptr, true});
-      k_.store(values, n, t_.out.dtype, t_.out.at(row, column), true);
-    }
+    for (std::int64_t row = begin; row < end; ++row)
+      k_.merge_kronecker(packed_ + term.p_at + term.rows.p(row) * term.p_stride,
+                         packed_ + term.q_at + term.rows.q(row) * term.q_stride, term.columns, column, n,
+                         weight_rows(row, column), streams_);
   }
 
   void merge_product(std::int64_t row, std::int64_t column, int worker) {
