@@ -12,6 +12,7 @@
 #include <cstring>
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
+#include <numeric>
 
 #include "base/dtype.hpp"
 #include "cpu/kernels.hpp"
@@ -306,23 +307,31 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
 // The sums of one register tile: kTileRows rows of kVectors vectors.
 using Sums = Floats[kTileRows][kVectors];
 
-HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
-                         Sums &sum) {
+template <typename Factor>
+HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kVectors], Sums &sum, Factor factor) {
   HWY_UNROLL(6)
   for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(kFloats);
 
-  for (std::int64_t k = 0; k < rank; ++k, left += kTileRows, right += kPanel) {
+  for (std::int64_t k = 0; k < rank; ++k) {
     Floats row[kVectors];
     HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kVectors; ++v) row[v] = hn::LoadU(kFloats, right + v * kLanes);
+    for (std::int64_t v = 0; v < kVectors; ++v) row[v] = load_vector(right[v] + k * kPanel);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
-      const Floats factor = hn::Set(kFloats, left[i]);
+      const Floats value = factor(k, i);
       HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
+      for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(value, row[v], sum[i][v]);
     }
   }
+}
+
+HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
+                         Sums &sum) {
+  const float *from[kVectors];
+  for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
+  multiply_by(rank, from, sum,
+              [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); });
 }
 
 HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
@@ -398,6 +407,34 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
                     : product_tile<false, false>(left, right, rank, panels, tile);
 }
 
+template <bool kFirst>
+void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
+                   const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
+  const std::int64_t n = panels * kPanel, common = std::lcm(kLanes, period);  // vectors that far apart share factors
+  for (std::int64_t phase = 0; phase < std::min(common, n); phase += kLanes) {
+    const float *factors = left + (begin + phase) % period;
+    for (std::int64_t column = phase; column < n; column += kVectors * common) {
+      const std::int64_t count = std::min(kVectors, (n - column + common - 1) / common);
+      const float *from[kVectors];
+      for (std::int64_t v = 0; v < kVectors; ++v)
+        from[v] = right_at(right, rank, column + std::min(v, count - 1) * common);
+      Sums sum;
+      multiply_by(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
+        return load_vector(factors + (k * kTileRows + i) * left_stride);
+      });
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        for (std::int64_t v = 0; v < count; ++v)
+          put<kFirst, false>(sum[i][v], tile.data + i * tile.stride + column + v * common, nullptr);
+    }
+  }
+}
+
+void periodic_product(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
+                      const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
+  const auto multiply_tile = tile.first ? periodic_tile<true> : periodic_tile<false>;
+  multiply_tile(left, left_stride, period, begin, right, rank, panels, tile);
+}
+
 // -- Projections -----------------------------------------------------------------------------------------------
 
 constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as a product has
@@ -455,8 +492,11 @@ void project_as(const WeightRows &weight, std::int64_t count, const float *right
           }
           float lanes[kLanes];
           store_vector(sum[i][j], lanes);
-          for (std::int64_t lane = 0; lane < kLanes; ++lane)
-            to[(begin + phase * kLanes + lane) % period * step] += lanes[lane];
+          std::int64_t residue = (begin + phase * kLanes) % period;
+          for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+            to[residue * step] += lanes[lane];
+            if (++residue == period) residue = 0;
+          }
         }
     }
   }
@@ -847,9 +887,10 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(),  load,    store,   merge,         flush,           product,
-                              merge_product,  project, scaled,  kronecker,     merge_kronecker, row_squares,
-                              column_squares, change,  changes, change_weight, add_scaled,      transpose};
+constexpr Kernels kKernels = {target_name(),    load,           store,   merge,   flush,         product,
+                              periodic_product, merge_product,  project, scaled,  kronecker,     merge_kronecker,
+                              row_squares,      column_squares, change,  changes, change_weight, add_scaled,
+                              transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -14,6 +14,7 @@ namespace lyc::cpu {
 
 inline constexpr std::int64_t kTileRows = 6;  // 6 x 4 accumulators fit 32 registers, 6 x 2 fit 16
 inline constexpr std::int64_t kPanel = 64;    // columns: four vectors of the widest instruction set
+inline constexpr std::int64_t kRepeated = kPanel / 4;
 
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
@@ -63,7 +64,12 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // The same, straight from registers onto the weight.
+  // The same with a left factor that repeats itself along the columns: that of rank r, row i and column c is
+  // left[(r * kTileRows + i) * left_stride + (begin + c) % period], and kRepeated more than a period are there.
+  void (*periodic_product)(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
+                           const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
+
+  // As product, straight from registers onto the weight.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride);
 

@@ -229,9 +229,8 @@ class TargetBuilder {
     Projection &projection = plan.projection;
     projection.interleaved = !columns && frame_.inside_in(weight_) > 1;
     Factor &factor = columns ? plan.p.left : plan.p.right;
-    factor = columns                  ? left_factor(frame_.left(down, down), plan_.rows, down.out)
-             : projection.interleaved ? right_factor(plain_matrix(product.down), weight_.in, down.out)
-                                      : right_factor(frame_.right(down, down), plan_.columns, down.out);
+    factor = columns ? left_factor(frame_.left(down, down), plan_.rows, down.out)
+                     : right_factor(frame_.right(down, down), plan_.columns, down.out);
     factor.scaled = columns;
     factor.diagonal = product.diagonal;
     factor.mask = product.mask;
@@ -239,6 +238,12 @@ class TargetBuilder {
     projection.in = weight_.in;
     projection.inside = frame_.inside_in(weight_);
     projection.positions = weight_.kernel_size();
+    projection.copies = projection.positions;
+    if (projection.interleaved) {
+      projection.copies = projection.positions / projection.inside * projection.repeated();
+      const Position floats = multiply(multiply(projection.positions, kTileRows), static_cast<Position>(down.out));
+      plan_.sums_size = std::max(plan_.sums_size, floats);
+    }
     projection.made = columns ? right_factor({}, plan_.columns, down.out) : left_factor({}, plan_.rows, down.out);
     if (!product.whole()) projection.up = projecting_factor(product.up);
   }
@@ -350,8 +355,10 @@ class TargetBuilder {
   void place(TermPlan &term, const Joined &group) {
     Projection &projection = term.projection;
     // By row tiles the positions lie inside each, by columns one after the other.
-    projection.step =
-        frame_.out_in_columns() ? size_of(projection.made) : static_cast<Position>(projection.made.rank * kTileRows);
+    projection.step = frame_.out_in_columns()
+                          ? size_of(projection.made)
+                          : static_cast<Position>(projection.made.rank * kTileRows *
+                                                  (projection.interleaved ? projection.repeated() : 1));
     for (Factor *factor : {&term.p.left, &term.p.right, &projection.made}) {
       if (factor->lines == 0) continue;
       if (term.joined) {
@@ -359,7 +366,7 @@ class TargetBuilder {
         factor->at = (factor->block == kPanel ? group.right_at : group.left_at) +
                      static_cast<Position>(factor->first * factor->block);
       } else {
-        const std::int64_t copies = factor == &projection.made ? projection.positions : 1;
+        const std::int64_t copies = factor == &projection.made ? projection.copies : 1;
         factor->at = layout_.take(multiply(size_of(*factor), static_cast<Position>(copies)));
       }
     }
@@ -399,6 +406,7 @@ class TargetBuilder {
     plan_.changes_weight = same_rows() && changes_weight();
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
     add_strips();
+    widen_steps();
     finish_scratch();
     finish_regions();
   }
@@ -417,11 +425,20 @@ class TargetBuilder {
     plan_.strip_at = layout_.take(multiply(round_up(plan_.rows, kTileRows), plan_.tile_stride()));
   }
 
+  // All that is inside meets all places in a panel.
+  void widen_steps() {
+    for (const AdapterPlan &adapter : plan_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.projection.interleaved) widest_step_ = std::lcm(kPanel, term.projection.inside);
+    if (widest_step_ > plan_.tile_columns) plan_.tile_columns = std::min(widest_step_, round_up(plan_.columns, kPanel));
+  }
+
   void finish_scratch() {
-    plan_.step_columns = kTileColumns;
+    plan_.step_columns = std::min(plan_.tile_columns, widest_step_);
     while (plan_.tile_columns < plan_.columns && plan_.tile_columns % plan_.step_columns) plan_.step_columns -= kPanel;
-    // Three tiles (sum, delta, Hadamard's first half), two rows, and a panel of the weight.
-    plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel);
+    // Three tiles (sum, delta, Hadamard's first half), two rows, a panel of the weight, and projections.
+    plan_.scratch_size =
+        multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel) + plan_.sums_size;
   }
 
   template <typename Visit>
@@ -529,6 +546,7 @@ class TargetBuilder {
   const ops::WeightBatch &batch_;
   const Operand weight_;
   const Frame frame_;
+  std::int64_t widest_step_ = kTileColumns;
   Layout layout_;
   TargetPlan plan_;
 };

@@ -110,6 +110,7 @@ class TargetRun {
   float *hadamard_tile(int worker) const { return scratch_tile(worker, 2); }
   float *row_buffer(int worker) const { return scratch_tile(worker, 3); }
   float *panel_buffer(int worker) const { return row_buffer(worker) + 2 * t_.tile_stride(); }
+  float *sums_buffer(int worker) const { return panel_buffer(worker) + kProjectRows * kPanel; }
 
   std::int64_t span(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
   std::int64_t width(std::int64_t column) const { return std::min(t_.step_columns, t_.columns - column); }
@@ -251,7 +252,7 @@ class TargetRun {
   float *projected(const TermPlan &term, std::int64_t row, std::int64_t position) const {
     const Projection &projection = term.projection;
     const std::int64_t tile = t_.out_in_columns ? 0 : row / kTileRows;
-    const std::int64_t tile_step = projection.positions * projection.made.total * kTileRows;
+    const std::int64_t tile_step = projection.copies * projection.made.total * kTileRows;
     return packed_ + projection.made.at + static_cast<Position>(tile * tile_step) +
            static_cast<Position>(position) * projection.step;
   }
@@ -267,12 +268,19 @@ class TargetRun {
 
   // A left factor for each kernel position from kTileRows rows of the weight.
   void project_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
-    if (!term.projection.up.source) return copy_rows(term, scale, row, worker);
     const Projection &projection = term.projection;
-    const std::int64_t rank = term.p.rank, inner = projection.in * projection.inside;
+    float *to = projection.interleaved ? sums_buffer(worker) : projected(term, row, 0);
+    if (projection.up.source)
+      multiply_rows(term, scale, row, to, worker);
+    else
+      copy_rows(term, scale, row, to, worker);
+    if (projection.interleaved) repeat_positions(term, row, to);
+  }
+
+  void multiply_rows(const TermPlan &term, float scale, std::int64_t row, float *to, int worker) {
+    const Projection &projection = term.projection;
+    const std::int64_t rank = term.p.rank, inner = projection.in * projection.inside, step = position_step(term);
     const float *up = packed_ + projection.up.at;
-    const std::int64_t step = static_cast<std::int64_t>(projection.step);
-    float *to = projected(term, row, 0);
     std::fill_n(to, projection.positions * step, 0.0f);
     for (std::int64_t outer = 0; outer < t_.columns; outer += inner) {
       float *sums = to + projection.position(outer) * step;
@@ -296,16 +304,32 @@ class TargetRun {
   }
 
   // Nothing projects: the left factors are the weight itself.
-  void copy_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
+  void copy_rows(const TermPlan &term, float scale, std::int64_t row, float *to, int worker) {
     const Projection &projection = term.projection;
+    const std::int64_t step = position_step(term);
     float *values = row_buffer(worker);
     for (std::int64_t i = 0; i < height(row); ++i)
       for (std::int64_t column = 0; column < t_.columns; column += t_.step_columns) {
         load(k_, t_.base, row + i, column, width(column), values);
         for (std::int64_t c = column; c < column + width(column); ++c)
-          projected(term, row, projection.position(c))[projection.input(c) * kTileRows + i] =
-              scale * values[c - column];
+          to[projection.position(c) * step + projection.input(c) * kTileRows + i] = scale * values[c - column];
       }
+  }
+
+  // Between one kernel position's left factor and the next, of kTileRows rows.
+  static std::int64_t position_step(const TermPlan &term) {
+    return term.projection.interleaved ? term.p.rank * kTileRows : static_cast<std::int64_t>(term.projection.step);
+  }
+
+  // The kernel positions that are inside lie side by side, as the columns do.
+  void repeat_positions(const TermPlan &term, std::int64_t row, const float *sums) {
+    const Projection &projection = term.projection;
+    const std::int64_t values = term.p.rank * kTileRows, inside = projection.inside;
+    for (std::int64_t outer = 0; outer < projection.positions; outer += inside) {
+      float *to = projected(term, row, outer / inside);
+      for (std::int64_t i = 0; i < values; ++i)
+        for (std::int64_t k = 0; k < projection.repeated(); ++k) *to++ = sums[(outer + k % inside) * values + i];
+    }
   }
 
   // A panel of one kernel position's right factor, from that many columns of the weight.
@@ -333,16 +357,18 @@ class TargetRun {
     std::copy_n(rest, (rank - whole) * kPanel, to + whole * kPanel);
   }
 
-  // Kernel positions alternate along the inner side: each takes its own lines of the tile.
+  // Each group of kernel positions takes its own lines of the tile: those inside alternate, or there is one.
   void add_base_product(const TermPlan &term, std::int64_t row, std::int64_t column, const Tile &tile, int worker) {
     const Projection &projection = term.projection;
-    if (projection.interleaved) return add_interleaved(term, row, column, tile, worker);
     const bool by_rows = t_.out_in_columns;
     const std::int64_t begin = by_rows ? row : column, count = by_rows ? height(row) : width(column);
-    std::int64_t first = projection.positions, last = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-      first = std::min(first, projection.position(begin + i));
-      last = std::max(last, projection.position(begin + i));
+    const auto group = [&](std::int64_t index) {
+      return projection.interleaved ? projection.position(index) / projection.inside : projection.position(index);
+    };
+    std::int64_t first = group(begin), last = group(begin + count - 1);  // columns have them in order
+    for (std::int64_t i = 0; by_rows && i < count; ++i) {
+      first = std::min(first, group(begin + i));
+      last = std::max(last, group(begin + i));
     }
     if (first == last) return multiply_projected(term, row, column, first, tile);
     const Tile part = {hadamard_tile(worker), tile.stride, nullptr, true};
@@ -350,40 +376,24 @@ class TargetRun {
       multiply_projected(term, row, column, position, part);
       for (std::int64_t i = 0; i < height(row); ++i)
         for (std::int64_t c = 0; c < width(column); ++c)
-          if (projection.position(begin + (by_rows ? i : c)) == position) {
+          if (group(begin + (by_rows ? i : c)) == position) {
             float &to = tile.data[i * tile.stride + c];
             to = part.data[i * part.stride + c] + (tile.first ? 0.0f : to);
           }
     }
   }
 
-  // Columns whose kernel positions alternate: a panel of inputs at one position, put where its columns are.
-  void add_interleaved(const TermPlan &term, std::int64_t row, std::int64_t column, const Tile &tile, int worker) {
-    const Projection &projection = term.projection;
-    const std::int64_t inside = projection.inside, span = projection.in * inside, rank = term.p.rank;
-    const Tile part = {hadamard_tile(worker), tile.stride, nullptr, true};
-    for (std::int64_t begin = column, end; begin < column + width(column); begin = end) {
-      const std::int64_t outer = begin / span * span, panel = (begin - outer) / inside / kPanel * kPanel;
-      end = std::min({column + width(column), outer + span, outer + (panel + kPanel) * inside});
-      for (std::int64_t k = 0; k < inside; ++k) {
-        k_.product(projected(term, row, projection.position(outer + k)), packed_ + term.p.right.at + panel * rank, rank,
-                   1, part);
-        for (std::int64_t c = begin + (k + inside - begin % inside) % inside; c < end; c += inside)
-          for (std::int64_t i = 0; i < height(row); ++i) {
-            float &to = tile.data[i * tile.stride + c - column];
-            to = part.data[i * part.stride + (c - outer) / inside - panel] + (tile.first ? 0.0f : to);
-          }
-      }
-    }
-  }
-
   void multiply_projected(const TermPlan &term, std::int64_t row, std::int64_t column, std::int64_t position,
                           const Tile &tile) {
-    const std::int64_t rank = term.p.rank;
+    const Projection &projection = term.projection;
+    const std::int64_t rank = term.p.rank, panels = ceil_div(width(column), kPanel);
     const float *made = projected(term, row, position);
     const float *left = t_.out_in_columns ? packed_ + term.p.left.at + row * rank : made;
     const float *right = (t_.out_in_columns ? made : packed_ + term.p.right.at) + column * rank;
-    k_.product(left, right, rank, ceil_div(width(column), kPanel), tile);
+    if (projection.interleaved)
+      k_.periodic_product(left, projection.repeated(), projection.inside, column, right, rank, panels, tile);
+    else
+      k_.product(left, right, rank, panels, tile);
   }
 
   // -- Deltas --------------------------------------------------------------------------------------------------
