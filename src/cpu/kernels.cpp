@@ -442,7 +442,7 @@ constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as 
 // One lane of a vector every `period` vectors belongs to the same residue.
 template <typename T>
 HWY_INLINE void project_part(const T *const *rows, const float *const *right, std::int64_t panel_step,
-                             std::int64_t first, std::int64_t n, std::int64_t period, Sums &sum) {
+                             std::int64_t first, std::int64_t n, std::int64_t period, std::int64_t below, Sums &sum) {
   HWY_UNROLL(6)
   for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
   for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::Zero(kFloats);
@@ -454,7 +454,10 @@ HWY_INLINE void project_part(const T *const *rows, const float *const *right, st
     for (std::int64_t r = 0; r < kProjectRanks; ++r) factor[r] = load_vector(right[r] + at);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
-      if (period == 1) fetch<kLanes>(rows[i] + column + kAhead);
+      if (period == 1)
+        fetch<kLanes>(rows[i] + column + kAhead);
+      else if (below)
+        fetch_below(rows[i] + column + below);
       const Floats value = load_vector(rows[i] + column);
       HWY_UNROLL(4)
       for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::MulAdd(value, factor[r], sum[i][r]);
@@ -480,9 +483,10 @@ void project_as(const WeightRows &weight, std::int64_t count, const float *right
     const float *factors[kProjectRanks];
     const std::int64_t ranks = std::min(kProjectRanks, rank - r);
     for (std::int64_t j = 0; j < kProjectRanks; ++j) factors[j] = right + (r + std::min(j, ranks - 1)) * kPanel;
+    const std::int64_t below = r == 0 ? kTileRows * weight.base_stride : 0;
     for (std::int64_t phase = 0; phase < period; ++phase) {
       Sums sum;
-      project_part(rows, factors, rank * kPanel, phase * kLanes, n, period, sum);
+      project_part(rows, factors, rank * kPanel, phase * kLanes, n, period, below, sum);
       for (std::int64_t i = 0; i < kTileRows; ++i)
         for (std::int64_t j = 0; j < ranks; ++j) {
           float *to = sums + (r + j) * kTileRows + i;
