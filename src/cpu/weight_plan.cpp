@@ -404,6 +404,7 @@ class TargetBuilder {
       if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
     plan_.direct = same_rows() && direct();
     plan_.changes_weight = same_rows() && changes_weight();
+    if (plan_.changes_weight) plan_.tile_columns = columns;  // what is streamed goes in long runs
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
     add_strips();
     widen_steps();
