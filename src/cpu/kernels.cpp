@@ -665,7 +665,7 @@ void merge_kronecker(const float *p, const float *q, const Split &split, std::in
 
 // -- DoRA ------------------------------------------------------------------------------------------------------
 
-// The next rows come while these are read.
+// The tile below comes while this one is read.
 template <typename T>
 HWY_INLINE Floats changed_vector(const T *w, std::int64_t stride, const float *d) {
   fetch_below(w + kTileRows * stride);

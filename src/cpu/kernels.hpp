@@ -12,9 +12,9 @@
 
 namespace lyc::cpu {
 
-inline constexpr std::int64_t kTileRows = 6;  // 6 x 4 accumulators fit 32 registers, 6 x 2 fit 16
-inline constexpr std::int64_t kPanel = 64;    // columns: four vectors of the widest instruction set
-inline constexpr std::int64_t kRepeated = kPanel / 4;
+inline constexpr std::int64_t kTileRows = 6;           // 6 x 4 accumulators fit 32 registers, 6 x 2 fit 16
+inline constexpr std::int64_t kPanel = 64;             // columns: four vectors of the widest instruction set
+inline constexpr std::int64_t kRepeated = kPanel / 4;  // one such vector
 
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
@@ -85,15 +85,15 @@ struct Kernels {
   void (*merge_kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                           const WeightRows &row, bool stream);
 
-  // With w of the weight and d of a delta: V = w + d.
-  // In `count` <= kTileRows rows of n elements V^2 is added to one sum for each row, or for each column; the rows below
-  // them are fetched.
-  // The change w * weight + d * delta, added unless row.first; the same change of the weight itself, or without it. d
-  // may be absent there, factors vary by column or do not; what lies base_stride further on is fetched.
+  // With w of the weight and d of a delta: V = w + d. In `count` <= kTileRows rows of n elements V^2 is added to one
+  // sum for each row, or for each column. The kTileRows rows below are fetched, as by change_weight.
   void (*row_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
                       double *sums);
   void (*column_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride,
                          std::int64_t n, float *sums);
+
+  // The change w * weight + d * delta, added unless row.first; the same change of the weight itself, or without it. d
+  // may be absent there, factors vary by column or do not.
   void (*change)(const float *w, const float *d, std::int64_t n, float weight, float delta, const Tile &row);
   void (*changes)(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta,
                   const Tile &row);

@@ -400,11 +400,10 @@ class TargetBuilder {
   void finish_tiles() {
     const std::int64_t columns = round_up(plan_.columns, kPanel);
     plan_.tile_columns = std::min(columns, kTileColumns);
-    for (const AdapterPlan &adapter : plan_.adapters)
-      if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
     plan_.direct = same_rows() && direct();
     plan_.changes_weight = same_rows() && changes_weight();
-    if (plan_.changes_weight) plan_.tile_columns = columns;  // what is streamed goes in long runs
+    for (const AdapterPlan &adapter : plan_.adapters)  // a row's norm comes before its store, which goes in long runs
+      if (adapter.dora() && (!adapter.norm_early || plan_.changes_weight)) plan_.tile_columns = columns;
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
     add_strips();
     widen_steps();

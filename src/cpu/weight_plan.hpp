@@ -153,7 +153,7 @@ struct TargetPlan {
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA by row alone
   bool streams = false;           // is written past the caches, unless it is the base
-  std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
+  std::int64_t tile_columns = 0;  // all of them for DoRA without strips
   std::int64_t step_columns = 0;  // of a tile, computed at a time
   std::vector<AdapterPlan> adapters;
   Joined joined;  // of all adapters without DoRA
