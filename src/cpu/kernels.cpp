@@ -12,6 +12,7 @@
 #include <cstring>
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
+#include <numeric>
 
 #include "base/dtype.hpp"
 #include "cpu/kernels.hpp"
@@ -56,14 +57,18 @@ HWY_INLINE Floats load_vector(const Bf16 *p) {
 // The upper half of each word is the bf16. Round to nearest, ties to even, by integers: Highway's own conversion may
 // truncate, the processor's drops denormals.
 using Words = hn::VFromD<hn::Rebind<std::uint32_t, decltype(kFloats)>>;
-HWY_INLINE Words rounded_words(Floats v) {
+HWY_INLINE Words rounded_number(Floats v) {
   const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
   const auto bits = hn::BitCast(words, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(words, 1u));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7fffu)));
-  const auto quiet = hn::Or(bits, hn::Set(words, 0x400000u));
+  return hn::Add(bits, hn::Add(odd, hn::Set(words, 0x7fffu)));
+}
+HWY_INLINE Words keep_nan(Floats v, Words rounded) {
+  const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
+  const auto quiet = hn::Or(hn::BitCast(words, v), hn::Set(words, 0x400000u));
   return hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(v)), quiet, rounded);
 }
+HWY_INLINE Words rounded_words(Floats v) { return keep_nan(v, rounded_number(v)); }
 
 HWY_INLINE void store_vector(Floats v, Bf16 *p) {
   const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
@@ -94,17 +99,26 @@ HWY_INLINE void store_vector(Floats v, F16 *p) {
 }
 #endif
 
-// Two vectors at once: for bf16, packing them is one instruction.
+// Two vectors at once: for bf16, packing them is one instruction, and one look finds out that there is no NaN.
 template <typename T>
 HWY_INLINE void store_pair(Floats a, Floats b, T *p) {
   store_vector(a, p);
   store_vector(b, p + kLanes);
 }
 #if HWY_TARGET != HWY_SCALAR
+using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
+HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  Words low = rounded_number(a), high = rounded_number(b);
+  if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b))))) {
+    low = keep_nan(a, low);
+    high = keep_nan(b, high);
+  }
+  return hn::ConcatOdd(halves, hn::BitCast(halves, high), hn::BitCast(halves, low));
+}
 HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  const auto low = hn::BitCast(halves, rounded_words(a)), high = hn::BitCast(halves, rounded_words(b));
-  hn::StoreU(hn::ConcatOdd(halves, high, low), halves, reinterpret_cast<std::uint16_t *>(p));
+  hn::StoreU(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #endif
 
@@ -116,8 +130,7 @@ HWY_INLINE void stream_pair(Floats a, Floats b, float *p) {
 #if HWY_TARGET != HWY_SCALAR
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  const auto low = hn::BitCast(halves, rounded_words(a)), high = hn::BitCast(halves, rounded_words(b));
-  hn::Stream(hn::ConcatOdd(halves, high, low), halves, reinterpret_cast<std::uint16_t *>(p));
+  hn::Stream(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #else
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); }
@@ -125,6 +138,31 @@ HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); 
 HWY_INLINE void stream_pair(Floats a, Floats b, F16 *p) { store_pair(a, b, p); }
 
 // The ragged end of a row, through a buffer: the same arithmetic as the rest of it, and no byte beyond it.
+#if HWY_TARGET == HWY_AVX3  // which moves some lanes at once
+template <typename T>
+using Bits = hn::Rebind<hwy::UnsignedFromSize<sizeof(T)>, decltype(kFloats)>;
+template <typename T>
+HWY_INLINE Floats load_part(const T *p, std::int64_t n) {
+  const Bits<T> bits;
+  T buffer[kLanes];
+  const auto *from = reinterpret_cast<const hn::TFromD<Bits<T>> *>(p);
+  const auto part = hn::MaskedLoad(hn::FirstN(bits, static_cast<std::size_t>(n)), bits, from);
+  hn::StoreU(part, bits, reinterpret_cast<hn::TFromD<Bits<T>> *>(buffer));
+  return load_vector(buffer);
+}
+HWY_INLINE Floats load_part(const float *p, std::int64_t n) {
+  return hn::MaskedLoad(hn::FirstN(kFloats, static_cast<std::size_t>(n)), kFloats, p);
+}
+template <typename T>
+HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
+  const Bits<T> bits;
+  T buffer[kLanes];
+  store_vector(v, buffer);
+  const auto part = hn::LoadU(bits, reinterpret_cast<const hn::TFromD<Bits<T>> *>(buffer));
+  hn::BlendedStore(part, hn::FirstN(bits, static_cast<std::size_t>(n)), bits,
+                   reinterpret_cast<hn::TFromD<Bits<T>> *>(p));
+}
+#else
 template <typename T>
 HWY_INLINE Floats load_part(const T *p, std::int64_t n) {
   T buffer[kLanes] = {};
@@ -137,6 +175,7 @@ HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
   store_vector(v, buffer);
   std::memcpy(p, buffer, static_cast<std::size_t>(n) * sizeof(T));
 }
+#endif
 
 // -- Rows of the weight ----------------------------------------------------------------------------------------
 
@@ -155,8 +194,14 @@ HWY_INLINE void fetch(const T *p) {
 }
 constexpr std::int64_t kAhead = 4 * kPanel;
 
-/// Writes value(i) for a row of n elements: value takes the number of a vector's first element, part how many there
-/// are of it. Streams whole cache lines.
+// Rows below are as a rule in the same set of the nearest cache: the next one takes them.
+template <typename T>
+HWY_INLINE void fetch_below(const T *p) {
+  __builtin_prefetch(p, 0, 2);
+}
+
+/// Writes value(i) for a row of n elements, from left to right: value takes the number of a vector's first element,
+/// part how many there are of it. Streams whole cache lines.
 template <typename T, typename Value, typename Part>
 HWY_INLINE void write_row(std::int64_t n, T *row, bool stream, Value value, Part part) {
   constexpr std::int64_t kPair = 2 * kLanes;
@@ -169,9 +214,15 @@ HWY_INLINE void write_row(std::int64_t n, T *row, bool stream, Value value, Part
       store_part(part(i, count), count, row + i);
       i += count;
     }
-    for (; i + kPair <= n; i += kPair) stream_pair(value(i), value(i + kLanes), row + i);
+    for (; i + kPair <= n; i += kPair) {
+      const Floats first = value(i), second = value(i + kLanes);
+      stream_pair(first, second, row + i);
+    }
   } else {
-    for (; i + kPair <= n; i += kPair) store_pair(value(i), value(i + kLanes), row + i);
+    for (; i + kPair <= n; i += kPair) {
+      const Floats first = value(i), second = value(i + kLanes);
+      store_pair(first, second, row + i);
+    }
   }
   for (; i + kLanes <= n; i += kLanes) store_vector(value(i), row + i);
   if (i < n) store_part(part(i, n - i), n - i, row + i);
@@ -256,23 +307,31 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
 // The sums of one register tile: kTileRows rows of kVectors vectors.
 using Sums = Floats[kTileRows][kVectors];
 
-HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
-                         Sums &sum) {
+template <typename Factor>
+HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kVectors], Sums &sum, Factor factor) {
   HWY_UNROLL(6)
   for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(kFloats);
 
-  for (std::int64_t k = 0; k < rank; ++k, left += kTileRows, right += kPanel) {
+  for (std::int64_t k = 0; k < rank; ++k) {
     Floats row[kVectors];
     HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kVectors; ++v) row[v] = hn::LoadU(kFloats, right + v * kLanes);
+    for (std::int64_t v = 0; v < kVectors; ++v) row[v] = load_vector(right[v] + k * kPanel);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
-      const Floats factor = hn::Set(kFloats, left[i]);
+      const Floats value = factor(k, i);
       HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
+      for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(value, row[v], sum[i][v]);
     }
   }
+}
+
+HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
+                         Sums &sum) {
+  const float *from[kVectors];
+  for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
+  multiply_by(rank, from, sum,
+              [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); });
 }
 
 HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
@@ -348,6 +407,34 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
                     : product_tile<false, false>(left, right, rank, panels, tile);
 }
 
+template <bool kFirst>
+void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
+                   const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
+  const std::int64_t n = panels * kPanel, common = std::lcm(kLanes, period);  // vectors that far apart share factors
+  for (std::int64_t phase = 0; phase < std::min(common, n); phase += kLanes) {
+    const float *factors = left + (begin + phase) % period;
+    for (std::int64_t column = phase; column < n; column += kVectors * common) {
+      const std::int64_t count = std::min(kVectors, (n - column + common - 1) / common);
+      const float *from[kVectors];
+      for (std::int64_t v = 0; v < kVectors; ++v)
+        from[v] = right_at(right, rank, column + std::min(v, count - 1) * common);
+      Sums sum;
+      multiply_by(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
+        return load_vector(factors + (k * kTileRows + i) * left_stride);
+      });
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        for (std::int64_t v = 0; v < count; ++v)
+          put<kFirst, false>(sum[i][v], tile.data + i * tile.stride + column + v * common, nullptr);
+    }
+  }
+}
+
+void periodic_product(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
+                      const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
+  const auto multiply_tile = tile.first ? periodic_tile<true> : periodic_tile<false>;
+  multiply_tile(left, left_stride, period, begin, right, rank, panels, tile);
+}
+
 // -- Projections -----------------------------------------------------------------------------------------------
 
 constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as a product has
@@ -355,7 +442,7 @@ constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as 
 // One lane of a vector every `period` vectors belongs to the same residue.
 template <typename T>
 HWY_INLINE void project_part(const T *const *rows, const float *const *right, std::int64_t panel_step,
-                             std::int64_t first, std::int64_t n, std::int64_t period, Sums &sum) {
+                             std::int64_t first, std::int64_t n, std::int64_t period, std::int64_t below, Sums &sum) {
   HWY_UNROLL(6)
   for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
   for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::Zero(kFloats);
@@ -367,7 +454,10 @@ HWY_INLINE void project_part(const T *const *rows, const float *const *right, st
     for (std::int64_t r = 0; r < kProjectRanks; ++r) factor[r] = load_vector(right[r] + at);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
-      if (period == 1) fetch<kLanes>(rows[i] + column + kAhead);
+      if (period == 1)
+        fetch<kLanes>(rows[i] + column + kAhead);
+      else if (below)
+        fetch_below(rows[i] + column + below);
       const Floats value = load_vector(rows[i] + column);
       HWY_UNROLL(4)
       for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::MulAdd(value, factor[r], sum[i][r]);
@@ -393,9 +483,10 @@ void project_as(const WeightRows &weight, std::int64_t count, const float *right
     const float *factors[kProjectRanks];
     const std::int64_t ranks = std::min(kProjectRanks, rank - r);
     for (std::int64_t j = 0; j < kProjectRanks; ++j) factors[j] = right + (r + std::min(j, ranks - 1)) * kPanel;
+    const std::int64_t below = r == 0 ? kTileRows * weight.base_stride : 0;
     for (std::int64_t phase = 0; phase < period; ++phase) {
       Sums sum;
-      project_part(rows, factors, rank * kPanel, phase * kLanes, n, period, sum);
+      project_part(rows, factors, rank * kPanel, phase * kLanes, n, period, below, sum);
       for (std::int64_t i = 0; i < kTileRows; ++i)
         for (std::int64_t j = 0; j < ranks; ++j) {
           float *to = sums + (r + j) * kTileRows + i;
@@ -405,8 +496,11 @@ void project_as(const WeightRows &weight, std::int64_t count, const float *right
           }
           float lanes[kLanes];
           store_vector(sum[i][j], lanes);
-          for (std::int64_t lane = 0; lane < kLanes; ++lane)
-            to[(begin + phase * kLanes + lane) % period * step] += lanes[lane];
+          std::int64_t residue = (begin + phase * kLanes) % period;
+          for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+            to[residue * step] += lanes[lane];
+            if (++residue == period) residue = 0;
+          }
         }
     }
   }
@@ -453,7 +547,7 @@ class Segments {
     q_ = q + split.q(begin) - skipped_;
   }
 
-  bool next() {
+  HWY_INLINE bool next() {
     column += length;
     if (column == n_) return false;
     length = std::min(split_.segment - skipped_, n_ - column);
@@ -484,104 +578,176 @@ void kronecker(const float *p, const float *q, const Split &split, std::int64_t 
               : scaled_row<false, false>(part.values, part.factor, part.length, row.data + part.column, nullptr);
 }
 
-template <typename T, bool kBase>
-HWY_INLINE Floats merged(const T *base, const float *values, Floats factor) {
-  return kBase ? hn::MulAdd(factor, load_vector(values), load_vector(base)) : hn::Mul(factor, load_vector(values));
-}
+/// The same row read from left to right, wherever stretches end.
+class KroneckerRow {
+ public:
+  explicit KroneckerRow(const Segments &parts) : part_(parts) { next(); }
+
+  HWY_INLINE Floats vector(std::int64_t i) {
+    if (HWY_UNLIKELY(i + kLanes > end_)) return some(i, kLanes);
+    return hn::Mul(factor_, load_vector(values_ + i));
+  }
+
+  HWY_INLINE Floats some(std::int64_t i, std::int64_t n) {
+    Floats sum = hn::Zero(kFloats);
+    for (std::int64_t done = 0; done < n;) {
+      if (i + done == end_) next();
+      const std::int64_t count = std::min(n - done, end_ - i - done);
+      sum = hn::Or(sum, lanes_from(values_ + i, done, count));
+      done += count;
+    }
+    return sum;
+  }
+
+ private:
+  // A product that has other lanes 0. Never through memory where masks can do it: a load that takes from several stores
+  // waits for all that are written before them, past the caches.
+  HWY_INLINE Floats lanes_from(const float *values, std::int64_t first, std::int64_t count) {
+#if HWY_TARGET == HWY_AVX3
+    const auto before = hn::FirstN(kFloats, static_cast<std::size_t>(first));
+    const auto mask = hn::AndNot(before, hn::FirstN(kFloats, static_cast<std::size_t>(first + count)));
+    return hn::IfThenElseZero(mask, hn::Mul(factor_, hn::MaskedLoad(mask, kFloats, values)));
+#else
+    float buffer[kLanes] = {};
+    for (std::int64_t lane = first; lane < first + count; ++lane) buffer[lane] = hn::GetLane(factor_) * values[lane];
+    return load_vector(buffer);
+#endif
+  }
+
+  HWY_INLINE void next() {
+    part_.next();
+    end_ = part_.column + part_.length;
+    values_ = part_.values - part_.column;
+    factor_ = hn::Set(kFloats, part_.factor);
+  }
+
+  Segments part_;
+  std::int64_t end_ = 0;
+  const float *values_ = nullptr;  // by column of the row
+  Floats factor_;
+};
 
 template <typename T, bool kBase>
-HWY_INLINE void merge_scaled_row(const T *base, const float *values, float factor, std::int64_t n, T *out) {
-  const Floats factors = hn::Set(kFloats, factor);
-  std::int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    fetch<2 * kLanes>((kBase ? base : out) + i + kAhead);
-    store_pair(merged<T, kBase>(base + i, values + i, factors),
-               merged<T, kBase>(base + i + kLanes, values + i + kLanes, factors), out + i);
-  }
-  for (; i + kLanes <= n; i += kLanes) store_vector(merged<T, kBase>(base + i, values + i, factors), out + i);
-  if (i == n) return;
-  const Floats rest = load_part(values + i, n - i);
-  store_part(kBase ? hn::MulAdd(factors, rest, load_part(base + i, n - i)) : hn::Mul(factors, rest), n - i, out + i);
+void merge_kronecker_into(const Segments &parts, const T *base, std::int64_t n, T *out, bool stream) {
+  KroneckerRow row(parts);
+  write_row(
+      n, out, stream,
+      [&](std::int64_t i) HWY_ATTR {
+        if (!kBase) return row.vector(i);
+        fetch<kLanes>(base + i + kAhead);
+        return hn::Add(row.vector(i), load_vector(base + i));
+      },
+      [&](std::int64_t i, std::int64_t count) HWY_ATTR {
+        const Floats v = row.some(i, count);
+        return kBase ? hn::Add(v, load_part(base + i, count)) : v;
+      });
 }
 
 template <typename T>
-void merge_kronecker_into(Segments part, const WeightRows &rows) {
-  const T *base = static_cast<const T *>(rows.base);
-  T *out = static_cast<T *>(rows.out);
-  while (part.next())
-    base ? merge_scaled_row<T, true>(base + part.column, part.values, part.factor, part.length, out + part.column)
-         : merge_scaled_row<T, false>(out, part.values, part.factor, part.length, out + part.column);
+void merge_kronecker_as(const Segments &parts, const WeightRows &row, std::int64_t n, bool stream) {
+  const T *base = static_cast<const T *>(row.base);
+  const auto merge_into = base ? merge_kronecker_into<T, true> : merge_kronecker_into<T, false>;
+  merge_into(parts, base, n, static_cast<T *>(row.out), stream);
 }
 
 void merge_kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
-                     const WeightRows &row) {
+                     const WeightRows &row, bool stream) {
   const Segments parts(p, q, split, begin, n);
   switch (row.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_kronecker_into<Bf16>(parts, row);
+      return merge_kronecker_as<Bf16>(parts, row, n, stream);
     case LYC_DTYPE_F16:
-      return merge_kronecker_into<F16>(parts, row);
+      return merge_kronecker_as<F16>(parts, row, n, stream);
     default:
-      return merge_kronecker_into<float>(parts, row);
+      return merge_kronecker_as<float>(parts, row, n, stream);
   }
 }
 
 // -- DoRA ------------------------------------------------------------------------------------------------------
 
-// float32 over short runs, double beyond: rows may have a hundred thousand elements.
+// The tile below comes while this one is read.
 template <typename T>
-double norm_row(const T *w, const float *d, std::int64_t n) {
-  constexpr std::int64_t kRun = 32 * kLanes;
-  double total = 0.0;
-  for (std::int64_t begin = 0; begin < n; begin += kRun) {
-    const std::int64_t end = std::min(begin + kRun, n);
-    Floats sum = hn::Zero(kFloats);
-    std::int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      fetch<kLanes>(w + i + kAhead);
-      const Floats v = hn::Add(load_vector(w + i), load_vector(d + i));
-      sum = hn::MulAdd(v, v, sum);
-    }
-    if (i < end) {
-      const Floats v = hn::Add(load_part(w + i, end - i), load_part(d + i, end - i));
-      sum = hn::MulAdd(v, v, sum);
-    }
-    total += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, sum)));
-  }
-  return total;
+HWY_INLINE Floats changed_vector(const T *w, std::int64_t stride, const float *d) {
+  fetch_below(w + kTileRows * stride);
+  return hn::Add(load_vector(w), load_vector(d));
 }
 
-double norm(lyc_dtype dtype, const void *w, const float *d, std::int64_t n) {
-  switch (dtype) {
+// Float32 over short rows, double beyond: all of them may have a hundred thousand elements.
+template <typename T>
+void row_squares_as(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                    double *sums) {
+  constexpr std::int64_t kChains = 4;
+  const T *w = static_cast<const T *>(rows.base);
+  for (std::int64_t row = 0; row < count; ++row, w += rows.base_stride, d += d_stride) {
+    Floats sum[kChains];
+    for (Floats &chain : sum) chain = hn::Zero(kFloats);
+    std::int64_t i = 0;
+    for (; i + kChains * kLanes <= n; i += kChains * kLanes) HWY_UNROLL(4)
+    for (std::int64_t c = 0; c < kChains; ++c) {
+      const Floats v = changed_vector(w + i + c * kLanes, rows.base_stride, d + i + c * kLanes);
+      sum[c] = hn::MulAdd(v, v, sum[c]);
+    }
+    for (; i < n; i += kLanes) {
+      const std::int64_t part = std::min(kLanes, n - i);
+      const Floats v = hn::Add(load_part(w + i, part), load_part(d + i, part));
+      sum[0] = hn::MulAdd(v, v, sum[0]);
+    }
+    const Floats all = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
+    sums[row] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, all)));
+  }
+}
+
+void row_squares(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                 double *sums) {
+  switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return norm_row(static_cast<const Bf16 *>(w), d, n);
+      return row_squares_as<Bf16>(rows, count, d, d_stride, n, sums);
     case LYC_DTYPE_F16:
-      return norm_row(static_cast<const F16 *>(w), d, n);
+      return row_squares_as<F16>(rows, count, d, d_stride, n, sums);
     default:
-      return norm_row(static_cast<const float *>(w), d, n);
+      return row_squares_as<float>(rows, count, d, d_stride, n, sums);
   }
 }
 
-template <typename T>
-void norms_row(const T *w, const float *d, std::int64_t n, float *sums) {
+template <typename T, bool kWhole>
+void column_squares_of(const T *w, std::int64_t stride, std::int64_t some, const float *d, std::int64_t d_stride,
+                       std::int64_t n, float *sums) {
+  const std::int64_t count = kWhole ? kTileRows : some;
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const Floats v = hn::Add(load_vector(w + i), load_vector(d + i));
-    store_vector(hn::MulAdd(v, v, load_vector(sums + i)), sums + i);
+    Floats sum = load_vector(sums + i);
+    HWY_UNROLL(6)
+    for (std::int64_t row = 0; row < count; ++row) {
+      const Floats v = changed_vector(w + row * stride + i, stride, d + row * d_stride + i);
+      sum = hn::MulAdd(v, v, sum);
+    }
+    store_vector(sum, sums + i);
   }
   if (i == n) return;
-  const Floats v = hn::Add(load_part(w + i, n - i), load_part(d + i, n - i));
-  store_part(hn::MulAdd(v, v, load_part(sums + i, n - i)), n - i, sums + i);
+  Floats sum = load_part(sums + i, n - i);
+  for (std::int64_t row = 0; row < count; ++row) {
+    const Floats v = hn::Add(load_part(w + row * stride + i, n - i), load_part(d + row * d_stride + i, n - i));
+    sum = hn::MulAdd(v, v, sum);
+  }
+  store_part(sum, n - i, sums + i);
 }
 
-void norms(lyc_dtype dtype, const void *w, const float *d, std::int64_t n, float *sums) {
-  switch (dtype) {
+template <typename T>
+void column_squares_as(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride,
+                       std::int64_t n, float *sums) {
+  const auto add_squares = count == kTileRows ? column_squares_of<T, true> : column_squares_of<T, false>;
+  add_squares(static_cast<const T *>(rows.base), rows.base_stride, count, d, d_stride, n, sums);
+}
+
+void column_squares(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                    float *sums) {
+  switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return norms_row(static_cast<const Bf16 *>(w), d, n, sums);
+      return column_squares_as<Bf16>(rows, count, d, d_stride, n, sums);
     case LYC_DTYPE_F16:
-      return norms_row(static_cast<const F16 *>(w), d, n, sums);
+      return column_squares_as<F16>(rows, count, d, d_stride, n, sums);
     default:
-      return norms_row(static_cast<const float *>(w), d, n, sums);
+      return column_squares_as<float>(rows, count, d, d_stride, n, sums);
   }
 }
 
@@ -612,20 +778,27 @@ void changes(const float *w, const float *d, std::int64_t n, const float *weight
             : change_row<false, true>(w, d, n, weight, delta, row.data);
 }
 
-// keep is 1 or 0: how often the weight itself is in the sum.
-template <bool kVary, bool kDelta, typename T>
-void change_weight_row(const T *w, float keep, const float *d, std::int64_t n, const Factors &factors, T *out,
-                       bool stream) {
+template <bool kKeep, bool kVary, bool kDelta, typename T>
+void change_weight_row(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
+  const T *w = static_cast<const T *>(row.base);
+  T *out = static_cast<T *>(row.out);
+  if (kDelta) {  // the ends of a row, which do not stream
+    fetch_below(out + kTileRows * row.out_stride);
+    fetch_below(out + kTileRows * row.out_stride + n - 1);
+  }
   const Floats same_weight = hn::Set(kFloats, *factors.weight);
-  const Floats same_delta = hn::Set(kFloats, kDelta ? *factors.delta : 0.0f), kept = hn::Set(kFloats, keep);
+  const Floats same_delta = hn::Set(kFloats, kDelta ? *factors.delta : 0.0f);
   const auto changed = [&](Floats value, Floats weight, Floats times_delta) HWY_ATTR {
     const Floats change = kDelta ? hn::MulAdd(weight, value, times_delta) : hn::Mul(weight, value);
-    return hn::MulAdd(kept, value, change);
+    return kKeep ? hn::Add(value, change) : change;
   };
   write_row(
       n, out, stream,
       [&](std::int64_t i) HWY_ATTR {
-        fetch<kLanes>(w + i + kAhead);
+        if (kDelta)
+          fetch_below(w + i + kTileRows * row.base_stride);
+        else
+          fetch<kLanes>(w + i + kAhead);
         Floats delta = hn::Zero(kFloats);
         if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(factors.delta + i) : same_delta);
         return changed(load_vector(w + i), kVary ? load_vector(factors.weight + i) : same_weight, delta);
@@ -637,24 +810,30 @@ void change_weight_row(const T *w, float keep, const float *d, std::int64_t n, c
       });
 }
 
-template <typename T>
-void change_weight_as(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
-                      bool stream) {
-  const auto change_row = factors.vary ? (d ? change_weight_row<true, true, T> : change_weight_row<true, false, T>)
-                                       : (d ? change_weight_row<false, true, T> : change_weight_row<false, false, T>);
-  change_row(static_cast<const T *>(row.base), keep ? 1.0f : 0.0f, d, n, factors, static_cast<T *>(row.out), stream);
+template <bool kKeep, typename T>
+void change_weight_as(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
+  const auto change_row =
+      factors.vary ? (d ? change_weight_row<kKeep, true, true, T> : change_weight_row<kKeep, true, false, T>)
+                   : (d ? change_weight_row<kKeep, false, true, T> : change_weight_row<kKeep, false, false, T>);
+  change_row(row, d, n, factors, stream);
+}
+
+template <bool kKeep>
+void change_weight_to(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
+  switch (row.dtype) {
+    case LYC_DTYPE_BF16:
+      return change_weight_as<kKeep, Bf16>(row, d, n, factors, stream);
+    case LYC_DTYPE_F16:
+      return change_weight_as<kKeep, F16>(row, d, n, factors, stream);
+    default:
+      return change_weight_as<kKeep, float>(row, d, n, factors, stream);
+  }
 }
 
 void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
                    bool stream) {
-  switch (row.dtype) {
-    case LYC_DTYPE_BF16:
-      return change_weight_as<Bf16>(row, keep, d, n, factors, stream);
-    case LYC_DTYPE_F16:
-      return change_weight_as<F16>(row, keep, d, n, factors, stream);
-    default:
-      return change_weight_as<float>(row, keep, d, n, factors, stream);
-  }
+  const auto change = keep ? change_weight_to<true> : change_weight_to<false>;
+  change(row, d, n, factors, stream);
 }
 
 // -- Rotations -------------------------------------------------------------------------------------------------
@@ -712,9 +891,10 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(), load,    store,   merge,         flush,           product,
-                              merge_product, project, scaled,  kronecker,     merge_kronecker, norm,
-                              norms,         change,  changes, change_weight, add_scaled,      transpose};
+constexpr Kernels kKernels = {target_name(),    load,           store,   merge,   flush,         product,
+                              periodic_product, merge_product,  project, scaled,  kronecker,     merge_kronecker,
+                              row_squares,      column_squares, change,  changes, change_weight, add_scaled,
+                              transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

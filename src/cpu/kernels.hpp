@@ -12,8 +12,9 @@
 
 namespace lyc::cpu {
 
-inline constexpr std::int64_t kTileRows = 6;  // 6 x 4 accumulators fit 32 registers, 6 x 2 fit 16
-inline constexpr std::int64_t kPanel = 64;    // columns: four vectors of the widest instruction set
+inline constexpr std::int64_t kTileRows = 6;           // 6 x 4 accumulators fit 32 registers, 6 x 2 fit 16
+inline constexpr std::int64_t kPanel = 64;             // columns: four vectors of the widest instruction set
+inline constexpr std::int64_t kRepeated = kPanel / 4;  // one such vector
 
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
@@ -63,7 +64,12 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // The same, straight from registers onto the weight.
+  // The same with a left factor that repeats itself along the columns: that of rank r, row i and column c is
+  // left[(r * kTileRows + i) * left_stride + (begin + c) % period], and kRepeated more than a period are there.
+  void (*periodic_product)(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
+                           const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
+
+  // As product, straight from registers onto the weight.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride);
 
@@ -72,18 +78,22 @@ struct Kernels {
   void (*project)(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank,
                   std::int64_t begin, std::int64_t n, std::int64_t period, float *sums, std::int64_t step);
 
-  // One row each: factor * values; p (x) q from column `begin` of the product on.
+  // One row each: factor * values; p (x) q from column `begin` of the product on; the same onto the weight.
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
   void (*kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                     const Tile &row);
   void (*merge_kronecker)(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
-                          const WeightRows &row);
+                          const WeightRows &row, bool stream);
 
-  // With w a row of the weight and d one of a delta: V = w + d.
-  // |V|^2 along the row; V^2 added to one sum per column; the change w * weight + d * delta, added unless row.first;
-  // the same change of the weight itself, or without it. d may be absent there, factors vary by column or do not.
-  double (*norm)(lyc_dtype dtype, const void *w, const float *d, std::int64_t n);
-  void (*norms)(lyc_dtype dtype, const void *w, const float *d, std::int64_t n, float *sums);
+  // With w of the weight and d of a delta: V = w + d. In `count` <= kTileRows rows of n elements V^2 is added to one
+  // sum for each row, or for each column. The kTileRows rows below are fetched, as by change_weight.
+  void (*row_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                      double *sums);
+  void (*column_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride,
+                         std::int64_t n, float *sums);
+
+  // The change w * weight + d * delta, added unless row.first; the same change of the weight itself, or without it. d
+  // may be absent there, factors vary by column or do not.
   void (*change)(const float *w, const float *d, std::int64_t n, float weight, float delta, const Tile &row);
   void (*changes)(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta,
                   const Tile &row);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -228,9 +229,8 @@ class TargetBuilder {
     Projection &projection = plan.projection;
     projection.interleaved = !columns && frame_.inside_in(weight_) > 1;
     Factor &factor = columns ? plan.p.left : plan.p.right;
-    factor = columns                  ? left_factor(frame_.left(down, down), plan_.rows, down.out)
-             : projection.interleaved ? right_factor(plain_matrix(product.down), weight_.in, down.out)
-                                      : right_factor(frame_.right(down, down), plan_.columns, down.out);
+    factor = columns ? left_factor(frame_.left(down, down), plan_.rows, down.out)
+                     : right_factor(frame_.right(down, down), plan_.columns, down.out);
     factor.scaled = columns;
     factor.diagonal = product.diagonal;
     factor.mask = product.mask;
@@ -238,6 +238,12 @@ class TargetBuilder {
     projection.in = weight_.in;
     projection.inside = frame_.inside_in(weight_);
     projection.positions = weight_.kernel_size();
+    projection.copies = projection.positions;
+    if (projection.interleaved) {
+      projection.copies = projection.positions / projection.inside * projection.repeated();
+      const Position floats = multiply(multiply(projection.positions, kTileRows), static_cast<Position>(down.out));
+      plan_.sums_size = std::max(plan_.sums_size, floats);
+    }
     projection.made = columns ? right_factor({}, plan_.columns, down.out) : left_factor({}, plan_.rows, down.out);
     if (!product.whole()) projection.up = projecting_factor(product.up);
   }
@@ -349,8 +355,10 @@ class TargetBuilder {
   void place(TermPlan &term, const Joined &group) {
     Projection &projection = term.projection;
     // By row tiles the positions lie inside each, by columns one after the other.
-    projection.step =
-        frame_.out_in_columns() ? size_of(projection.made) : static_cast<Position>(projection.made.rank * kTileRows);
+    projection.step = frame_.out_in_columns()
+                          ? size_of(projection.made)
+                          : static_cast<Position>(projection.made.rank * kTileRows *
+                                                  (projection.interleaved ? projection.repeated() : 1));
     for (Factor *factor : {&term.p.left, &term.p.right, &projection.made}) {
       if (factor->lines == 0) continue;
       if (term.joined) {
@@ -358,7 +366,7 @@ class TargetBuilder {
         factor->at = (factor->block == kPanel ? group.right_at : group.left_at) +
                      static_cast<Position>(factor->first * factor->block);
       } else {
-        const std::int64_t copies = factor == &projection.made ? projection.positions : 1;
+        const std::int64_t copies = factor == &projection.made ? projection.copies : 1;
         factor->at = layout_.take(multiply(size_of(*factor), static_cast<Position>(copies)));
       }
     }
@@ -392,20 +400,45 @@ class TargetBuilder {
   void finish_tiles() {
     const std::int64_t columns = round_up(plan_.columns, kPanel);
     plan_.tile_columns = std::min(columns, kTileColumns);
-    for (const AdapterPlan &adapter : plan_.adapters)
-      if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
     plan_.direct = same_rows() && direct();
     plan_.changes_weight = same_rows() && changes_weight();
+    for (const AdapterPlan &adapter : plan_.adapters)  // a row's norm comes before its store, which goes in long runs
+      if (adapter.dora() && (!adapter.norm_early || plan_.changes_weight)) plan_.tile_columns = columns;
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
+    add_strips();
+    widen_steps();
     finish_scratch();
     finish_regions();
   }
 
+  // Columns whose norms nobody else shares, so few that their deltas stay in a cache all processors share.
+  void add_strips() {
+    if (!plan_.changes_weight) return;
+    const AdapterPlan &adapter = plan_.adapters[0];
+    if (!adapter.dora() || adapter.norm_per_row || adapter.magnitudes * adapter.inside != plan_.columns) return;
+    const std::int64_t fit = kStripSize / plan_.rows;
+    const std::int64_t unit = std::lcm(kPanel, adapter.inside);
+    if (fit < std::max(unit, kTileColumns)) return;  // short runs of memory cost more than a second pass
+    plan_.strips = true;
+    const std::int64_t steps = std::lcm(kTileColumns, adapter.inside), by = steps <= fit ? steps : unit;
+    plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), fit / by * by);
+    plan_.strip_at = layout_.take(multiply(round_up(plan_.rows, kTileRows), plan_.tile_stride()));
+  }
+
+  // All that is inside meets all places in a panel.
+  void widen_steps() {
+    for (const AdapterPlan &adapter : plan_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.projection.interleaved) widest_step_ = std::lcm(kPanel, term.projection.inside);
+    if (widest_step_ > plan_.tile_columns) plan_.tile_columns = std::min(widest_step_, round_up(plan_.columns, kPanel));
+  }
+
   void finish_scratch() {
-    plan_.step_columns = kTileColumns;
+    plan_.step_columns = std::min(plan_.tile_columns, widest_step_);
     while (plan_.tile_columns < plan_.columns && plan_.tile_columns % plan_.step_columns) plan_.step_columns -= kPanel;
-    // Three tiles (sum, delta, Hadamard's first half), two rows, and a panel of the weight.
-    plan_.scratch_size = multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel);
+    // Three tiles (sum, delta, Hadamard's first half), two rows, a panel of the weight, and projections.
+    plan_.scratch_size =
+        multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel) + plan_.sums_size;
   }
 
   template <typename Visit>
@@ -513,6 +546,7 @@ class TargetBuilder {
   const ops::WeightBatch &batch_;
   const Operand weight_;
   const Frame frame_;
+  std::int64_t widest_step_ = kTileColumns;
   Layout layout_;
   TargetPlan plan_;
 };
@@ -586,7 +620,10 @@ std::string describe(const TargetPlan &target) {
                             dtype_name(target.out.dtype), target.out.contiguous() ? "" : " scattered", ", tiles ",
                             kTileRows, " x ", target.tile_columns, ":");
   for (const AdapterPlan &adapter : target.adapters) {
-    if (adapter.dora()) text += adapter.norm_early ? " dora (norms first)" : " dora (norms by row)";
+    if (adapter.dora())
+      text += target.strips        ? " dora (norms by strip)"
+              : adapter.norm_early ? " dora (norms first)"
+                                   : " dora (norms by row)";
     if (adapter.replaces) text += " replaced by";
     for (const TermPlan &term : adapter.terms) text += concat(" ", describe(term));
   }

@@ -7,7 +7,8 @@
 //   project       products with the weight: W up, from which the tiles go on; before the base is overwritten
 //   measure       rotations: |Q| where it is limited
 //   derive        rotations: generators become packed matrices
-//   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight
+//   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight, or strips,
+//                 whose deltas wait in a cache for their norms
 //   tiles         sums of all terms, onto the base, rounded, stored
 #pragma once
 
@@ -26,9 +27,11 @@ namespace lyc::cpu {
 
 inline constexpr std::int64_t kTileColumns = 256;          // a tile and its panels stay in the nearest cache
 inline constexpr std::int64_t kItemRows = 4 * kTileRows;   // what a thread takes at a time, tile after tile along
-inline constexpr std::int64_t kItemColumns = 4096;         // the rows, so that memory is read in long runs
+inline constexpr std::int64_t kItemColumns = 16384;        // the rows, so that memory is read in long runs
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
+
+inline constexpr std::int64_t kStripSize = std::int64_t{1} << 20;  // deltas that wait for their norms, for all threads
 
 inline constexpr std::int64_t kRegionRows = 16 * kTileRows;         // at least about so many rows turn together,
 inline constexpr std::int64_t kRegionSize = std::int64_t{1} << 16;  // and at most so many elements if possible
@@ -66,13 +69,17 @@ struct ProductPlan {
 };
 
 /// kBaseProduct as a low-rank product: `up` projects the weight, W up (W itself where P is whole) becomes the factor
-/// on the side of the output features, one for each kernel position, and P's other factor meets it.
+/// on the side of the output features, one for each kernel position, and P's other factor meets it. Where neighbouring
+/// columns have different kernel positions, the factors of those lie side by side and repeat themselves.
 struct Projection {
   Factor up;
   std::int64_t in = 0, inside = 1, positions = 1;
-  bool interleaved = false;  // neighbouring columns have different kernel positions
-  Factor made;               // `positions` times for each row tile, or for all columns
-  Position step = 0;         // from one position to the next
+  bool interleaved = false;
+  Factor made;              // `copies` times for each row tile, or for all columns
+  std::int64_t copies = 1;  // one for each position, and more if they repeat
+  Position step = 0;        // from one position, or all that are inside, to the next
+
+  std::int64_t repeated() const { return inside + kRepeated; }
 
   /// Kernel position of an index on the inner side.
   std::int64_t position(std::int64_t index) const { return index / (in * inside) * inside + index % inside; }
@@ -146,14 +153,17 @@ struct TargetPlan {
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA by row alone
   bool streams = false;           // is written past the caches, unless it is the base
-  std::int64_t tile_columns = 0;  // all of them where a row's norm is needed before its store
+  std::int64_t tile_columns = 0;  // all of them for DoRA without strips
   std::int64_t step_columns = 0;  // of a tile, computed at a time
   std::vector<AdapterPlan> adapters;
   Joined joined;  // of all adapters without DoRA
   std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
+  bool strips = false;           // as changes_weight: DoRA by columns, all rows of a tile's columns at a time
+  Position strip_at = 0;         // their deltas
   bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
   std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
   Position region_at = 0;        // in a thread's scratch
+  Position sums_size = 0;        // in a thread's scratch, of projections that are repeated then
   Position packed_size = 0, scratch_size = 0;  // scratch: for one thread
 
   std::int64_t tile_stride() const { return tile_columns + 16; }  // no two rows of a tile in one cache set

@@ -56,7 +56,8 @@ class TargetRun {
     for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
     for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
-      if (adapter.norm_early && active(adapter)) compute_norms(adapter);
+      if (adapter.norm_early && !t_.strips && active(adapter)) compute_norms(adapter);
+    if (t_.strips) return compute_strips();
     if (t_.region_rows) return compute_regions();
     for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
       compute_rows(row, column, worker);
@@ -109,6 +110,7 @@ class TargetRun {
   float *hadamard_tile(int worker) const { return scratch_tile(worker, 2); }
   float *row_buffer(int worker) const { return scratch_tile(worker, 3); }
   float *panel_buffer(int worker) const { return row_buffer(worker) + 2 * t_.tile_stride(); }
+  float *sums_buffer(int worker) const { return panel_buffer(worker) + kProjectRows * kPanel; }
 
   std::int64_t span(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
   std::int64_t width(std::int64_t column) const { return std::min(t_.step_columns, t_.columns - column); }
@@ -250,7 +252,7 @@ class TargetRun {
   float *projected(const TermPlan &term, std::int64_t row, std::int64_t position) const {
     const Projection &projection = term.projection;
     const std::int64_t tile = t_.out_in_columns ? 0 : row / kTileRows;
-    const std::int64_t tile_step = projection.positions * projection.made.total * kTileRows;
+    const std::int64_t tile_step = projection.copies * projection.made.total * kTileRows;
     return packed_ + projection.made.at + static_cast<Position>(tile * tile_step) +
            static_cast<Position>(position) * projection.step;
   }
@@ -266,12 +268,19 @@ class TargetRun {
 
   // A left factor for each kernel position from kTileRows rows of the weight.
   void project_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
-    if (!term.projection.up.source) return copy_rows(term, scale, row, worker);
     const Projection &projection = term.projection;
-    const std::int64_t rank = term.p.rank, inner = projection.in * projection.inside;
+    float *to = projection.interleaved ? sums_buffer(worker) : projected(term, row, 0);
+    if (projection.up.source)
+      multiply_rows(term, scale, row, to, worker);
+    else
+      copy_rows(term, scale, row, to, worker);
+    if (projection.interleaved) repeat_positions(term, row, to);
+  }
+
+  void multiply_rows(const TermPlan &term, float scale, std::int64_t row, float *to, int worker) {
+    const Projection &projection = term.projection;
+    const std::int64_t rank = term.p.rank, inner = projection.in * projection.inside, step = position_step(term);
     const float *up = packed_ + projection.up.at;
-    const std::int64_t step = static_cast<std::int64_t>(projection.step);
-    float *to = projected(term, row, 0);
     std::fill_n(to, projection.positions * step, 0.0f);
     for (std::int64_t outer = 0; outer < t_.columns; outer += inner) {
       float *sums = to + projection.position(outer) * step;
@@ -295,16 +304,32 @@ class TargetRun {
   }
 
   // Nothing projects: the left factors are the weight itself.
-  void copy_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
+  void copy_rows(const TermPlan &term, float scale, std::int64_t row, float *to, int worker) {
     const Projection &projection = term.projection;
+    const std::int64_t step = position_step(term);
     float *values = row_buffer(worker);
     for (std::int64_t i = 0; i < height(row); ++i)
       for (std::int64_t column = 0; column < t_.columns; column += t_.step_columns) {
         load(k_, t_.base, row + i, column, width(column), values);
         for (std::int64_t c = column; c < column + width(column); ++c)
-          projected(term, row, projection.position(c))[projection.input(c) * kTileRows + i] =
-              scale * values[c - column];
+          to[projection.position(c) * step + projection.input(c) * kTileRows + i] = scale * values[c - column];
       }
+  }
+
+  // Between one kernel position's left factor and the next, of kTileRows rows.
+  static std::int64_t position_step(const TermPlan &term) {
+    return term.projection.interleaved ? term.p.rank * kTileRows : static_cast<std::int64_t>(term.projection.step);
+  }
+
+  // The kernel positions that are inside lie side by side, as the columns do.
+  void repeat_positions(const TermPlan &term, std::int64_t row, const float *sums) {
+    const Projection &projection = term.projection;
+    const std::int64_t values = term.p.rank * kTileRows, inside = projection.inside;
+    for (std::int64_t outer = 0; outer < projection.positions; outer += inside) {
+      float *to = projected(term, row, outer / inside);
+      for (std::int64_t i = 0; i < values; ++i)
+        for (std::int64_t k = 0; k < projection.repeated(); ++k) *to++ = sums[(outer + k % inside) * values + i];
+    }
   }
 
   // A panel of one kernel position's right factor, from that many columns of the weight.
@@ -332,16 +357,18 @@ class TargetRun {
     std::copy_n(rest, (rank - whole) * kPanel, to + whole * kPanel);
   }
 
-  // Kernel positions alternate along the inner side: each takes its own lines of the tile.
+  // Each group of kernel positions takes its own lines of the tile: those inside alternate, or there is one.
   void add_base_product(const TermPlan &term, std::int64_t row, std::int64_t column, const Tile &tile, int worker) {
     const Projection &projection = term.projection;
-    if (projection.interleaved) return add_interleaved(term, row, column, tile, worker);
     const bool by_rows = t_.out_in_columns;
     const std::int64_t begin = by_rows ? row : column, count = by_rows ? height(row) : width(column);
-    std::int64_t first = projection.positions, last = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-      first = std::min(first, projection.position(begin + i));
-      last = std::max(last, projection.position(begin + i));
+    const auto group = [&](std::int64_t index) {
+      return projection.interleaved ? projection.position(index) / projection.inside : projection.position(index);
+    };
+    std::int64_t first = group(begin), last = group(begin + count - 1);  // columns have them in order
+    for (std::int64_t i = 0; by_rows && i < count; ++i) {
+      first = std::min(first, group(begin + i));
+      last = std::max(last, group(begin + i));
     }
     if (first == last) return multiply_projected(term, row, column, first, tile);
     const Tile part = {hadamard_tile(worker), tile.stride, nullptr, true};
@@ -349,40 +376,24 @@ class TargetRun {
       multiply_projected(term, row, column, position, part);
       for (std::int64_t i = 0; i < height(row); ++i)
         for (std::int64_t c = 0; c < width(column); ++c)
-          if (projection.position(begin + (by_rows ? i : c)) == position) {
+          if (group(begin + (by_rows ? i : c)) == position) {
             float &to = tile.data[i * tile.stride + c];
             to = part.data[i * part.stride + c] + (tile.first ? 0.0f : to);
           }
     }
   }
 
-  // Columns whose kernel positions alternate: a panel of inputs at one position, put where its columns are.
-  void add_interleaved(const TermPlan &term, std::int64_t row, std::int64_t column, const Tile &tile, int worker) {
-    const Projection &projection = term.projection;
-    const std::int64_t inside = projection.inside, span = projection.in * inside, rank = term.p.rank;
-    const Tile part = {hadamard_tile(worker), tile.stride, nullptr, true};
-    for (std::int64_t begin = column, end; begin < column + width(column); begin = end) {
-      const std::int64_t outer = begin / span * span, panel = (begin - outer) / inside / kPanel * kPanel;
-      end = std::min({column + width(column), outer + span, outer + (panel + kPanel) * inside});
-      for (std::int64_t k = 0; k < inside; ++k) {
-        k_.product(projected(term, row, projection.position(outer + k)), packed_ + term.p.right.at + panel * rank, rank,
-                   1, part);
-        for (std::int64_t c = begin + (k + inside - begin % inside) % inside; c < end; c += inside)
-          for (std::int64_t i = 0; i < height(row); ++i) {
-            float &to = tile.data[i * tile.stride + c - column];
-            to = part.data[i * part.stride + (c - outer) / inside - panel] + (tile.first ? 0.0f : to);
-          }
-      }
-    }
-  }
-
   void multiply_projected(const TermPlan &term, std::int64_t row, std::int64_t column, std::int64_t position,
                           const Tile &tile) {
-    const std::int64_t rank = term.p.rank;
+    const Projection &projection = term.projection;
+    const std::int64_t rank = term.p.rank, panels = ceil_div(width(column), kPanel);
     const float *made = projected(term, row, position);
     const float *left = t_.out_in_columns ? packed_ + term.p.left.at + row * rank : made;
     const float *right = (t_.out_in_columns ? made : packed_ + term.p.right.at) + column * rank;
-    k_.product(left, right, rank, ceil_div(width(column), kPanel), tile);
+    if (projection.interleaved)
+      k_.periodic_product(left, projection.repeated(), projection.inside, column, right, rank, panels, tile);
+    else
+      k_.product(left, right, rank, panels, tile);
   }
 
   // -- Deltas --------------------------------------------------------------------------------------------------
@@ -529,33 +540,37 @@ class TargetRun {
   void compute_norms(const AdapterPlan &adapter) {
     for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
       const std::int64_t last = std::min(column + item_columns(), t_.columns);
-      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, worker);
+      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, nullptr, worker);
     });
-    for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
-      const std::int64_t begin = index * kPanel, end = std::min(begin + kPanel, adapter.magnitudes);
-      for (std::int64_t i = begin; i < end; ++i) finish_norm(adapter, i);
-    });
+    finish_norms(adapter, 0, adapter.magnitudes);
   }
 
-  void sum_squares(const AdapterPlan &adapter, std::int64_t begin, std::int64_t column, int worker) {
-    const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows);
-    const Tile tile = {delta_tile(worker), t_.tile_stride(), nullptr, true};
-    float *values = row_buffer(worker);
+  // What kNormRows rows add. Their deltas are left in `deltas` if that is there.
+  void sum_squares(const AdapterPlan &adapter, std::int64_t begin, std::int64_t column, float *deltas, int worker) {
+    const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows), stride = t_.tile_stride();
     float *partial = packed_ + adapter.partial_at;
     float *sums = partial + begin / kNormRows * t_.columns + column;
     if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
-      add_delta(adapter, row, column, tile, worker);
-      for (std::int64_t i = 0; i < height(row); ++i) {
-        const Row base = base_row(row + i, column, n, values);
-        const float *delta = row_of(tile, i).data;
-        if (adapter.norm_per_row)
-          partial[column / t_.step_columns * t_.rows + row + i] =
-              static_cast<float>(k_.norm(base.dtype, base.data, delta, n));
-        else
-          k_.norms(base.dtype, base.data, delta, n, sums);
+      float *delta = deltas ? deltas + (row - begin) * stride : delta_tile(worker);
+      add_delta(adapter, row, column, {delta, stride, nullptr, true}, worker);
+      const WeightRows base = base_rows(row, column, n, worker);
+      if (!adapter.norm_per_row) {
+        k_.column_squares(base, height(row), delta, stride, n, sums);
+        continue;
       }
+      double squares[kTileRows] = {};
+      k_.row_squares(base, height(row), delta, stride, n, squares);
+      for (std::int64_t i = 0; i < height(row); ++i)
+        partial[column / t_.step_columns * t_.rows + row + i] = static_cast<float>(squares[i]);
     }
+  }
+
+  void finish_norms(const AdapterPlan &adapter, std::int64_t begin, std::int64_t end) {
+    for_range(ceil_div(end - begin, kPanel), [&](std::int64_t index, int) {
+      const std::int64_t first = begin + index * kPanel;
+      for (std::int64_t i = first; i < std::min(first + kPanel, end); ++i) finish_norm(adapter, i);
+    });
   }
 
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
@@ -581,15 +596,41 @@ class TargetRun {
       for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
   }
 
-  // A row of the base as it lies in memory, or converted.
-  struct Row {
-    lyc_dtype dtype;
-    const void *data;
-  };
-  Row base_row(std::int64_t row, std::int64_t column, std::int64_t n, float *buffer) const {
-    if (t_.base.contiguous()) return {t_.base.dtype, t_.base.at(row, column)};
-    load(k_, t_.base, row, column, n, buffer);
-    return {LYC_DTYPE_F32, buffer};
+  // The deltas of all rows of a tile's columns wait in a cache for the norms.
+  void compute_strips() {
+    const AdapterPlan &adapter = t_.adapters[0];
+    const std::int64_t parts = ceil_div(t_.rows, kNormRows);
+    for (std::int64_t column = 0; column < t_.columns; column += t_.tile_columns) {
+      const std::int64_t last = column + span(column);
+      const auto deltas = [&](std::int64_t row) {
+        return packed_ + t_.strip_at + static_cast<Position>(row * t_.tile_stride());
+      };
+      for_range(parts, [&](std::int64_t part, int worker) {
+        for (std::int64_t c = column; c < last; c += t_.step_columns)
+          sum_squares(adapter, part * kNormRows, c, deltas(part * kNormRows) + c - column, worker);
+      });
+      finish_norms(adapter, column / adapter.inside, last / adapter.inside);
+      for_range(parts, [&](std::int64_t part, int) {
+        const std::int64_t begin = part * kNormRows, end = std::min(begin + kNormRows, t_.rows);
+        for (std::int64_t row = begin; row < end; ++row)
+          k_.change_weight(changed_row(row, column), op_ != WeightOp::kDiff, deltas(row), last - column,
+                           column_factors(adapter, column), streams_);
+        if (streams_) k_.flush();
+      });
+    }
+  }
+
+  Factors column_factors(const AdapterPlan &adapter, std::int64_t column) const {
+    return {packed_ + adapter.weight_factor_at + column, packed_ + adapter.delta_factor_at + column, true};
+  }
+
+  // Some rows of the base as they lie in memory, or converted.
+  WeightRows base_rows(std::int64_t row, std::int64_t column, std::int64_t n, int worker) const {
+    if (t_.base.contiguous() && t_.base.rows.count <= 1)
+      return {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0};
+    float *values = hadamard_tile(worker);
+    for (std::int64_t i = 0; i < height(row); ++i) load(k_, t_.base, row + i, column, n, values + i * t_.tile_stride());
+    return {LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0};
   }
 
   // The delta of a row of tiles; the squares of V by row if they are wanted.
@@ -598,11 +639,8 @@ class TargetRun {
     for (std::int64_t c = column; c < column + span(column); c += t_.step_columns) {
       const Tile part = {delta.data + c - column, delta.stride, nullptr, delta.first};
       add_delta(adapter, row, c, part, worker);
-      if (!squares) continue;
-      for (std::int64_t i = 0; i < height(row); ++i) {
-        const Row base = base_row(row + i, c, width(c), row_buffer(worker));
-        squares[i] += k_.norm(base.dtype, base.data, row_of(part, i).data, width(c));
-      }
+      if (squares)
+        k_.row_squares(base_rows(row, c, width(c), worker), height(row), part.data, part.stride, width(c), squares);
     }
   }
 
@@ -622,7 +660,7 @@ class TargetRun {
       } else if (adapter.norm_per_row) {
         visit(i, d, Factors{weight + row + i, change + row + i, false});
       } else {
-        visit(i, d, Factors{weight + column, change + column, true});
+        visit(i, d, column_factors(adapter, column));
       }
     }
   }
@@ -646,7 +684,7 @@ class TargetRun {
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
     if (t_.changes_weight && !t_.adapters[0].dora()) return scale_weight(begin, end, column, last - column);
     if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
-      return merge_kronecker(begin, end, column, last - column, worker);
+      return merge_kronecker(begin, end, column, last - column);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       if (t_.projects_rows) project_tile(row, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
@@ -681,7 +719,8 @@ class TargetRun {
   }
 
   WeightRows changed_row(std::int64_t row, std::int64_t column) const {
-    return {t_.out.dtype, t_.base.at(row, column), 0, t_.out.at(row, column), 0};
+    return {t_.out.dtype, t_.base.at(row, column), t_.base.rows.stride[0], t_.out.at(row, column),
+            t_.out.rows.stride[0]};
   }
 
   // The weight's own rows are changed as they are read: nothing else is added to them.
@@ -700,21 +739,12 @@ class TargetRun {
     }
   }
 
-  // What is streamed is put together first: whole cache lines are written, whatever the segments.
-  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n, int worker) {
+  void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
     const TermPlan &term = t_.adapters[0].terms[0];
-    const bool whole = streams_ && weights() == 0 && n <= kItemColumns;
-    for (std::int64_t row = begin; row < end; ++row) {
-      const float *p = packed_ + term.p_at + term.rows.p(row) * term.p_stride;
-      const float *q = packed_ + term.q_at + term.rows.q(row) * term.q_stride;
-      if (!whole) {
-        k_.merge_kronecker(p, q, term.columns, column, n, weight_rows(row, column));
-        continue;
-      }
-      float *values = panel_buffer(worker);
-      k_.kronecker(p, q, term.columns, column, n, {values, 0, nullptr, true});
-      k_.store(values, n, t_.out.dtype, t_.out.at(row, column), true);
-    }
+    for (std::int64_t row = begin; row < end; ++row)
+      k_.merge_kronecker(packed_ + term.p_at + term.rows.p(row) * term.p_stride,
+                         packed_ + term.q_at + term.rows.q(row) * term.q_stride, term.columns, column, n,
+                         weight_rows(row, column), streams_);
   }
 
   void merge_product(std::int64_t row, std::int64_t column, int worker) {

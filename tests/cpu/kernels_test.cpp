@@ -79,6 +79,102 @@ TEST_P(CpuKernels, RowsTouchNothingBeyondTheirEnd) {
   }
 }
 
+// Rows that stream begin anywhere in a cache line; NaN and infinities of both signs may be neighbours.
+TEST_P(CpuKernels, StreamedRowsEqualStoredOnes) {
+  test::Random random(2);
+  std::vector<float> values(333);
+  for (float &value : values) value = from_bits(static_cast<std::uint32_t>(random.bits()));
+  values[40] = HUGE_VALF;
+  values[56] = -HUGE_VALF;
+  for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16})
+    for (std::size_t start = 0; start < 64; start += dtype_size(dtype)) {
+      alignas(64) char stored[1536] = {}, streamed[1536] = {};
+      k_.store(values.data(), 333, dtype, stored + start, false);
+      k_.store(values.data(), 333, dtype, streamed + start, true);
+      k_.flush();
+      ASSERT_EQ(std::memcmp(stored, streamed, sizeof stored), 0) << start;
+    }
+}
+
+// Stretches of every length, shorter than a vector, too.
+TEST_P(CpuKernels, KroneckerRowsWhereverTheyBeginAndEnd) {
+  test::Random random(3);
+  for (std::int64_t segment : {1, 3, 16, 17, 64, 100})
+    for (std::int64_t begin : {0, 1, 5, 70})
+      for (bool stream : {false, true})
+        for (bool with_base : {false, true}) {
+          const Split split = {5, segment, 0};
+          std::vector<float> p(5), q(400 + static_cast<std::size_t>(segment));
+          for (float &value : p) value = static_cast<float>(random.normal());
+          for (float &value : q) value = static_cast<float>(random.normal());
+          const std::int64_t n = 5 * segment + 37;
+          std::vector<float> base(static_cast<std::size_t>(n), 0.5f), out(base.size() + 8, -7.0f);
+          k_.merge_kronecker(p.data(), q.data(), split, begin, n,
+                             {LYC_DTYPE_F32, with_base ? base.data() : nullptr, n, out.data() + 3, n}, stream);
+          k_.flush();
+          for (std::int64_t i = 0; i < n; ++i) {
+            const float product =
+                p[static_cast<std::size_t>(split.p(begin + i))] * q[static_cast<std::size_t>(split.q(begin + i))];
+            ASSERT_EQ(out[static_cast<std::size_t>(3 + i)], with_base ? product + 0.5f : product)
+                << segment << " " << i;
+          }
+          for (std::size_t i : {std::size_t{2}, static_cast<std::size_t>(n) + 3}) ASSERT_EQ(out[i], -7.0f);
+        }
+}
+
+TEST_P(CpuKernels, SquaresByRowAndByColumn) {
+  test::Random random(4);
+  for (std::int64_t rows = 1; rows <= kTileRows; ++rows)
+    for (std::int64_t n : {1, 15, 64, 131}) {
+      std::vector<float> w(static_cast<std::size_t>(kTileRows * 140)), d(w.size());
+      for (float &value : w) value = static_cast<float>(random.normal());
+      for (float &value : d) value = static_cast<float>(random.normal());
+      std::vector<double> by_row(kTileRows, 2.0), want_row(kTileRows, 2.0), want_column(140, 3.0);
+      std::vector<float> by_column(140, 3.0f);
+      for (std::int64_t row = 0; row < rows; ++row)
+        for (std::int64_t i = 0; i < n; ++i) {
+          const std::size_t at = static_cast<std::size_t>(row * 140 + i);
+          const double v = static_cast<double>(w[at]) + static_cast<double>(d[at]);
+          want_row[static_cast<std::size_t>(row)] += v * v;
+          want_column[static_cast<std::size_t>(i)] += v * v;
+        }
+      const WeightRows weight = {LYC_DTYPE_F32, w.data(), 140, nullptr, 0};
+      k_.row_squares(weight, rows, d.data(), 140, n, by_row.data());
+      k_.column_squares(weight, rows, d.data(), 140, n, by_column.data());
+      for (std::size_t i = 0; i < by_row.size(); ++i) EXPECT_NEAR(by_row[i], want_row[i], 1e-3) << rows << " " << n;
+      for (std::size_t i = 0; i < by_column.size(); ++i)
+        EXPECT_NEAR(static_cast<double>(by_column[i]), want_column[i], 1e-3) << rows << " " << n;
+    }
+}
+
+TEST_P(CpuKernels, PeriodicProductsRepeatTheirLeftFactor) {
+  test::Random random(5);
+  constexpr std::int64_t kRank = 3, kPanels = 11, kColumns = kPanels * kPanel;
+  for (std::int64_t period : {2, 3, 9, 25, 64, 100})
+    for (bool first : {false, true}) {
+      const std::int64_t stride = period + kRepeated, begin = 7;
+      std::vector<float> left(static_cast<std::size_t>(kRank * kTileRows * stride)), right(kRank * kColumns);
+      for (std::size_t i = 0; i < left.size(); ++i)
+        left[i] = static_cast<std::int64_t>(i) % stride < period ? static_cast<float>(random.normal())
+                                                                 : left[i - static_cast<std::size_t>(period)];
+      for (float &value : right) value = static_cast<float>(random.normal());
+      std::vector<float> tile(kTileRows * kColumns, 1.0f);
+      k_.periodic_product(left.data(), stride, period, begin, right.data(), kRank, kPanels,
+                          {tile.data(), kColumns, nullptr, first});
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        for (std::int64_t c = 0; c < kColumns; ++c) {
+          double want = first ? 0.0 : 1.0;
+          for (std::int64_t r = 0; r < kRank; ++r)
+            want +=
+                static_cast<double>(
+                    left[static_cast<std::size_t>((r * kTileRows + i) * stride + (begin + c) % period)]) *
+                static_cast<double>(right[static_cast<std::size_t>((c / kPanel * kRank + r) * kPanel + c % kPanel)]);
+          ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kColumns + c)]), want, 1e-5)
+              << period << " " << i << " " << c;
+        }
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(InstructionSets, CpuKernels, testing::ValuesIn(supported_kernels()), [](const auto &param) {
   std::string name = param.param->name;
   name.erase(std::remove(name.begin(), name.end(), '-'), name.end());

@@ -253,6 +253,36 @@ TEST_F(CpuBatch, NumberOfThreadsDoesNotChangeABit) {
   }
 }
 
+// Norms by column: in strips that wait in a cache, several of them and the last one narrow, or, of too many rows, in a
+// pass of their own.
+TEST_F(CpuBatch, DoraOverInputsByStripsAndByPasses) {
+  for (const Shape &shape : {Shape{2048, 1090, {1, 1, 1}}, Shape{1300, 131, {3, 3, 1}}, Shape{4200, 530, {1, 1, 1}}})
+    for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) {
+      WeightCase c(21);
+      TermChoice term;
+      term.rank = 3;
+      TargetChoice target = simple(shape, term, DoraAxis::kIn);
+      target.in_place = op == WeightOp::kMerge;
+      target.base_dtype = target.out_dtype = target.in_place ? LYC_DTYPE_F32 : LYC_DTYPE_BF16;
+      c.add(target);
+      expect_reference(context_, c, op);
+    }
+}
+
+TEST_F(CpuBatch, LargeKroneckerDifferencesStream) {
+  for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16}) {
+    WeightCase c(22);
+    TermChoice term;
+    term.kind = TermKind::kKronecker;
+    term.p_out = 3;
+    term.p_in = 43;
+    TargetChoice target = simple({1500, 1419, {1, 1, 1}}, term);
+    target.out_dtype = target.base_dtype = dtype;
+    c.add(target);
+    expect_reference(context_, c, WeightOp::kDiff);
+  }
+}
+
 TEST_F(CpuBatch, ABatchEqualsItsTargetsOneByOne) {
   WeightCase c = mixed_case(11);
   const auto together = results(context_, c, WeightOp::kMerge);
