@@ -3,13 +3,21 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime_api.h>
 
+#include "launch.hpp"
 #include "stream_table.hpp"
 #include "term_table.hpp"
 #include "weight_kernels.hpp"
 
 namespace lyc::cuda {
+
+/// First of all in every kernel: wait until the kernels before it have ended, and let the next one be set up.
+__device__ inline void begin_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 __device__ inline float to_float(std::uint32_t bits, lyc_dtype dtype) {
   if (dtype == LYC_DTYPE_F32) return __uint_as_float(bits);
@@ -231,16 +239,6 @@ __device__ inline void store_streaming(uint4 *to, uint4 v) {
 }
 __device__ inline void store_streaming(uint2 *to, uint2 v) {
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y));
-}
-
-// -- host -------------------------------------------------------------------------------------------------------------
-
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned blocks, int threads, cudaStream_t stream,
-                   Arguments... arguments) {
-  void *addresses[] = {&arguments...};
-  return cudaLaunchKernel(reinterpret_cast<const void *>(kernel), dim3(blocks), dim3(static_cast<unsigned>(threads)),
-                          addresses, 0, stream);
 }
 
 }  // namespace lyc::cuda

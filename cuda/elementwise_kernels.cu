@@ -388,6 +388,7 @@ __device__ void merge_rows(const ElementwiseRun &run) {
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, 3) elementwise_kernel(const __grid_constant__ ElementwiseRun run) {
+  begin_kernel();
   if constexpr (K::kDora)
     merge_rows<K>(run);
   else
@@ -404,12 +405,12 @@ const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
 
 }  // namespace
 
-cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, cudaStream_t stream) {
+cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, const Launch &on) {
   const std::uint32_t warps = kind.dora ? kWarpsPerBlock : 1;  // for each tile
   const unsigned blocks = (run.tiles.pieces * warps + kWarpsPerBlock - 1) / kWarpsPerBlock;
   void *arguments[] = {const_cast<ElementwiseRun *>(&run)};
-  return cudaLaunchKernel(kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>()), dim3(blocks),
-                          dim3(kThreads), arguments, 0, stream);
+  const void *kernel = kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>());
+  return launch_kernel(kernel, blocks, kThreads, 0, on, arguments);
 }
 
 }  // namespace lyc::cuda

@@ -16,6 +16,6 @@ struct ElementwiseRun {
 };
 
 /// Enqueue one launch for all targets of a kind.
-cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, cudaStream_t stream);
+cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, const Launch &on);
 
 }  // namespace lyc::cuda

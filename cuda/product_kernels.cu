@@ -35,6 +35,7 @@ __device__ void store_result(const Contraction &c, char *workspace, std::int64_t
 /// A block computes 32 x 32 elements, a thread four of them in one column.
 __global__ void __launch_bounds__(kContractionThreads)
     contract_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+  begin_kernel();
   constexpr int kTile = kContractionTile, kStep = kContractionThreads / kTile, kOwn = kTile / kStep;
   __shared__ float left[kTile][kTile + 1], right[kTile][kTile + 1];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
@@ -88,6 +89,7 @@ __device__ std::int64_t place_of(const Contraction &c, std::int64_t line, std::i
 /// factor goes through shared memory, as [s][kernel][16 ranks], as much of it at a time as there is room for.
 __global__ void __launch_bounds__(kPackThreads)
     pack_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+  begin_kernel();
   __shared__ alignas(16) float staged[kPackStaged];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const Contraction &c = contractions[index];
@@ -215,6 +217,7 @@ __device__ void multiply_rows(const Contraction &c, std::int64_t first_row, char
 
 __global__ void __launch_bounds__(kTallWarps * 32)
     tall_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+  begin_kernel();
   static_assert(kTallWarps * 32 == kTallRows * kChunkRanks);
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const Contraction &c = contractions[index];
@@ -228,14 +231,14 @@ __global__ void __launch_bounds__(kTallWarps * 32)
 }  // namespace
 
 cudaError_t launch_contractions(ContractionKind kind, const Contraction *contractions, const Schedule &schedule,
-                                char *workspace, cudaStream_t stream) {
+                                char *workspace, const Launch &on) {
   const auto kernel = kind == ContractionKind::kPack   ? pack_kernel
                       : kind == ContractionKind::kTall ? tall_kernel
                                                        : contract_kernel;
   const int threads = kind == ContractionKind::kPack   ? kPackThreads
                       : kind == ContractionKind::kTall ? kTallWarps * 32
                                                        : kContractionThreads;
-  return launch_kernel(kernel, schedule.pieces, threads, stream, contractions, schedule, workspace);
+  return launch_kernel(kernel, schedule.pieces, threads, on, contractions, schedule, workspace);
 }
 
 }  // namespace lyc::cuda

@@ -2,14 +2,13 @@
 // weight with a factor.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "launch.hpp"
 #include "term_table.hpp"
 
 namespace lyc::cuda {
 
 /// All contractions of one kind and stage.
 cudaError_t launch_contractions(ContractionKind kind, const Contraction *contractions, const Schedule &schedule,
-                                char *workspace, cudaStream_t stream);
+                                char *workspace, const Launch &on);
 
 }  // namespace lyc::cuda

@@ -53,6 +53,7 @@ __device__ float squares_of_block(const RotationTask &task, std::int64_t block) 
 }
 
 __global__ void __launch_bounds__(kRotationThreads) squares_kernel(const __grid_constant__ RotationRun run) {
+  begin_kernel();
   const RotationTask &task = run.rotations[blockIdx.x];
   if (task.prepared || task.limited == ops::Rotation::Limit::kNone || task.limited == ops::Rotation::Limit::kBlock)
     return;
@@ -186,6 +187,7 @@ constexpr int kSharedBlock = 48;  // up to this size, a block is inverted in sha
 /// R - I of one block.
 __global__ void __launch_bounds__(kRotationThreads)
     rests_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule) {
+  begin_kernel();
   __shared__ float shared[3 * kSharedBlock * kSharedBlock];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const RotationTask &task = run.rotations[index];
@@ -253,6 +255,7 @@ static_assert(kTurnedPlaces == kStep);
 /// out[j] = in[j] + m sum_i (R - I)[j, i] in[i]: kTurnedPlaces elements of a block on kTurnedLines lines.
 __global__ void __launch_bounds__(kRotationThreads)
     stage_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule, int stage) {
+  begin_kernel();
   __shared__ float in[kStep][kTurnedLines + 4];
   __shared__ float rest[kTurnedPlaces][kStep + 1];
   __shared__ Offset place[kStep], own[kTurnedPlaces], line[kTurnedLines];
@@ -345,17 +348,17 @@ __global__ void __launch_bounds__(kRotationThreads)
 
 }  // namespace
 
-cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, cudaStream_t stream) {
+cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, const Launch &on) {
   if (limited > 0) {
     const cudaError_t status =
-        launch_kernel(squares_kernel, static_cast<unsigned>(limited), kRotationThreads, stream, run);
+        launch_kernel(squares_kernel, static_cast<unsigned>(limited), kRotationThreads, on, run);
     if (status != cudaSuccess) return status;
   }
-  return launch_kernel(rests_kernel, blocks.pieces, kRotationThreads, stream, run, blocks);
+  return launch_kernel(rests_kernel, blocks.pieces, kRotationThreads, on, run, blocks);
 }
 
-cudaError_t launch_stage(const RotationRun &run, const Schedule &schedule, int stage, cudaStream_t stream) {
-  return launch_kernel(stage_kernel, schedule.pieces, kRotationThreads, stream, run, schedule, stage);
+cudaError_t launch_stage(const RotationRun &run, const Schedule &schedule, int stage, const Launch &on) {
+  return launch_kernel(stage_kernel, schedule.pieces, kRotationThreads, on, run, schedule, stage);
 }
 
 }  // namespace lyc::cuda

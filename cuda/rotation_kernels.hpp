@@ -13,9 +13,9 @@ struct RotationRun {
 };
 
 /// |Q| of the first `limited` rotations, 0 if none wants it, then R - I of each stage and block.
-cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, cudaStream_t stream);
+cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, const Launch &on);
 
 /// Turn the weight by one stage of all rotations that have it.
-cudaError_t launch_stage(const RotationRun &run, const Schedule &schedule, int stage, cudaStream_t stream);
+cudaError_t launch_stage(const RotationRun &run, const Schedule &schedule, int stage, const Launch &on);
 
 }  // namespace lyc::cuda

@@ -42,7 +42,7 @@ struct Kind {
   static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
   static constexpr int kSlotBytes = kTileBytes + kChunks * kRowChunkBytes;
   static constexpr int kHeldBytes = kKronecker ? kStreamRows * kStreamColumns * 4 : 0;
-  static constexpr int kBlocks = kWarps > kBoxes || kRotation ? 2 : 3;  // wanted on a multiprocessor
+  static constexpr int kBlocks = kWarps == kBoxes && kLowRank ? 3 : 2;  // wanted on a multiprocessor
   static constexpr int kUnroll = kRotation ? 2 : 1;  // halves of a tile at once: what they index is in registers
   using Element = std::conditional_t<kBf16Factors, Bf16, F16>;  // of factors
 };
@@ -846,6 +846,7 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const _
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
+  begin_kernel();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < K::kWarps)
     compute<K>(p, ring, warp);
@@ -913,15 +914,14 @@ cudaError_t resident_blocks(StreamKind kind, int *blocks) {
 }
 
 cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const StreamTarget &only, int blocks,
-                          const StreamRun &run, cudaStream_t stream) {
+                          const StreamRun &run, const Launch &on) {
   const Instance &instance = instance_of(kind);
   Parameters parameters{only, table, run.op, run.pass, run.multipliers, run.workspace};
   void *arguments[] = {&parameters};
   const unsigned grid =
       table.tile_count < static_cast<unsigned>(blocks) ? table.tile_count : static_cast<unsigned>(blocks);
-  return cudaLaunchKernel(reinterpret_cast<const void *>(instance.kernel), dim3(grid),
-                          dim3(static_cast<unsigned>(instance.threads)), arguments,
-                          static_cast<std::size_t>(instance.shared_bytes), stream);
+  return launch_kernel(reinterpret_cast<const void *>(instance.kernel), grid, instance.threads,
+                       static_cast<std::size_t>(instance.shared_bytes), on, arguments);
 }
 
 }  // namespace lyc::cuda

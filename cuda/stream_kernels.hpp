@@ -1,8 +1,7 @@
 // Launching the streaming kernels.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "launch.hpp"
 #include "ops/weight.hpp"
 #include "stream_table.hpp"
 #include "weight_kernels.hpp"
@@ -24,6 +23,6 @@ cudaError_t resident_blocks(StreamKind kind, int *blocks);
 
 /// Enqueue one launch of at most `blocks` blocks for all targets of the table, or for `only` if it has none.
 cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const StreamTarget &only, int blocks,
-                          const StreamRun &run, cudaStream_t stream);
+                          const StreamRun &run, const Launch &on);
 
 }  // namespace lyc::cuda

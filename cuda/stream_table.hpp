@@ -39,7 +39,7 @@ struct StreamKind {
 
 /// Computing warps, which share a tile's boxes: as many as it takes to have factors and sums in registers.
 constexpr int stream_warps(int chunks, StreamForm form) {
-  const bool many = form != StreamForm::kRotation && (form > StreamForm::kSeveral || chunks >= 4);
+  const bool many = form == StreamForm::kHadamard || (form <= StreamForm::kSeveral && chunks >= 4);
   return many ? 2 * kBoxes : kBoxes;
 }
 

@@ -363,6 +363,7 @@ __device__ void merge_step(const TermRun &run, const TermTarget &target, const S
 
 __global__ void __launch_bounds__(kThreads, 3)
     term_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
+  begin_kernel();
   const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
   if (number >= schedule.pieces) return;
   const int index = find_entry(schedule.first, schedule.count, number);
@@ -378,6 +379,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 __global__ void __launch_bounds__(kThreads, 3)
     norm_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
+  begin_kernel();
   const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
   if (number >= schedule.pieces) return;
   const int index = find_entry(schedule.first, schedule.count, number);
@@ -421,6 +423,7 @@ constexpr int kFactorThreads = 256;
 __global__ void __launch_bounds__(kFactorThreads)
     factors_kernel(const FactorTask *tasks, const __grid_constant__ Schedule schedule,
                    const __grid_constant__ Multipliers multipliers, char *workspace) {
+  begin_kernel();
   constexpr int kWarps = kFactorThreads / 32;
   static_assert(kMagnitudesPerBlock == 32);
   __shared__ double partial_sums[kWarps][32];
@@ -454,17 +457,17 @@ unsigned blocks_of(const Schedule &schedule) { return (schedule.pieces + kWarpsP
 
 }  // namespace
 
-cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {
-  return launch_kernel(norm_kernel, blocks_of(schedule), kThreads, stream, run, schedule);
+cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, const Launch &on) {
+  return launch_kernel(norm_kernel, blocks_of(schedule), kThreads, on, run, schedule);
 }
 
 cudaError_t launch_factors(const FactorTask *tasks, const Schedule &schedule, const Multipliers &multipliers,
-                           char *workspace, cudaStream_t stream) {
-  return launch_kernel(factors_kernel, schedule.pieces, kFactorThreads, stream, tasks, schedule, multipliers, workspace);
+                           char *workspace, const Launch &on) {
+  return launch_kernel(factors_kernel, schedule.pieces, kFactorThreads, on, tasks, schedule, multipliers, workspace);
 }
 
-cudaError_t launch_terms(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {
-  return launch_kernel(term_kernel, blocks_of(schedule), kThreads, stream, run, schedule);
+cudaError_t launch_terms(const TermRun &run, const Schedule &schedule, const Launch &on) {
+  return launch_kernel(term_kernel, blocks_of(schedule), kThreads, on, run, schedule);
 }
 
 }  // namespace lyc::cuda

@@ -14,13 +14,13 @@ struct TermRun {
 };
 
 /// Sums of squares of what DoRA normalises.
-cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, cudaStream_t stream);
+cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, const Launch &on);
 
 /// From those to the factors of each magnitude or line.
 cudaError_t launch_factors(const FactorTask *tasks, const Schedule &schedule, const Multipliers &multipliers,
-                           char *workspace, cudaStream_t stream);
+                           char *workspace, const Launch &on);
 
 /// Everything else, and the store.
-cudaError_t launch_terms(const TermRun &run, const Schedule &schedule, cudaStream_t stream);
+cudaError_t launch_terms(const TermRun &run, const Schedule &schedule, const Launch &on);
 
 }  // namespace lyc::cuda

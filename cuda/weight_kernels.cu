@@ -723,6 +723,7 @@ constexpr int blocks_wanted = !K::kRegular || (K::kWide && K::kHadamard) ? 2
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, blocks_wanted<K>) low_rank_kernel(const __grid_constant__ Parameters p) {
+  begin_kernel();
   const std::uint32_t number = K::kDora ? blockIdx.x : blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
   if (number >= p.table.tile_count) return;
   const int index = find_entry(p.table.first_tile, p.table.target_count, number);
@@ -743,6 +744,7 @@ struct StoredMultipliers {
 };
 
 __global__ void store_multipliers_kernel(const __grid_constant__ StoredMultipliers values, float *to, int count) {
+  begin_kernel();
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) to[i] = values.value[i];
 }
 
@@ -752,13 +754,6 @@ template <int... kIndex>
 const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
   constexpr Kernel kKernels[] = {low_rank_kernel<Kind<kIndex>>...};
   return reinterpret_cast<const void *>(kKernels[index]);
-}
-
-template <typename... Arguments>
-cudaError_t launch(const void *kernel, unsigned blocks, std::size_t shared, cudaStream_t stream,
-                   Arguments... arguments) {
-  void *addresses[] = {&arguments...};
-  return cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), addresses, shared, stream);
 }
 
 const void *kernel_of(KernelKind kind) {
@@ -781,19 +776,19 @@ cudaError_t resident_blocks(KernelKind kind, int chunk_capacity, int *blocks) {
                                                        shared_bytes(kind, chunk_capacity));
 }
 
-cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, cudaStream_t stream) {
+cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, const Launch &on) {
   const unsigned tiles = run.table.tile_count;
   const unsigned blocks = kind.dora ? tiles : (tiles + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  return launch(kernel_of(kind), blocks, shared_bytes(kind, run.table.chunk_capacity), stream, run);
+  void *arguments[] = {const_cast<LowRankRun *>(&run)};
+  return launch_kernel(kernel_of(kind), blocks, kThreads, shared_bytes(kind, run.table.chunk_capacity), on, arguments);
 }
 
-cudaError_t launch_store_multipliers(const float *host, int count, float *device, cudaStream_t stream) {
+cudaError_t launch_store_multipliers(const float *host, int count, float *device, const Launch &on) {
   for (int first = 0; first < count; first += kStoredPerLaunch) {
     const int part = count - first < kStoredPerLaunch ? count - first : kStoredPerLaunch;
     StoredMultipliers values{};
     for (int i = 0; i < part; ++i) values.value[i] = host[first + i];
-    const cudaError_t status =
-        launch(reinterpret_cast<const void *>(store_multipliers_kernel), 1, 0, stream, values, device + first, part);
+    const cudaError_t status = launch_kernel(store_multipliers_kernel, 1, kThreads, on, values, device + first, part);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;

@@ -1,8 +1,7 @@
 // Launching the weight kernels.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "launch.hpp"
 #include "weight_table.hpp"
 
 namespace lyc::cuda {
@@ -25,11 +24,11 @@ struct LowRankRun {
 };
 
 /// Enqueue one launch for all targets of the table.
-cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, cudaStream_t stream);
+cudaError_t launch_low_rank(KernelKind kind, const LowRankRun &run, const Launch &on);
 
 /// Enqueue the copy of host multipliers to device memory, by value through kernel parameters, so that a graph can hold
 /// it.
-cudaError_t launch_store_multipliers(const float *host, int count, float *device, cudaStream_t stream);
+cudaError_t launch_store_multipliers(const float *host, int count, float *device, const Launch &on);
 inline constexpr int kStoredPerLaunch = 512;  // 2 KB of the 4 KB that kernel parameters have everywhere
 constexpr int store_launches(int count) { return (count + kStoredPerLaunch - 1) / kStoredPerLaunch; }
 

@@ -211,7 +211,7 @@ void describe_run(WeightPlan &plan) {
 }
 
 /// Where the kernels find the multipliers: in device memory as it is, by value, or staged in the workspace.
-Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &options, cudaStream_t stream) {
+Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &options, const Launch &on) {
   Multipliers placed{};
   if (options.multipliers && options.multipliers_on_device) {
     placed.device = options.multipliers;
@@ -224,7 +224,7 @@ Multipliers place_multipliers(const WeightPlan &plan, const ops::RunOptions &opt
     return placed;
   }
   auto *staged = static_cast<float *>(options.workspace);
-  check(launch_store_multipliers(host, plan.multiplier_count, staged, stream), "storing multipliers");
+  check(launch_store_multipliers(host, plan.multiplier_count, staged, on), "storing multipliers");
   placed.device = staged;
   return placed;
 }
@@ -233,49 +233,49 @@ char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
   return static_cast<char *>(options.workspace) + staging_size(plan);
 }
 
-void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) {
+void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
   for (std::size_t stage = 0; stage < kContractionStages; ++stage)
     for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
       if (const Schedule &schedule = plan.contraction_pieces[stage][kind]; schedule.pieces > 0)
         check(launch_contractions(static_cast<ContractionKind>(kind), plan.contractions[stage], schedule, workspace,
-                                  stream),
+                                  on),
               "launching small products");
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
-                     cudaStream_t stream) {
+                     const Launch &on) {
   for (int k = 0; k < kElementwiseKinds; ++k) {
     ElementwiseRun run = plan.elementwise[static_cast<std::size_t>(k)];
     if (run.tiles.pieces == 0) continue;
     run.op = op;
     run.multipliers = multipliers;
     run.workspace = workspace;
-    check(launch_elementwise(elementwise_kind(k), run, stream), "launching a weight kernel");
+    check(launch_elementwise(elementwise_kind(k), run, on), "launching a weight kernel");
   }
 }
 
-void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, cudaStream_t stream) {
+void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, const Launch &on) {
   for (std::size_t g = 0; g < plan.streams.size(); ++g)
     if (const StreamKind &kind = plan.layout.streams[g].kind; pass == StreamPass::kMerge || kind.dora)
       check(launch_stream(kind, plan.streams[g], plan.only[g], plan.stream_blocks[g],
-                          {run.op, pass, run.multipliers, run.workspace}, stream),
+                          {run.op, pass, run.multipliers, run.workspace}, on),
             "launching a streaming kernel");
 }
 
-void run_rotations(const WeightPlan &plan, const RotationRun &run, cudaStream_t stream) {
+void run_rotations(const WeightPlan &plan, const RotationRun &run, const Launch &on) {
   if (plan.rotation_blocks.pieces > 0)
-    check(launch_rotations(run, plan.limited_rotations, plan.rotation_blocks, stream), "launching rotations");
+    check(launch_rotations(run, plan.limited_rotations, plan.rotation_blocks, on), "launching rotations");
   for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
     if (plan.stages[stage].pieces > 0)
-      check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), stream), "launching rotations");
+      check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), on), "launching rotations");
 }
 
 /// Sums of squares of what DoRA normalises, and the factors that they give.
-void run_norms(const WeightPlan &plan, const TermRun &run, const StreamRun &streams, cudaStream_t stream) {
+void run_norms(const WeightPlan &plan, const TermRun &run, const StreamRun &streams, const Launch &on) {
   if (plan.factor_blocks.pieces == 0) return;
-  run_streams(plan, StreamPass::kNorms, streams, stream);
-  if (plan.norms.pieces > 0) check(launch_norms(run, plan.norms, stream), "launching norms");
-  check(launch_factors(plan.factors, plan.factor_blocks, run.multipliers, run.workspace, stream), "launching norms");
+  run_streams(plan, StreamPass::kNorms, streams, on);
+  if (plan.norms.pieces > 0) check(launch_norms(run, plan.norms, on), "launching norms");
+  check(launch_factors(plan.factors, plan.factor_blocks, run.multipliers, run.workspace, on), "launching norms");
 }
 
 void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
@@ -314,20 +314,20 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
 void run(WeightPlan &plan, const ops::RunOptions &options) {
   check_run(plan, options);
   const DeviceScope scope(*plan.context);
-  const auto stream = static_cast<cudaStream_t>(options.stream);
-  const Multipliers multipliers = place_multipliers(plan, options, stream);
+  const Launch on{static_cast<cudaStream_t>(options.stream), plan.context->encode_map != nullptr};
+  const Multipliers multipliers = place_multipliers(plan, options, on);
   char *workspace = products_of(plan, options);
   const TermRun terms{plan.terms, workspace, options.op, multipliers};
   const StreamRun streams{options.op, StreamPass::kMerge, multipliers, workspace};
-  run_products(plan, workspace, stream);
-  run_rotations(plan, {plan.rotations, workspace, multipliers}, stream);
-  run_norms(plan, terms, streams, stream);
-  run_streams(plan, StreamPass::kMerge, streams, stream);
+  run_products(plan, workspace, on);
+  run_rotations(plan, {plan.rotations, workspace, multipliers}, on);
+  run_norms(plan, terms, streams, on);
+  run_streams(plan, StreamPass::kMerge, streams, on);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
-    check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
+    check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, on),
           "launching a weight kernel");
-  run_elementwise(plan, options.op, multipliers, workspace, stream);
-  if (plan.tiles.pieces > 0) check(launch_terms(terms, plan.tiles, stream), "launching a weight kernel");
+  run_elementwise(plan, options.op, multipliers, workspace, on);
+  if (plan.tiles.pieces > 0) check(launch_terms(terms, plan.tiles, on), "launching a weight kernel");
 }
 
 std::string explain(const WeightPlan &plan) {

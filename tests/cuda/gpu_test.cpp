@@ -384,9 +384,11 @@ WeightCase every_kernel_case() {
   }
   TermChoice halves = tucker;
   halves.kind = TermKind::kHadamard;
-  halves.rank = 15;  // the other half has 16
-  for (const TermChoice &term : {tucker, halves, choice_of(TermKind::kBaseProduct)})
+  for (const TermChoice &term : {tucker, halves, choice_of(TermKind::kBaseProduct)}) {
     c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+    ops::Product &q = c.terms().back().q;
+    if (q.up.data) q = c.terms().back().p;  // of the same rank
+  }
   const AdapterChoice one = {{choice_of(TermKind::kProduct)}};
   c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, one}});
   c.multipliers.resize(100, 1.0f);  // too many to go by value
