@@ -253,13 +253,14 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
   store_vector(v, to);
 }
 
-// The sums of one register tile: kTileRows rows of kVectors vectors.
+// The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
 
+template <std::int64_t kRows>
 HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
-                         Sums &sum) {
+                         Floats (&sum)[kRows][kVectors]) {
   HWY_UNROLL(6)
-  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(kFloats);
 
   for (std::int64_t k = 0; k < rank; ++k, left += kTileRows, right += kPanel) {
@@ -267,7 +268,7 @@ HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRI
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) row[v] = hn::LoadU(kFloats, right + v * kLanes);
     HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
+    for (std::int64_t i = 0; i < kRows; ++i) {
       const Floats factor = hn::Set(kFloats, left[i]);
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
@@ -659,6 +660,189 @@ void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_
 
 // -- Rotations -------------------------------------------------------------------------------------------------
 
+HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row) {
+  for (std::int64_t byte = 0; byte < ahead.bytes; byte += 64)
+    __builtin_prefetch(ahead.data + row * ahead.stride + byte, 1);
+}
+
+HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
+  if (change) sum = hn::Add(sum, load_vector(change));
+  return base ? hn::Add(sum, load_vector(base)) : sum;
+}
+
+HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p + by : nullptr; }
+
+// What is stored is asked for first: it may not have been read.
+template <typename T>
+HWY_INLINE void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
+  T *out = static_cast<T *>(to.out);
+  for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * to.out_stride);
+  for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
+    Sums sum;
+    multiply(left, right + column, rank, sum);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      const float *change = advanced(to.change, i * kPanel + column);
+      const float *base = advanced(to.base, i * to.base_stride + column);
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < kVectors; v += 2)
+        store_pair(onto(sum[i][v], advanced(change, v * kLanes), advanced(base, v * kLanes)),
+                   onto(sum[i][v + 1], advanced(change, (v + 1) * kLanes), advanced(base, (v + 1) * kLanes)),
+                   out + i * to.out_stride + column + v * kLanes);
+    }
+  }
+}
+
+template <std::int64_t kRows>
+void multiply_part(const float *left, const float *right, std::int64_t rank, float *to) {
+  for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
+    Floats sum[kRows][kVectors];
+    multiply(left, right + column, rank, sum);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kVectors; ++v) store_vector(sum[i][v], to + i * kPanel + column + v * kLanes);
+  }
+}
+
+template <typename T>
+void write_sums(const float *sums, std::int64_t n, const float *change, const float *base, T *out) {
+  write_row(
+      n, out, false,
+      [&](std::int64_t i) HWY_ATTR { return onto(load_vector(sums + i), advanced(change, i), advanced(base, i)); },
+      [&](std::int64_t i, std::int64_t count) HWY_ATTR {
+        Floats sum = load_part(sums + i, count);
+        if (change) sum = hn::Add(sum, load_part(change + i, count));
+        return base ? hn::Add(sum, load_part(base + i, count)) : sum;
+      });
+}
+
+// Fewer rows than a tile has, or fewer columns than a panel.
+template <typename T>
+void turn_part(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n,
+               const Turned &to) {
+  constexpr decltype(&multiply_part<1>) kParts[] = {multiply_part<1>, multiply_part<2>, multiply_part<3>,
+                                                    multiply_part<4>, multiply_part<5>, multiply_part<6>};
+  float sums[kTileRows * kPanel];
+  kParts[rows - 1](left, right, rank, sums);
+  for (std::int64_t i = 0; i < rows; ++i)
+    write_sums(sums + i * kPanel, n, advanced(to.change, i * kPanel), advanced(to.base, i * to.base_stride),
+               static_cast<T *>(to.out) + i * to.out_stride);
+}
+
+template <typename T>
+void turn_as(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
+             const Ahead &ahead) {
+  for (std::int64_t row = 0; row < rows; row += kTileRows, left += rank * kTileRows) {
+    const std::int64_t count = std::min(kTileRows, rows - row);
+    for (std::int64_t i = 0; i < count; ++i) prefetch(ahead, row + i);
+    if (count == kTileRows && n == kPanel)
+      turn_tile<T>(left, right, rank, to);
+    else
+      turn_part<T>(left, right, rank, count, n, to);
+    to.base = advanced(to.base, kTileRows * to.base_stride);
+    to.change = advanced(to.change, kTileRows * kPanel);
+    to.out = static_cast<T *>(to.out) + kTileRows * to.out_stride;
+  }
+}
+
+void turn(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
+          Ahead ahead) {
+  switch (to.dtype) {
+    case LYC_DTYPE_BF16:
+      return turn_as<Bf16>(left, right, rank, rows, n, to, ahead);
+    case LYC_DTYPE_F16:
+      return turn_as<F16>(left, right, rank, rows, n, to, ahead);
+    default:
+      return turn_as<float>(left, right, rank, rows, n, to, ahead);
+  }
+}
+
+// kTileRows rows by kCount vectors of columns, from `column` of a block on.
+template <std::int64_t kCount>
+HWY_INLINE void multiply_columns(const float *const *left, const float *right, std::int64_t block, std::int64_t column,
+                                 Floats (&sum)[kTileRows][kCount]) {
+  const float *panels[kCount];
+  HWY_UNROLL(2)
+  for (std::int64_t v = 0; v < kCount; ++v) {
+    const std::int64_t at = column + v * kLanes;
+    panels[v] = right + at / kTurned * kTurned * block + at % kTurned;
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][v] = hn::Zero(kFloats);
+  }
+  for (std::int64_t k = 0; k < block; ++k) {
+    Floats row[kCount];
+    HWY_UNROLL(2)
+    for (std::int64_t v = 0; v < kCount; ++v) row[v] = load_vector(panels[v] + k * kTurned);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      const Floats factor = hn::Set(kFloats, left[i][k]);
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
+    }
+  }
+}
+
+template <typename T>
+HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *out) {
+  if (n >= kLanes) return store_vector(onto(sum, nullptr, base), out);
+  if (n > 0) store_part(base ? hn::Add(sum, load_part(base, n)) : sum, n, out);
+}
+
+template <typename T>
+HWY_INLINE void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block,
+                           const Turned &to) {
+  for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
+    Floats sum[kTileRows][2];
+    const std::int64_t n = block - column;
+    if (n <= kLanes) {
+      Floats one[kTileRows][1];
+      multiply_columns(left, right, block, column, one);
+      for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
+    } else {
+      multiply_columns(left, right, block, column, sum);
+    }
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float *base = advanced(to.base, i * to.base_stride + column);
+      T *out = static_cast<T *>(to.out) + i * to.out_stride + column;
+      if (n >= 2 * kLanes) {
+        store_pair(onto(sum[i][0], nullptr, base), onto(sum[i][1], nullptr, advanced(base, kLanes)), out);
+        continue;
+      }
+      store_columns(sum[i][0], n, base, out);
+      store_columns(sum[i][1], n - kLanes, advanced(base, kLanes), out + kLanes);
+    }
+  }
+}
+
+template <typename T>
+void turn_columns_as(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
+                     std::int64_t block, std::int64_t blocks, std::int64_t step, Turned to, const Ahead &ahead) {
+  const float *lines[kTileRows];
+  for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left + std::min(i, rows - 1) * left_stride;
+  for (std::int64_t at = 0; at < blocks; ++at, right += step) {
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      if (i < rows) fetch<2 * kTurned>(static_cast<T *>(to.out) + i * to.out_stride);
+      prefetch({ahead.data + at * ahead.bytes, ahead.stride, ahead.bytes}, i);
+    }
+    turn_block<T>(lines, rows, right, block, to);
+    for (const float *&line : lines) line += block;
+    to.base = advanced(to.base, block);
+    to.out = static_cast<T *>(to.out) + block;
+  }
+}
+
+void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
+                  std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, Ahead ahead) {
+  switch (to.dtype) {
+    case LYC_DTYPE_BF16:
+      return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+    case LYC_DTYPE_F16:
+      return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+    default:
+      return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+  }
+}
+
 void add_scaled(const double *values, double factor, std::int64_t n, double *sums) {
   const hn::ScalableTag<double> doubles;
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(doubles));
@@ -712,9 +896,9 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(), load,    store,   merge,         flush,           product,
-                              merge_product, project, scaled,  kronecker,     merge_kronecker, norm,
-                              norms,         change,  changes, change_weight, add_scaled,      transpose};
+constexpr Kernels kKernels = {
+    target_name(),   load, store, merge,  flush,   product,       merge_product, project,      scaled,     kronecker,
+    merge_kronecker, norm, norms, change, changes, change_weight, turn,          turn_columns, add_scaled, transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
