@@ -45,7 +45,8 @@ struct WeightRows {
   std::int64_t out_stride;
 };
 
-/// Where a turned panel goes: out = base + change + product, both absent or float32, change in rows of kPanel.
+/// Where a turned panel goes: out = base + change + product, both absent or float32, change in rows of kPanel. What is
+/// streamed goes past the caches where that is possible.
 struct Turned {
   const float *base;
   std::int64_t base_stride;
@@ -53,6 +54,7 @@ struct Turned {
   lyc_dtype dtype;
   void *out;
   std::int64_t out_stride;
+  bool stream;
 };
 
 /// Rows that are read next: they come while others are computed. Strides in bytes.
@@ -115,8 +117,15 @@ struct Kernels {
   void (*turn_columns)(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
                        std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, Ahead ahead);
 
-  // sums += factor * values, in double; columns of `from` become rows of `to`.
-  void (*add_scaled)(const double *values, double factor, std::int64_t n, double *sums);
+  // Rows of n columns as rows of a panel; what is missing is 0.
+  void (*load_panel)(lyc_dtype dtype, const void *rows, std::int64_t stride, std::int64_t count, std::int64_t n,
+                     float *panel);
+
+  // Matrices of n x n, in double: A becomes its inverse, without exchanges; sums += A B.
+  void (*invert)(double *a, std::int64_t n);
+  void (*add_matrix_product)(const double *a, const double *b, std::int64_t n, double *sums);
+
+  // Columns of `from` become rows of `to`.
   void (*transpose)(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
                     std::int64_t to_stride);
 };

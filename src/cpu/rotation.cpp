@@ -90,28 +90,12 @@ double shrinking(const Rotation &rotation, double squares) {
   fail(LYC_ERROR_INTERNAL, "unknown limit of a rotation");
 }
 
-/// A becomes its inverse. Where the symmetric part of A is I, that of what is left after each step is I and something
-/// positive: no pivot is below 1, and nothing need be exchanged.
-void invert(const Kernels &kernels, double *a, std::int64_t n) {
-  for (std::int64_t k = 0; k < n; ++k) {
-    double *row = a + k * n;
-    const double pivot = 1.0 / row[k];
-    row[k] = 1.0;
-    for (std::int64_t j = 0; j < n; ++j) row[j] *= pivot;
-    for (std::int64_t i = 0; i < n; ++i) {
-      if (i == k) continue;
-      const double factor = -a[i * n + k];
-      a[i * n + k] = 0.0;
-      kernels.add_scaled(row, factor, n, a + i * n);
-    }
-  }
-}
-
-/// q becomes R - I = 2 ((I - Q)^-1 - I).
+/// q becomes R - I = 2 ((I - Q)^-1 - I). Where the symmetric part of a matrix is I, that of what is left after each
+/// step of its inversion is I and something positive: no pivot is below 1, and nothing need be exchanged.
 void cayley(const Kernels &kernels, double *q, std::int64_t n) {
   for (std::int64_t i = 0; i < n * n; ++i) q[i] = -q[i];
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] += 1.0;
-  invert(kernels, q, n);
+  kernels.invert(q, n);
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] -= 1.0;
   for (std::int64_t i = 0; i < n * n; ++i) q[i] *= 2.0;
 }
@@ -121,10 +105,8 @@ void neumann(const Kernels &kernels, const double *q, std::int64_t n, int terms,
   for (std::int64_t i = 0; i < n * n; ++i) sum[i] = terms == 1 ? 0.0 : terms == 2 ? 2.0 * q[i] : q[i];
   if (terms < 3) return;
   for (int step = 2; step < std::max(terms, 4); ++step) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) next[i * n + j] = 2.0 * q[i * n + j];
-      for (std::int64_t k = 0; k < n; ++k) kernels.add_scaled(sum + k * n, q[i * n + k], n, next + i * n);
-    }
+    for (std::int64_t i = 0; i < n * n; ++i) next[i] = 2.0 * q[i];
+    kernels.add_matrix_product(q, sum, n, next);
     std::copy(next, next + n * n, sum);
   }
 }
@@ -433,12 +415,14 @@ class LineRun {
 
   // A block's lines as they are, which lie side by side in the first stage.
   const float *first_lines(std::int64_t window) {
-    if (!plan_.along_rows)
-      for (std::int64_t i = 0; i < r_.block_size; ++i) {
-        float *to = weight(window + i);
-        k_.load(region_.weight.dtype, at(region_.weight, line(window + i), lane_), lanes_, to);
-        std::fill(to + lanes_, to + kPanel, 0.0f);
-      }
+    const Rows &rows = region_.weight;
+    const auto load = [&](std::int64_t element, std::int64_t count) {
+      k_.load_panel(rows.dtype, at(rows, line(element), lane_), rows.stride, count, lanes_, weight(element));
+    };
+    if (!plan_.along_rows && plan_.lines.empty())
+      load(window, r_.block_size);
+    else if (!plan_.along_rows)
+      for (std::int64_t i = 0; i < r_.block_size; ++i) load(window + i, 1);
     return weight(window);
   }
 
@@ -459,7 +443,7 @@ class LineRun {
 
   Turned kept(std::int64_t stage, std::int64_t element) const {
     float *to = change(element);
-    return {nullptr, 0, stage == 0 ? nullptr : to, LYC_DTYPE_F32, to, kPanel};
+    return {nullptr, 0, stage == 0 ? nullptr : to, LYC_DTYPE_F32, to, kPanel, false};
   }
 
   Turned stored(std::int64_t stage, std::int64_t element) const {
@@ -472,7 +456,8 @@ class LineRun {
             stage == 0 ? nullptr : change(element),
             region_.out.dtype,
             const_cast<char *>(at(region_.out, line(element), lane_)),
-            region_.out.stride};
+            region_.out.stride,
+            region_.stream};
   }
 
   // What the first stage takes next: the next panel of these lines, or where all is taken of one panel first, the
@@ -546,10 +531,11 @@ class RowRun {
     const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
     const Ahead ahead = {at(region_.weight, row + kTileRows, c), stride_bytes(region_.weight),
                          block * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
-    Turned to = {nullptr,           0, nullptr, region_.out.dtype, const_cast<char *>(at(region_.out, row, c)),
-                 region_.out.stride};
+    Turned to = {
+        nullptr,       0, nullptr, region_.out.dtype, const_cast<char *>(at(region_.out, row, c)), region_.out.stride,
+        region_.stream};
     if (!scaling_.none())
-      to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, own};
+      to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, own, false};
     else if (region_.onto != Region::Onto::kNothing)
       set_base(to, own);
     k_.turn_columns(weight_, own, rows, right_ + (column - r_.begin) / block * step, block, n / block, step, to, ahead);

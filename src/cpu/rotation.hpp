@@ -85,6 +85,7 @@ struct Region {
   std::int64_t row, column, rows, columns;
   Rows weight, out;
   Onto onto;
+  bool stream;  // past the caches
 };
 
 std::uint64_t region_scratch(const RotationPlan &plan, std::int64_t rows, std::int64_t columns);

@@ -757,8 +757,10 @@ class TargetRun {
     const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
     for_range(ceil_div(t_.rows, t_.region_rows) * across, [&](std::int64_t index, int worker) {
       const std::int64_t row = index / across * t_.region_rows, column = index % across * t_.tile_columns;
-      if (t_.turns_weight) return turn_weight(row, column, worker);
-      compute_region(row, column, worker);
+      if (t_.turns_weight)
+        turn_weight(row, column, worker);
+      else
+        compute_region(row, column, worker);
       if (streams_) k_.flush();
     });
   }
@@ -772,7 +774,7 @@ class TargetRun {
     for (std::int64_t i = 0; i < rows; i += kTileRows)
       add_adapters(row + i, column, {sum + i * stride, stride, nullptr, false}, worker);
     const Region region = {
-        row, column, rows, n, {LYC_DTYPE_F32, base, stride}, {LYC_DTYPE_F32, sum, stride}, Region::Onto::kSum};
+        row, column, rows, n, {LYC_DTYPE_F32, base, stride}, {LYC_DTYPE_F32, sum, stride}, Region::Onto::kSum, false};
     for (const AdapterPlan &adapter : t_.adapters)
       for (const TermPlan &term : adapter.terms)
         if (term.rotation && active(adapter))
@@ -783,10 +785,11 @@ class TargetRun {
 
   void turn_weight(std::int64_t row, std::int64_t column, int worker) {
     const RotationPlan &plan = t_.adapters[0].terms[0].rotation;
-    add_rotation(k_, plan, packed_ + plan.packed_at, 1.0,
-                 {row, column, std::min(t_.region_rows, t_.rows - row), span(column), rows_at(t_.base, row, column),
-                  rows_at(t_.out, row, column), weights() == 0 ? Region::Onto::kNothing : Region::Onto::kWeight},
-                 scratch_tile(worker, 0) + t_.region_at);
+    add_rotation(
+        k_, plan, packed_ + plan.packed_at, 1.0,
+        {row, column, std::min(t_.region_rows, t_.rows - row), span(column), rows_at(t_.base, row, column),
+         rows_at(t_.out, row, column), weights() == 0 ? Region::Onto::kNothing : Region::Onto::kWeight, streams_},
+        scratch_tile(worker, 0) + t_.region_at);
   }
 
   static Rows rows_at(const Matrix &matrix, std::int64_t row, std::int64_t column) {
