@@ -148,6 +148,8 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   WeightCase weights(1);
   weights.factor_dtype = dtype;
   for (int i = 0; i < targets; ++i) weights.add(choice);
+  for (ops::Term &term : weights.terms())
+    if (term.kind == ops::TermKind::kRotation) term.coefficient = 1.0;  // as families have it
 
   const ops::RunOptions options = {op, 0, weights.multipliers.data(), nullptr, nullptr};
   std::vector<Prepared> plans;

@@ -661,9 +661,9 @@ void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_
 
 // -- Rotations -------------------------------------------------------------------------------------------------
 
-HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row) {
-  for (std::int64_t byte = 0; byte < ahead.bytes; byte += 64)
-    __builtin_prefetch(ahead.data + row * ahead.stride + byte, 1);
+HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row, std::int64_t skipped = 0) {
+  for (std::int64_t byte = 0; byte < ahead.size; byte += 64)
+    __builtin_prefetch(ahead.data + row * ahead.stride + skipped + byte, 1);
 }
 
 HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
@@ -690,7 +690,8 @@ HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p
 template <bool kStream, typename T>
 void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
   T *out = static_cast<T *>(to.out);
-  for (std::int64_t i = 0; i < kTileRows && !kStream; ++i) fetch<kPanel>(out + i * to.out_stride);
+  if (!kStream && to.out != to.change)
+    for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * to.out_stride);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
     multiply(left, right + column, rank, sum);
@@ -761,7 +762,7 @@ void turn_as(const float *left, const float *right, std::int64_t rank, std::int6
 }
 
 void turn(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
-          Ahead ahead) {
+          const Ahead &ahead) {
   switch (to.dtype) {
     case LYC_DTYPE_BF16:
       return turn_as<Bf16>(left, right, rank, rows, n, to, ahead);
@@ -838,7 +839,7 @@ void turn_columns_as(const float *left, std::int64_t left_stride, std::int64_t r
   for (std::int64_t at = 0; at < blocks; ++at, right += step) {
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       if (i < rows && !stream) fetch<2 * kTurned>(static_cast<T *>(to.out) + i * to.out_stride);
-      prefetch({ahead.data + at * ahead.bytes, ahead.stride, ahead.bytes}, i);
+      prefetch(ahead, i, at * ahead.size);
     }
     turn_block_as(lines, rows, right, block, to);
     for (const float *&line : lines) line += block;
@@ -848,7 +849,7 @@ void turn_columns_as(const float *left, std::int64_t left_stride, std::int64_t r
 }
 
 void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                  std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, Ahead ahead) {
+                  std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, const Ahead &ahead) {
   switch (to.dtype) {
     case LYC_DTYPE_BF16:
       return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
@@ -857,6 +858,12 @@ void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows
     default:
       return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, to, ahead);
   }
+}
+
+void sum(const float *a, const float *b, std::int64_t n, float *to) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_vector(hn::Add(load_vector(a + i), load_vector(b + i)), to + i);
+  if (i < n) store_part(hn::Add(load_part(a + i, n - i), load_part(b + i, n - i)), n - i, to + i);
 }
 
 template <typename T>
@@ -982,11 +989,29 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {
-    target_name(), load,          store,     merge,           flush,      product, merge_product,
-    project,       scaled,        kronecker, merge_kronecker, norm,       norms,   change,
-    changes,       change_weight, turn,      turn_columns,    load_panel, invert,  add_matrix_product,
-    transpose};
+constexpr Kernels kKernels = {target_name(),
+                              load,
+                              store,
+                              merge,
+                              flush,
+                              product,
+                              merge_product,
+                              project,
+                              scaled,
+                              kronecker,
+                              merge_kronecker,
+                              norm,
+                              norms,
+                              change,
+                              changes,
+                              change_weight,
+                              turn,
+                              turn_columns,
+                              sum,
+                              load_panel,
+                              invert,
+                              add_matrix_product,
+                              transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -57,10 +57,10 @@ struct Turned {
   bool stream;
 };
 
-/// Rows that are read next: they come while others are computed. Strides in bytes.
+/// Rows that are read next: they come while others are computed. In bytes.
 struct Ahead {
-  const char *data;
-  std::int64_t stride, bytes;
+  const char *data = nullptr;
+  std::int64_t stride = 0, size = 0;
 };
 
 /// What a change takes of the weight and of the delta.
@@ -113,9 +113,13 @@ struct Kernels {
   // Rotations. `rows` rows of a block, of whose right panel n columns are there. Blocks of columns, one after the
   // other: up to kTileRows rows of `left` by panels [block][kTurned], with `step` from one block's panels to the next.
   void (*turn)(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
-               Ahead ahead);
+               const Ahead &ahead);
   void (*turn_columns)(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                       std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, Ahead ahead);
+                       std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to,
+                       const Ahead &ahead);
+
+  // a + b, element by element.
+  void (*sum)(const float *a, const float *b, std::int64_t n, float *to);
 
   // Rows of n columns as rows of a panel; what is missing is 0.
   void (*load_panel)(lyc_dtype dtype, const void *rows, std::int64_t stride, std::int64_t count, std::int64_t n,

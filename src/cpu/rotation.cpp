@@ -430,8 +430,7 @@ class LineRun {
   const float *changed_lines(const std::int64_t *starts) {
     const std::int64_t length = plan_.run_length() * kPanel;
     for (std::int64_t run = 0; run < plan_.runs(); ++run)
-      k_.merge(LYC_DTYPE_F32, weight(starts[run]), change(starts[run]), length, LYC_DTYPE_F32, gathered_ + run * length,
-               false);
+      k_.sum(weight(starts[run]), change(starts[run]), length, gathered_ + run * length);
     return gathered_;
   }
 
@@ -460,13 +459,13 @@ class LineRun {
             region_.stream};
   }
 
-  // What the first stage takes next: the next panel of these lines, or where all is taken of one panel first, the
-  // lines of the next block.
+  // What the first stage takes next: the next panel of these lines or, where all lines of a panel come first, those of
+  // the next block.
   Ahead ahead(std::int64_t element) const {
     if (plan_.along_rows || !plan_.lines.empty()) return {};
     const bool down = end_ - begin_ > r_.block_size;
-    const char *next = at(region_.weight, line(element) + (down ? r_.block_size : 0), lane_ + (down ? 0 : kPanel));
-    return {next, stride_bytes(region_.weight), kPanel * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
+    return {at(region_.weight, line(element) + (down ? r_.block_size : 0), lane_ + (down ? 0 : kPanel)),
+            stride_bytes(region_.weight), kPanel * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
   }
 
   // -- The difference ------------------------------------------------------------------------------------------
@@ -529,7 +528,8 @@ class RowRun {
     for (std::int64_t i = 0; i < rows; ++i)
       k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight_ + i * own);
     const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
-    const Ahead ahead = {at(region_.weight, row + kTileRows, c), stride_bytes(region_.weight),
+    const Ahead ahead = {{at(region_.weight, row + kTileRows, c)},
+                         stride_bytes(region_.weight),
                          block * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
     Turned to = {
         nullptr,       0, nullptr, region_.out.dtype, const_cast<char *>(at(region_.out, row, c)), region_.out.stride,
