@@ -125,8 +125,21 @@ class Memory {
   }
 };
 
-enum class Algorithm { kLoCon, kTucker, kLoHa, kLoHaTucker, kLoKr, kLoKrRank, kLoKrTucker, kGLoRA };
-constexpr std::int64_t kLoKrFactor = 16;
+enum class Algorithm {
+  kLoCon,
+  kTucker,
+  kLoHa,
+  kLoHaTucker,
+  kLoKr,
+  kLoKrRank,
+  kLoKrTucker,
+  kGLoRA,
+  kIA3Out,
+  kIA3In,
+  kOFT,
+  kBOFT
+};
+constexpr std::int64_t kLoKrFactor = 16, kOFTBlock = 32, kBOFTBlock = 24;
 
 struct Case {
   std::string name;
@@ -184,6 +197,8 @@ class Prepared {
     batch.targets = targets_.data();
     batch.adapters = adapters_.data();
     batch.terms = terms_.data();
+    batch.rotations = rotations_.data();
+    batch.rotation_count = static_cast<std::int64_t>(rotations_.size());
     batch.target_count = batch.adapter_count = batch.term_count = static_cast<std::int64_t>(targets_.size());
     batch.multiplier_count = 1;
     ops::Failure failure;
@@ -311,8 +326,89 @@ class Prepared {
         term.kind = ops::TermKind::kBaseProduct;
         term.p = low_rank(in, in);
         break;
+      case Algorithm::kIA3Out:
+      case Algorithm::kIA3In:
+        term.kind = ops::TermKind::kBaseHadamard;
+        term.p = case_.algorithm == Algorithm::kIA3Out ? whole(out, 1) : whole(1, in);
+        (case_.algorithm == Algorithm::kIA3Out ? term.p.down.stride_in : term.p.down.stride_out) = 0;
+        term.p.down.stride_kernel[2] = 0;
+        term.p.down.out = out, term.p.down.in = in, term.p.down.kernel[2] = kernel;
+        break;
+      case Algorithm::kOFT:
+      case Algorithm::kBOFT:
+        term.kind = ops::TermKind::kRotation;
+        term.coefficient = 1.0;
+        term.rotation = static_cast<std::int32_t>(rotations_.size());
+        rotations_.push_back(rotation(out));
+        break;
     }
     terms_.push_back(term);
+  }
+
+  /// BOFT has as many stages as its blocks allow.
+  ops::Rotation rotation(std::int64_t out) {
+    ops::Rotation rotation;
+    rotation.block_size = case_.algorithm == Algorithm::kOFT ? kOFTBlock : kBOFTBlock;
+    rotation.blocks = out / rotation.block_size;
+    if (case_.algorithm == Algorithm::kBOFT) {
+      rotation.order = ops::Rotation::Order::kInterleave;
+      while (rotation.blocks % (1 << rotation.stages) == 0) ++rotation.stages;
+    }
+    const std::int64_t size = rotation.block_size * rotation.block_size;
+    rotation.generators = tensor(rotation.stages * rotation.blocks, size, 1, case_.factors);
+    return rotation;
+  }
+
+  /// The inverse of I - q, in place.
+  static void invert(std::vector<double> &q, std::int64_t b) {
+    const auto at = [&](std::int64_t i, std::int64_t j) -> double & { return q[static_cast<std::size_t>(i * b + j)]; };
+    for (std::int64_t i = 0; i < b; ++i)
+      for (std::int64_t j = 0; j < b; ++j) at(i, j) = (i == j ? 1.0 : 0.0) - at(i, j);
+    for (std::int64_t k = 0; k < b; ++k) {
+      const double pivot = 1.0 / at(k, k);
+      at(k, k) = 1.0;
+      for (std::int64_t j = 0; j < b; ++j) at(k, j) *= pivot;
+      for (std::int64_t i = 0; i < b; ++i) {
+        if (i == k) continue;
+        const double by = std::exchange(at(i, k), 0.0);
+        for (std::int64_t j = 0; j < b; ++j) at(i, j) -= by * at(k, j);
+      }
+    }
+  }
+
+  /// What becomes of a column of the weight, less the weight: R' = I + m 2 Q (I - Q)^-1 for each block of each stage.
+  static std::vector<double> rotated(Mirror &mirror, const ops::Rotation &rotation, std::vector<double> column) {
+    const std::int64_t b = rotation.block_size, half = b / 2;
+    const std::vector<double> before = column;
+    for (std::int64_t stage = 0; stage < rotation.stages; ++stage) {
+      const std::vector<double> in = column;
+      const auto place = [&](std::int64_t position) {
+        if (rotation.order == ops::Rotation::Order::kPlain) return static_cast<std::size_t>(position);
+        const std::int64_t width = half << stage, window = 2 * width, inside = position % window;
+        return static_cast<std::size_t>(position / window * window + inside % 2 * width + inside / 2);
+      };
+      for (std::int64_t block = 0; block < rotation.blocks; ++block) {
+        std::vector<double> q(static_cast<std::size_t>(b * b)), inverse;
+        for (std::int64_t i = 0; i < b; ++i)
+          for (std::int64_t j = 0; j < b; ++j)
+            q[static_cast<std::size_t>(i * b + j)] =
+                mirror.at(rotation.generators, stage * rotation.blocks + block, i * b + j) -
+                mirror.at(rotation.generators, stage * rotation.blocks + block, j * b + i);
+        inverse = q;
+        invert(inverse, b);
+        std::vector<double> turned(static_cast<std::size_t>(b));
+        for (std::int64_t i = 0; i < b; ++i)
+          for (std::int64_t j = 0; j < b; ++j)
+            turned[static_cast<std::size_t>(i)] +=
+                inverse[static_cast<std::size_t>(i * b + j)] * in[place(block * b + j)];
+        for (std::int64_t i = 0; i < b; ++i)
+          for (std::int64_t j = 0; j < b; ++j)
+            column[place(block * b + i)] += static_cast<double>(kMultiplier) * 2.0 *
+                                            q[static_cast<std::size_t>(i * b + j)] * turned[static_cast<std::size_t>(j)];
+      }
+    }
+    for (std::size_t o = 0; o < column.size(); ++o) column[o] -= before[o];
+    return column;
   }
 
   static double product_at(Mirror &mirror, const ops::Product &p, std::int64_t o, std::int64_t i, std::int64_t k) {
@@ -336,6 +432,8 @@ class Prepared {
       const std::int64_t rows = term.q.out(), columns = term.q.in();
       value =
           product_at(mirror, term.p, o / rows, i / columns, 0) * product_at(mirror, term.q, o % rows, i % columns, k);
+    } else if (term.kind == ops::TermKind::kBaseHadamard) {
+      value = mirror.at(base, o, i, k) * mirror.at(term.p.down, o, i, k);
     } else if (term.kind == ops::TermKind::kBaseProduct) {
       for (std::int64_t j = 0; j < base.in; ++j) value += mirror.at(base, o, j) * product_at(mirror, term.p, j, i, 0);
     } else {
@@ -347,15 +445,24 @@ class Prepared {
 
   double reference(std::size_t t, std::int64_t o, std::int64_t x) const {
     Mirror mirror;
+    const bool by_element = terms_[t].kind == ops::TermKind::kBaseHadamard;  // of few elements, with strides of 0
     for (const ops::Product *p : {&terms_[t].p, &terms_[t].q})
       for (const ops::Operand *factor : {&p->up, &p->core, &p->down})
-        if (factor->data) mirror.copy(*factor);
+        if (factor->data && !by_element) mirror.copy(*factor);
     const ops::Operand &base = targets_[t].base;
-    if (case_.dora != ops::DoraAxis::kNone || case_.algorithm == Algorithm::kGLoRA) mirror.copy(base);
+    const bool rotates = terms_[t].kind == ops::TermKind::kRotation;
+    if (case_.dora != ops::DoraAxis::kNone || ops::reads_base(terms_[t].kind)) mirror.copy(base);
     const std::int64_t kernel = base.kernel_size();
     const auto weight_at = [&](std::int64_t row, std::int64_t column) {
       return mirror.at(base, row, column / kernel, column % kernel);
     };
+    if (rotates) {
+      const ops::Rotation &rotation = rotations_[static_cast<std::size_t>(terms_[t].rotation)];
+      mirror.copy(rotation.generators);
+      std::vector<double> column;
+      for (std::int64_t row = 0; row < base.out; ++row) column.push_back(weight_at(row, x));
+      return rotated(mirror, rotation, column)[static_cast<std::size_t>(o)] + weight_at(o, x);
+    }
     const double w = weight_at(o, x), delta = delta_at(mirror, t, o, x), m = static_cast<double>(kMultiplier);
     double change = m * delta;
     if (case_.dora != ops::DoraAxis::kNone) {
@@ -381,6 +488,7 @@ class Prepared {
   std::vector<ops::WeightTarget> targets_;
   std::vector<ops::Adapter> adapters_;
   std::vector<ops::Term> terms_;
+  std::vector<ops::Rotation> rotations_;
   std::unique_ptr<Memory> workspace_;
   ops::WeightPlan *plan_ = nullptr;
 };
@@ -464,7 +572,11 @@ std::string name_of(const Case &c, const std::string &shapes) {
                                                            {Algorithm::kLoKr, "lokr full"},
                                                            {Algorithm::kLoKrRank, "lokr"},
                                                            {Algorithm::kLoKrTucker, "lokr tucker"},
-                                                           {Algorithm::kGLoRA, "glora"}};
+                                                           {Algorithm::kGLoRA, "glora"},
+                                                           {Algorithm::kIA3Out, "ia3 out"},
+                                                           {Algorithm::kIA3In, "ia3 in"},
+                                                           {Algorithm::kOFT, "oft"},
+                                                           {Algorithm::kBOFT, "boft"}};
   const char *dora = c.dora == ops::DoraAxis::kNone ? "" : c.dora == ops::DoraAxis::kOut ? " dora-out" : " dora-in";
   const char *how = c.op == ops::WeightOp::kDiff ? " delta" : c.in_place ? " in-place" : " new";
   return concat(shapes, " ", kNames.at(c.algorithm), dora, " ", dtype_name(c.weights), "/", dtype_name(c.factors), " r",
@@ -507,7 +619,9 @@ std::vector<Case> cases() {
       add_single(algorithm, single[1], 16, WeightOp::kMerge, true, axis);
       add_single(algorithm, single[1], 16, WeightOp::kDiff, false, axis);
     }
-  for (int shape : {0, 1}) add_single(Algorithm::kGLoRA, single[shape], 16, WeightOp::kMerge, false);
+  for (Algorithm algorithm :
+       {Algorithm::kOFT, Algorithm::kBOFT, Algorithm::kIA3Out, Algorithm::kIA3In, Algorithm::kGLoRA})
+    for (int shape : {0, 1}) add_single(algorithm, single[shape], 16, WeightOp::kMerge, false);
   add_single(Algorithm::kLoCon, single[1], 128, WeightOp::kMerge, true);
   constexpr ops::DoraAxis kNoDora = ops::DoraAxis::kNone;
   for (std::int64_t rank : {16, 64})

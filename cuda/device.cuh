@@ -3,7 +3,9 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
+#include "stream_table.hpp"
 #include "term_table.hpp"
 #include "weight_kernels.hpp"
 
@@ -23,6 +25,16 @@ __device__ inline const char *address_of(const void *data, lyc_dtype dtype, std:
 __device__ inline float load_float(const void *data, lyc_dtype dtype, std::int64_t offset) {
   if (dtype == LYC_DTYPE_F32) return __ldg(static_cast<const float *>(data) + offset);
   return to_float(__ldg(static_cast<const unsigned short *>(data) + offset), dtype);
+}
+
+/// load_float() with predicates in the place of branches, so that the loads of many elements are under way together.
+__device__ inline float load_predicated(const void *data, lyc_dtype dtype, std::int64_t offset) {
+  std::uint32_t bits;
+  asm("{\n .reg .pred wide;\n setp.ne.s32 wide, %2, 0;\n"
+      " @wide ld.global.nc.b32 %0, [%1];\n @!wide ld.global.nc.u16 %0, [%1];\n}"
+      : "=r"(bits)
+      : "l"(address_of(data, dtype, offset)), "r"(static_cast<int>(dtype == LYC_DTYPE_F32)));
+  return to_float(bits, dtype);
 }
 
 /// Of a vector that may be absent.
@@ -86,13 +98,15 @@ __device__ inline float sum_of_warp(float value) {
   return value;
 }
 
-// -- rows of a weight -------------------------------------------------------------------------------------------------
+// -- elements that lie side by side -----------------------------------------------------------------------------------
 
 /// Two neighbours of a packed row, by element type.
 struct F32 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return make_float2(__uint_as_float(word[2 * pair]), __uint_as_float(word[2 * pair + 1]));
   }
+  /// Two neighbours of what no kernel of this launch writes, aligned.
+  static __device__ float2 load(const char *from) { return __ldg(reinterpret_cast<const float2 *>(from)); }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     word[2 * pair] = __float_as_uint(value.x), word[2 * pair + 1] = __float_as_uint(value.y);
   }
@@ -100,6 +114,10 @@ struct F32 {
 struct F16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return __half22float2(*reinterpret_cast<const __half2 *>(&word[pair]));
+  }
+  static __device__ float2 load(const char *from) {
+    const std::uint32_t word = __ldg(reinterpret_cast<const std::uint32_t *>(from));
+    return get(&word, 0);
   }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __half2 rounded = __float22half2_rn(value);
@@ -109,6 +127,10 @@ struct F16 {
 struct Bf16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return make_float2(__uint_as_float(word[pair] << 16), __uint_as_float(word[pair] & 0xffff0000u));
+  }
+  static __device__ float2 load(const char *from) {
+    const std::uint32_t word = __ldg(reinterpret_cast<const std::uint32_t *>(from));
+    return get(&word, 0);
   }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __nv_bfloat162 rounded = __float22bfloat162_rn(value);
@@ -125,6 +147,66 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
     body(Bf16{});
   else
     body(F16{});
+}
+
+/// d += a b on the tensor cores: 16 x 16 times 16 x 8, 16-bit factors, float32 sums.
+template <bool kBf16>
+__device__ inline void multiply(float (&d)[4], uint4 a, uint2 b) {
+  if constexpr (kBf16)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// -- packed factors ---------------------------------------------------------------------------------------------------
+
+/// 32 bytes of each row, swapped about so that neighbouring rows do not share banks: also the copy engine's order.
+__device__ inline int swizzled_32(int row, int part) { return row * 32 + (part ^ (row / 4 & 1)) * 16; }
+
+/// Write one value of a packed factor as kPackedParts 16-bit numbers that add up to it: see stream_table.hpp.
+template <typename Type>
+__device__ void store_parts(char *packed, std::int64_t lines, int chunks, std::int64_t line, int rank, float value) {
+  const int chunk = rank / kChunkRanks, in_chunk = rank % kChunkRanks;
+  char *at = packed + line / kPackedLines * kPackedLines * kChunkRanks * 2 +
+             swizzled_32(static_cast<int>(line % kPackedLines), in_chunk / 8) + in_chunk % 8 * 2;
+#pragma unroll
+  for (int part = 0; part < kPackedParts; ++part) {
+    std::uint32_t bits;
+    Type::put(&bits, 0, make_float2(value, 0.0f));
+    *reinterpret_cast<std::uint16_t *>(at + (part * chunks + chunk) * lines * kChunkRanks * 2) =
+        static_cast<std::uint16_t>(bits);
+    const float taken = Type::get(&bits, 0).x;
+    value = isfinite(taken) ? value - taken : 0.0f;
+  }
+}
+
+/// The same for all ranks of a chunk.
+template <typename Type>
+__device__ void store_line_parts(char *packed, std::int64_t lines, int chunks, std::int64_t line, int chunk,
+                                 float (&value)[kChunkRanks]) {
+  char *at = packed + line / kPackedLines * kPackedLines * kChunkRanks * 2;
+#pragma unroll
+  for (int part = 0; part < kPackedParts; ++part) {
+    std::uint32_t word[kChunkRanks / 2];
+#pragma unroll
+    for (int pair = 0; pair < kChunkRanks / 2; ++pair) {
+      Type::put(word, pair, make_float2(value[2 * pair], value[2 * pair + 1]));
+      const float2 taken = Type::get(word, pair);
+      value[2 * pair] = isfinite(taken.x) ? value[2 * pair] - taken.x : 0.0f;
+      value[2 * pair + 1] = isfinite(taken.y) ? value[2 * pair + 1] - taken.y : 0.0f;
+    }
+    char *to = at + (part * chunks + chunk) * lines * kChunkRanks * 2;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      *reinterpret_cast<uint4 *>(to + swizzled_32(static_cast<int>(line % kPackedLines), half)) =
+          make_uint4(word[4 * half], word[4 * half + 1], word[4 * half + 2], word[4 * half + 3]);
+  }
 }
 
 // Weights are read and written by these alone. They are read once, so they must not push the factors out of L1. Being
@@ -148,4 +230,15 @@ __device__ inline void store_streaming(uint4 *to, uint4 v) {
 __device__ inline void store_streaming(uint2 *to, uint2 v) {
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y));
 }
+
+// -- host -------------------------------------------------------------------------------------------------------------
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned blocks, int threads, cudaStream_t stream,
+                   Arguments... arguments) {
+  void *addresses[] = {&arguments...};
+  return cudaLaunchKernel(reinterpret_cast<const void *>(kernel), dim3(blocks), dim3(static_cast<unsigned>(threads)),
+                          addresses, 0, stream);
+}
+
 }  // namespace lyc::cuda

@@ -18,17 +18,6 @@
 namespace lyc::cuda {
 namespace {
 
-/// load_float() with predicates in the place of branches, so that the loads of many elements are under way together.
-/// Worth its registers here alone.
-__device__ float load_predicated(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  std::uint32_t bits;
-  asm("{\n .reg .pred wide;\n setp.ne.s32 wide, %2, 0;\n"
-      " @wide ld.global.nc.b32 %0, [%1];\n @!wide ld.global.nc.u16 %0, [%1];\n}"
-      : "=r"(bits)
-      : "l"(address_of(data, dtype, offset)), "r"(static_cast<int>(dtype == LYC_DTYPE_F32)));
-  return to_float(bits, dtype);
-}
-
 constexpr int kThreads = kWarpsPerBlock * 32;
 constexpr int kVector = kElementwiseVector;
 

@@ -5,6 +5,7 @@
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
+#include "stream_table.hpp"
 
 namespace lyc::cuda {
 namespace {
@@ -46,6 +47,19 @@ Contraction factors(const Source &left, std::int64_t left_a, std::int64_t left_s
   return sum;
 }
 
+/// A long matrix of contiguous rows times a narrow one, both of one 16-bit type, as the copy of 16 bytes wants them.
+bool is_tall(const Contraction &sum) {
+  constexpr std::int64_t kVector = 8;
+  const auto vectors = [](const Vector &data, std::int64_t inner, std::int64_t outer) {
+    return inner == 1 && outer % kVector == 0 && reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
+  };
+  const bool plain = !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data &&
+                     sum.kernel[0] * sum.kernel[1] * sum.kernel[2] == 1;
+  return plain && sum.left.dtype == sum.right.dtype && sum.left.dtype != LYC_DTYPE_F32 && sum.b <= kChunkRanks &&
+         sum.b % kVector == 0 && sum.s % kVector == 0 && vectors(sum.left, sum.left_s, sum.left_a) &&
+         vectors(sum.right, sum.right_b, sum.right_s);
+}
+
 }  // namespace
 
 ProductSource Products::without_core(const ops::Product &product, const Operand &weight, std::int64_t row_begin) {
@@ -55,8 +69,9 @@ ProductSource Products::without_core(const ops::Product &product, const Operand 
   const Operand &core = product.core, &down = product.down;
   Operand result = core;
   result.in = down.in;
-  source.down = contract(0, factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in),
-                         core, core.in, result, true, weight);
+  Contraction sum = factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in);
+  sum.a_is_rank = 1;
+  source.down = contract(0, sum, core, core.in, result, true, weight);
   return source;
 }
 
@@ -92,6 +107,76 @@ ProductSource Products::right_of(const Operand &base, const ops::Product &produc
   return {{}, contract(1, sum, above, above.in, result, true, weight), {}, {}};
 }
 
+std::uint64_t Products::pack(std::int32_t stage, std::int32_t contraction, bool rank_is_inner, std::int64_t ranks,
+                             std::int64_t lines) {
+  const std::int64_t padded = ceil_div(lines, kPackedLines) * kPackedLines;
+  const std::int64_t chunks = ceil_div(ranks, kChunkRanks);
+  Contraction &sum = contractions[static_cast<std::size_t>(stage)][static_cast<std::size_t>(contraction)];
+  sum.packed_lines = padded;
+  sum.packed_ranks = narrow(ranks, "a rank");
+  sum.rank_is_inner = rank_is_inner;
+  sum.lines = lines;
+  sum.result = reserve(kPackedParts * chunks * padded * kChunkRanks / 2);  // of half a float each
+  sum.kind = sum.a_is_rank ? ContractionKind::kPack : is_tall(sum) ? ContractionKind::kTall : ContractionKind::kAny;
+  return sum.result;
+}
+
+PieceCounter Products::pieces(std::size_t stage, ContractionKind kind) const {
+  PieceCounter counter;
+  for (const Contraction &sum : contractions[stage]) {
+    const std::int64_t rows = std::int64_t{sum.a} * sum.kernel[0] * sum.kernel[1] * sum.kernel[2];
+    const std::int64_t pieces =
+        kind == ContractionKind::kPack   ? ceil_div(sum.lines, kPackThreads) * ceil_div(sum.packed_ranks, kChunkRanks)
+        : kind == ContractionKind::kTall ? ceil_div(sum.a, kTallRows)
+                                         : ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile);
+    counter.add(sum.kind == kind ? pieces : 0);
+  }
+  return counter;
+}
+
+RotationTask Products::rotation(const ops::Rotation &rotation, std::int32_t multiplier_index) {
+  require(rotation.stages >= 1 && rotation.stages <= kMaxStages, "a rotation of ", rotation.stages, " stages");
+  RotationTask task{};
+  task.storage = rotation.storage;
+  task.map = rotation.map;
+  task.order = rotation.order;
+  task.limited = rotation.limited;
+  task.neumann_terms = rotation.neumann_terms;
+  task.stages = rotation.stages;
+  task.blocks = narrow(rotation.blocks, "the number of blocks");
+  task.block_size = narrow(rotation.block_size, "a block's size");
+  task.by_out = rotation.axis == ops::Rotation::Axis::kOut;
+  task.multiplier_index = multiplier_index;
+  task.begin = rotation.begin;
+  task.factor = static_cast<float>(rotation.factor);
+  task.limit = static_cast<float>(rotation.limit);
+  const std::int64_t matrices = rotation.stages * rotation.blocks, size = rotation.block_size * rotation.block_size;
+  if (rotation.prepared.data) {
+    require(rotation.prepared.dtype == LYC_DTYPE_F32, "prepared rotations must be f32");
+    task.prepared = static_cast<const float *>(rotation.prepared.data);
+    return task;
+  }
+  const Operand &x = rotation.generators;
+  check(x, "generators");
+  task.generators = vector_of(x);
+  task.generator_stride = x.stride_in;
+  task.rests = reserve(matrices * size);
+  task.scratch = reserve(2 * matrices * size);
+  task.squares = reserve(1);
+  return task;
+}
+
+void Products::add(const RotationTask &task) {
+  rotations.push_back(task);
+  const bool done = task.prepared && task.packed_dtype == LYC_DTYPE_NONE;
+  rotation_blocks.add(done ? 0 : std::int64_t{task.stages} * task.blocks);
+}
+
+void Products::add(const FactorTask &task) {
+  dora_factors.push_back(task);
+  dora_factor_blocks.add(ceil_div(task.magnitudes, kMagnitudesPerBlock));
+}
+
 std::uint64_t Products::reserve(std::int64_t floats) {
   const std::uint64_t at = workspace_size;
   workspace_size += (static_cast<std::uint64_t>(floats) * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
@@ -116,11 +201,9 @@ Source Products::contract(int stage, Contraction sum, const Operand &kernel, std
     sum.left_kernel[k] = kernel.stride_kernel[k];
     sum.result_kernel[k] = result.stride_kernel[k];
   }
-  const std::int64_t rows = std::int64_t{sum.a} * kernel.kernel_size();
   const auto at = static_cast<std::size_t>(stage);
   contractions[at].push_back(sum);
-  tiles[at].add(ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile));
-  return {result, true};
+  return {result, true, stage, static_cast<std::int32_t>(contractions[at].size()) - 1};
 }
 
 void PieceCounter::add(std::int64_t count) {
@@ -210,6 +293,14 @@ std::vector<int> axes_by_stride(const Operand &t) {
     if (extent(t, axis) > 1) axes.push_back(axis);
   std::stable_sort(axes.begin(), axes.end(), [&](int a, int b) { return stride(t, a) < stride(t, b); });
   return axes;
+}
+
+Vector rescale_of(const ops::Rotation &rotation, std::int64_t row_begin) {
+  Vector rescale = vector_of(rotation.rescale);
+  if (rescale.data)
+    rescale.data = static_cast<const char *>(rescale.data) +
+                   row_begin * rescale.stride * static_cast<std::int64_t>(dtype_size(rescale.dtype));
+  return rescale;
 }
 
 }  // namespace lyc::cuda

@@ -1,5 +1,5 @@
-// What a run computes before everything else, as float32 in its workspace: Tucker cores with the factors below them,
-// halves of Kronecker products, the weight times a factor. Pure host code.
+// What a run computes in its workspace before weights are merged: Tucker cores with the factors below them, halves of
+// Kronecker products, the weight times a factor, rotations, DoRA's factors. Pure host code.
 #pragma once
 
 #include <array>
@@ -21,6 +21,7 @@ struct PieceCounter {
 struct Source {
   ops::Operand operand;
   bool in_workspace = false;
+  std::int32_t stage = 0, contraction = 0;  // that computes it
 };
 
 /// A product without a core.
@@ -40,11 +41,25 @@ class Products {
   /// base * product: (base up) down where that is a matrix, else one tensor.
   ProductSource right_of(const ops::Operand &base, const ops::Product &product, const ops::Operand &weight);
 
+  /// Let a contraction write a packed factor (stream_table.hpp) of `lines` lines instead of float32, and return where.
+  std::uint64_t pack(std::int32_t stage, std::int32_t contraction, bool rank_is_inner, std::int64_t ranks,
+                     std::int64_t lines);
+  /// What is known of a rotation without the weight; R - I is computed unless it has been prepared.
+  RotationTask rotation(const ops::Rotation &rotation, std::int32_t multiplier_index);
+  void add(const RotationTask &task);
+  void add(const FactorTask &task);
+
+  /// The work of those contractions that a kernel computes; the others have none.
+  PieceCounter pieces(std::size_t stage, ContractionKind kind) const;
+
   /// Floats in the workspace; where they begin, in bytes.
   std::uint64_t reserve(std::int64_t floats);
 
   std::array<std::vector<Contraction>, kContractionStages> contractions;
-  std::array<PieceCounter, kContractionStages> tiles;
+  std::vector<RotationTask> rotations;
+  std::vector<FactorTask> dora_factors;
+  PieceCounter rotation_blocks;  // a piece for each stage and block
+  PieceCounter dora_factor_blocks;
   std::uint64_t workspace_size = 0;  // bytes
 
  private:
@@ -79,5 +94,8 @@ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b 
 
 /// A vector of ranks, or of elements.
 inline Vector vector_of(const ops::Operand &t) { return {t.data, t.dtype, t.stride_out}; }
+
+/// The factors of rows by which a rotation multiplies its result, for a target that begins at `row_begin`.
+Vector rescale_of(const ops::Rotation &rotation, std::int64_t row_begin);
 
 }  // namespace lyc::cuda

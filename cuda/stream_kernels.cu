@@ -1,139 +1,121 @@
-// out = round(base + sum over terms of s * P), or s * P o Q, where a product P is row factor x column factor: the work
-// of weight_kernels.cu, for contiguous 16-bit weights on GPUs that have a copy engine (Hopper and later).
+// out = round(base + what the terms of a target come to), for contiguous 16-bit weights on GPUs that have a copy engine
+// (Hopper and later). What the terms are is a StreamForm; with DoRA, sums of squares first, and the factors they give.
 //
-// Work.     A block walks down a strip of 256 columns, 32 rows at a time. One thread of its last warp feeds a ring of
-//           slots in shared memory by bulk tensor copies and sends finished slots back to memory; the other warps take
-//           64 columns each, multiply on the tensor cores, and change a slot's tile where it lies. Tiles are dealt out
-//           evenly, whatever weights they belong to; where a strip begins, its column factors come through the ring,
-//           too, and stay in registers.
+// Work.     One thread of a block's last warp feeds a ring of slots in shared memory by bulk tensor copies and sends
+//           finished slots back to memory; the other warps compute a tile where it lies. Tiles are dealt out evenly,
+//           whatever weights they belong to; where a strip begins, what its tiles share is taken into registers:
+//           column factors, which come through the ring, too, or a part of a Kronecker product's right half.
 // Traffic.  base read once, out written once, row factors once a strip (rank / 256 of the base), column factors once.
-//           What limits is memory: three blocks on a multiprocessor keep some 100 KB on the way.
-// Numerics. Tensor cores multiply 16-bit factors exactly and sum in float32; one rounding, at the store. A term whose
-//           multiplier is 0 adds nothing, not even NaN; if that is all of them, tiles pass unchanged.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+//           What limits is memory: three blocks on a multiprocessor keep some 100 KB on the way. With DoRA the base is
+//           read twice, the second time from the end, where the caches still hold it.
+// Numerics. Tensor cores multiply 16-bit factors exactly and sum in float32; factors that a run computes come in three
+//           16-bit parts. One rounding, at the store. A term whose multiplier is 0 adds nothing, not even NaN; if that
+//           is all of them, tiles pass unchanged.
+#include <type_traits>
 
+#include "copy_engine.cuh"
 #include "stream_kernels.hpp"
 
 namespace lyc::cuda {
 namespace {
 
 constexpr int kSlots = 4;
-constexpr int kBoxes = kStreamColumns / kBoxColumns;
 constexpr int kRowBytes = kBoxColumns * 2;
 constexpr int kBoxBytes = kStreamRows * kRowBytes;
 constexpr int kTileBytes = kBoxes * kBoxBytes;
-constexpr int kRowChunkBytes = kStreamRows * kChunkRanks * 2;
-constexpr int kColumnChunkBytes = kBoxColumns * kChunkRanks * 2;  // of one box
+constexpr int kChunkRowBytes = kChunkRanks * 2;
+constexpr int kRowChunkBytes = kStreamRows * kChunkRowBytes;
+constexpr int kColumnChunkBytes = kBoxColumns * kChunkRowBytes;  // of one box
 constexpr int kSwizzleAlignment = 1024;
-
-/// Computing warps, which share a tile's columns: as many as it takes to have factors and sums in registers.
-template <int kChunks, StreamForm kForm>
-constexpr int kWarps = kChunks == 4 || kForm == StreamForm::kHadamard ? 8 : 4;
-template <int kChunks, StreamForm kForm>
-constexpr int kThreads = (kWarps<kChunks, kForm> + 1) * 32;
-
-template <int kChunks>
-constexpr int kSlotBytes = kTileBytes + kChunks *kRowChunkBytes;
-/// Column factors come in slots of their own, two chunks in each.
-constexpr int kColumnSlotChunks = 2;
-template <int kChunks>
-constexpr int kColumnSlots = (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks;
+constexpr int kColumnSlotChunks = 2;  // column factors come in slots of their own
 static_assert(kColumnSlotChunks * kBoxes * kColumnChunkBytes <= kTileBytes);
+
+/// An instance's properties as a type.
+template <int kMostChunks, StreamForm kTheForm, bool kBf16, bool kWithDora = false>
+struct Kind {
+  static constexpr int kChunks = kMostChunks;
+  static constexpr StreamForm kForm = kTheForm;
+  static constexpr bool kBf16Factors = kBf16, kDora = kWithDora;
+  static constexpr bool kRotation = kForm == StreamForm::kRotation, kKronecker = kForm == StreamForm::kKronecker;
+  static constexpr bool kLowRank = !kRotation && !kKronecker;
+  static constexpr int kWarps = stream_warps(kChunks, kForm, kDora), kThreads = (kWarps + 1) * 32;
+  static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
+  static constexpr int kSlotBytes = kTileBytes + kChunks * kRowChunkBytes;
+  static constexpr int kBlocks = kWarps > kBoxes || kRotation ? 2 : 3;  // wanted on a multiprocessor
+  static constexpr int kUnroll = kLowRank ? 1 : 2;  // halves of a tile at once: what they index is in registers
+  static constexpr int kHeld = kChunks > 0 ? kChunks : 1;  // arrays have an element
+  using Element = std::conditional_t<kBf16Factors, Bf16, F16>;  // of factors
+};
 
 struct Parameters {
   StreamTarget only;  // where the table has no targets
   StreamTable table;
   ops::WeightOp op;
+  StreamPass pass;
   Multipliers multipliers;
+  char *workspace;
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// -- the copy engine --------------------------------------------------------------------------------------------------
-
-__device__ std::uint32_t shared_address(const void *pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+template <typename K>
+__device__ bool needs_base(const Parameters &p) {
+  return K::kDora || K::kRotation || p.op != ops::WeightOp::kDiff;
 }
-
-/// A barrier in shared memory that counts arrivals and bytes.
-struct Barrier {
-  std::uint32_t address;
-
-  __device__ void init(int arrivals) const {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
-  }
-  __device__ void arrive() const { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory"); }
-  __device__ void arrive_expecting(int bytes) const {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
-  }
-  __device__ void wait(unsigned round) const {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(address),
-        "r"(round & 1u)
-        : "memory");
-  }
-};
-
-__device__ void copy_in(std::uint32_t to, const TensorMap &map, int x, int y, Barrier barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-          "r"(to),
-      "l"(&map), "r"(x), "r"(y), "r"(barrier.address)
-      : "memory");
-}
-
-__device__ void copy_out(const TensorMap &map, int x, int y, std::uint32_t from) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
-               "r"(from), "r"(x), "r"(y)
-               : "memory");
-}
-
-__device__ void commit_copies() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ void wait_until_read() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-__device__ void wait_for_copies() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // -- the order of the work --------------------------------------------------------------------------------------------
 
-/// What a block does, slot after slot: where a strip begins its column factors, then its tiles.
-template <int kChunks>
+/// What a block does, slot after slot: where a strip begins its column factors, then its tiles. A merge after norms
+/// goes the other way.
+template <typename K>
 class Cursor {
  public:
-  __device__ explicit Cursor(const Parameters &p) : p_(p) {
+  __device__ explicit Cursor(const Parameters &p)
+      : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1) {
     const StreamTable &table = p.table;
     const std::uint64_t tiles = table.tile_count;
     tile_ = static_cast<std::uint32_t>(tiles * blockIdx.x / gridDim.x);
     end_ = static_cast<std::uint32_t>(tiles * (blockIdx.x + 1) / gridDim.x);
+    const std::uint32_t number = step_ > 0 ? tile_ : table.tile_count - 1 - tile_;
     int first = 0, last = table.target_count - 1;  // the target is among these
     while (first < last) {
       const int middle = (first + last + 1) / 2;
-      if (table.first_tile[middle] <= tile_)
+      if (table.first_tile[middle] <= number)
         first = middle;
       else
         last = middle - 1;
     }
-    enter(first, static_cast<int>(tile_ - (table.targets ? table.first_tile[first] : 0)));
+    enter(first);
+    const int local = static_cast<int>(number - (table.targets ? table.first_tile[first] : 0));
+    strip_ = local / height_;
+    tile_of_strip_ = local % height_;
+    find_place();
   }
 
   __device__ bool at_end() const { return tile_ == end_; }
-  __device__ bool on_columns() const { return column_slot_ < kColumnSlots<kChunks>; }
+  __device__ bool on_columns() const { return column_slot_ < K::kColumnSlots; }
+  __device__ bool begins_strip() const { return begins_strip_; }
   __device__ int column_slot() const { return column_slot_; }
   /// Only its maps are for use: what else there is to know was read on entering.
   __device__ const StreamTarget &target() const { return *target_; }
   __device__ int chunk_count() const { return chunk_count_; }
   __device__ const StreamChunk &chunk(int c) const { return chunks_[c]; }
   __device__ int index() const { return index_; }
-  __device__ int x() const { return strip_ * kStreamColumns; }
-  __device__ int y() const { return row_tile_ * kStreamRows; }
-  /// Boxes of the strip that have columns.
-  __device__ int boxes() const { return min(kBoxes, (columns_ - x() + kBoxColumns - 1) / kBoxColumns); }
+  __device__ const Place &place() const { return place_; }
+  __device__ int rows() const { return rows_; }
+  __device__ int columns() const { return columns_; }
+  __device__ int across() const { return across_; }
+
+  __device__ Place place_of_box(int box) const {
+    const int block = K::kKronecker && boxes_across_ < 3 ? box >> (boxes_across_ - 1) : 0;
+    return {place_.x + (box - block * boxes_across_) * kBoxColumns, place_.j + block, place_.y, place_.i};
+  }
+  /// Boxes of the tile that have columns; they are the first ones.
+  __device__ int boxes() const {
+    const int side_by_side = (columns_ - place_.x + kBoxColumns - 1) / kBoxColumns;
+    if (!K::kKronecker || blocks_ == 1) return min(K::kKronecker ? boxes_across_ : kBoxes, side_by_side);
+    return boxes_across_ * min(blocks_, across_ - place_.j);
+  }
 
   __device__ void next() {
     if (on_columns()) {
@@ -141,40 +123,76 @@ class Cursor {
       return;
     }
     ++tile_;
-    if (++row_tile_ < row_tiles_) return;
-    row_tile_ = column_slot_ = 0;
-    if (++strip_ < strips_ || at_end()) return;
-    enter(index_ + 1, 0);
+    begins_strip_ = false;
+    tile_of_strip_ += step_;
+    if (tile_of_strip_ >= 0 && tile_of_strip_ < height_) return move();
+    column_slot_ = 0;
+    begins_strip_ = true;
+    strip_ += step_;
+    if ((strip_ < 0 || strip_ >= strips_) && !at_end()) {
+      enter(index_ + step_);
+      strip_ = step_ > 0 ? 0 : strips_ - 1;
+    }
+    tile_of_strip_ = step_ > 0 ? 0 : height_ - 1;
+    find_place();
   }
 
  private:
-  __device__ void enter(int index, int local) {
+  __device__ void enter(int index) {
     index_ = index;
     // Not one load by either address: that of a parameter alone is as near as a register.
     if (p_.table.targets)
       read(p_.table.targets[index]);
     else
       read(p_.only);
-    strip_ = local / row_tiles_;
-    row_tile_ = local % row_tiles_;
-    column_slot_ = 0;
   }
 
   __device__ void read(const StreamTarget &target) {
     target_ = &target;
+    rows_ = target.rows;
     columns_ = target.columns;
+    across_ = target.across;
+    boxes_across_ = target.boxes_across;
+    blocks_ = boxes_across_ < 3 ? kBoxes / boxes_across_ : 1;
     strips_ = target.strips;
-    row_tiles_ = target.row_tiles;
+    height_ = target.height;
     chunk_count_ = target.chunk_count;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) chunks_[c] = target.chunks[c];
+    for (int c = 0; c < K::kChunks; ++c) chunks_[c] = target.chunks[c];
+  }
+
+  /// Where a tile of a strip is.
+  __device__ void find_place() {
+    if constexpr (K::kKronecker) {
+      const int wide = (columns_ + kStreamColumns - 1) / kStreamColumns, groups = (across_ + blocks_ - 1) / blocks_;
+      place_ = {strip_ % wide * kStreamColumns, tile_of_strip_ % groups * blocks_, strip_ / wide * kStreamRows,
+                tile_of_strip_ / groups};
+    } else {
+      place_ = {strip_ * kStreamColumns, 0, tile_of_strip_ * kStreamRows, 0};
+    }
+  }
+
+  /// To the next tile of the same strip.
+  __device__ void move() {
+    if constexpr (!K::kKronecker) {
+      place_.y += step_ * kStreamRows;
+      return;
+    }
+    place_.j += step_ * blocks_;
+    if (place_.j >= 0 && place_.j < across_) return;
+    place_.i += step_;
+    place_.j = step_ > 0 ? 0 : (across_ - 1) / blocks_ * blocks_;
   }
 
   const Parameters &p_;
   const StreamTarget *target_;
+  const int step_;
   std::uint32_t tile_, end_;
-  int index_, columns_, strips_, row_tiles_, chunk_count_, strip_, row_tile_, column_slot_;
-  StreamChunk chunks_[kChunks];
+  int index_, rows_, columns_, across_, boxes_across_, blocks_, strips_, height_, chunk_count_;
+  int strip_, tile_of_strip_, column_slot_ = 0;
+  bool begins_strip_ = true;
+  Place place_;
+  StreamChunk chunks_[K::kHeld];
 };
 
 struct Ring {
@@ -188,73 +206,90 @@ struct Ring {
 
 // -- the thread that copies -------------------------------------------------------------------------------------------
 
-template <int kChunks>
-__device__ void load_columns(const Ring &ring, unsigned item, const Cursor<kChunks> &at) {
+/// From line `line` on in one chunk of a packed factor.
+__device__ const char *packed_lines(const Parameters &p, std::uint64_t packed, int extent, int chunk, int line) {
+  const std::int64_t lines = (extent + kPackedLines - 1) / kPackedLines * kPackedLines;
+  return p.workspace + packed + (chunk * lines + line) * kChunkRowBytes;
+}
+
+template <typename K>
+__device__ void load_columns(const Parameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
   const int first = at.column_slot() * kColumnSlotChunks, boxes = at.boxes();
   const int chunks = max(0, min(kColumnSlotChunks, at.chunk_count() - first));
   const Barrier full = ring.full(item);
   full.arrive_expecting(chunks * boxes * kColumnChunkBytes);
-  const std::uint32_t to = shared_address(ring.slot(item, kSlotBytes<kChunks>));
+  const std::uint32_t to = shared_address(ring.slot(item, K::kSlotBytes));
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
+  for (int c = 0; c < K::kChunks; ++c) {
     if (c < first || c >= first + chunks) continue;
     const StreamChunk &chunk = at.chunk(c);
-    const TensorMap &map = at.target().column[chunk.product];
-    const int rank = chunk.first_rank * kChunkRanks;
+    const StreamTarget &target = at.target();
+    const int rank = chunk.column_chunk * kChunkRanks;
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box) {
       if (box >= boxes) continue;
-      const int x = at.x() + box * kBoxColumns;
-      copy_in(to + ((c - first) * kBoxes + box) * kColumnChunkBytes, map, chunk.column_transposed ? rank : x,
-              chunk.column_transposed ? x : rank, full);
+      const int x = at.place().x + box * kBoxColumns;
+      const std::uint32_t at_box = to + ((c - first) * kBoxes + box) * kColumnChunkBytes;
+      if (chunk.column_packed)
+        copy_in(at_box, packed_lines(p, target.packed_column[chunk.product], at.columns(), chunk.column_chunk, x),
+                kColumnChunkBytes, full);
+      else
+        copy_in(at_box, target.column[chunk.product], chunk.column_transposed ? rank : x,
+                chunk.column_transposed ? x : rank, full);
     }
   }
 }
 
-template <int kChunks>
-__device__ void load_tile(const Ring &ring, unsigned item, const Cursor<kChunks> &at, bool has_base) {
-  const int boxes = has_base ? at.boxes() : 0, chunks = at.chunk_count();
+template <typename K>
+__device__ void load_tile(const Parameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
+  const int boxes = needs_base<K>(p) ? at.boxes() : 0, chunks = at.chunk_count(), y = at.place().y;
   const Barrier full = ring.full(item);
   full.arrive_expecting(boxes * kBoxBytes + chunks * kRowChunkBytes);
-  const std::uint32_t to = shared_address(ring.slot(item, kSlotBytes<kChunks>));
+  const std::uint32_t to = shared_address(ring.slot(item, K::kSlotBytes));
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box)
-    if (box < boxes) copy_in(to + box * kBoxBytes, at.target().base, at.x() + box * kBoxColumns, at.y(), full);
+    if (box < boxes) copy_in(to + box * kBoxBytes, at.target().base, at.place_of_box(box), full);
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
+  for (int c = 0; c < K::kChunks; ++c) {
     if (c >= chunks) continue;
     const StreamChunk &chunk = at.chunk(c);
-    const int rank = chunk.first_rank * kChunkRanks;
-    copy_in(to + kTileBytes + c * kRowChunkBytes, at.target().row[chunk.product], chunk.row_transposed ? at.y() : rank,
-            chunk.row_transposed ? rank : at.y(), full);
+    const StreamTarget &target = at.target();
+    const int rank = chunk.row_chunk * kChunkRanks;
+    const std::uint32_t at_chunk = to + kTileBytes + c * kRowChunkBytes;
+    if (chunk.row_packed)
+      copy_in(at_chunk, packed_lines(p, target.packed_row[chunk.product], at.rows(), chunk.row_chunk, y),
+              kRowChunkBytes, full);
+    else
+      copy_in(at_chunk, target.row[chunk.product], chunk.row_transposed ? y : rank, chunk.row_transposed ? rank : y,
+              full);
   }
 }
 
-template <int kChunks>
-__device__ void store_tile(const Ring &ring, unsigned item, const Cursor<kChunks> &at) {
-  const std::uint32_t from = shared_address(ring.slot(item, kSlotBytes<kChunks>));
+template <typename K>
+__device__ void store_tile(const Ring &ring, unsigned item, const Cursor<K> &at) {
+  const std::uint32_t from = shared_address(ring.slot(item, K::kSlotBytes));
   const int boxes = at.boxes();
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box)
-    if (box < boxes) copy_out(at.target().out, at.x() + box * kBoxColumns, at.y(), from + box * kBoxBytes);
+    if (box < boxes) copy_out(at.target().out, at.place_of_box(box), from + box * kBoxBytes);
 }
 
-template <int kChunks>
+template <typename K>
 __device__ void feed(const Parameters &p, const Ring &ring) {
-  Cursor<kChunks> load(p), store(p);
+  Cursor<K> load(p), store(p);
   unsigned loaded = 0;
   const auto load_next = [&] {
     if (load.on_columns())
-      load_columns(ring, loaded, load);
+      load_columns<K>(p, ring, loaded, load);
     else
-      load_tile(ring, loaded, load, p.op != ops::WeightOp::kDiff);
+      load_tile<K>(p, ring, loaded, load);
     ++loaded;
     load.next();
   };
   while (loaded < kSlots && !load.at_end()) load_next();
   for (unsigned item = 0; !store.at_end(); ++item, store.next()) {
     ring.computed(item).wait(item / kSlots);
-    if (!store.on_columns()) store_tile(ring, item, store);
+    if (!store.on_columns() && p.pass == StreamPass::kMerge) store_tile<K>(ring, item, store);
     commit_copies();
     if (item == 0 || load.at_end()) continue;
     wait_until_read<1>();  // the slot before this one is free
@@ -265,112 +300,49 @@ __device__ void feed(const Parameters &p, const Ring &ring) {
 
 // -- the threads that compute -----------------------------------------------------------------------------------------
 
-/// Four 8 x 8 matrices of 16-bit elements; `at` is this lane's row of one of them.
-template <bool kTransposed>
-__device__ uint4 load_matrices(std::uint32_t at) {
-  uint4 m;
-  if constexpr (kTransposed)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m.x), "=r"(m.y), "=r"(m.z), "=r"(m.w)
-                 : "r"(at));
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m.x), "=r"(m.y), "=r"(m.z), "=r"(m.w)
-                 : "r"(at));
-  return m;
-}
+/// 16 rows of a warp's columns in the fragments of mma's operand C, n tiles of 8 columns: rows g and g + 8, columns 2 q
+/// and 2 q + 1 of each.
+template <typename K>
+struct Sum {
+  static constexpr int kColumns = kStreamColumns / K::kWarps, kPairs = kColumns / 8;
+  float value[kPairs][4] = {};
 
-// Where the copy engine put 16 bytes of a row: it swaps them about so that columns do not share banks.
-__device__ int swizzled_32(int row, int part) { return row * 32 + (part ^ (row / 4 & 1)) * 16; }
-__device__ int swizzled_64(int row, int part) { return row * 64 + (part ^ (row / 2 & 3)) * 16; }
-__device__ int swizzled_128(int row, int part) { return row * 128 + (part ^ (row & 7)) * 16; }
-
-/// Operand A of mma: 16 rows x 16 ranks.
-__device__ uint4 load_row_factor(std::uint32_t chunk, bool transposed, int first_row) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  if (transposed) {  // [rank][row]
-    const int rank = lane % 8 + lane / 16 * 8, rows = first_row / 8 + lane / 8 % 2;
-    return load_matrices<true>(chunk + swizzled_64(rank, rows));
-  }
-  return load_matrices<false>(chunk + swizzled_32(first_row + lane % 16, lane / 16));
-}
-
-/// Operand B of mma for two neighbouring n tiles: 16 ranks x 16 columns.
-__device__ uint4 load_column_factor(std::uint32_t chunk, bool transposed, int pair) {
-  const int lane = static_cast<int>(threadIdx.x % 32), n = pair + lane / 16;
-  if (transposed)  // [column][rank]
-    return load_matrices<false>(chunk + swizzled_32(n * 8 + lane % 8, lane / 8 % 2));
-  return load_matrices<true>(chunk + swizzled_128(lane % 16, n));
-}
-
-template <bool kBf16>
-__device__ void multiply(float (&d)[4], uint4 a, uint2 b) {
-  if constexpr (kBf16)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
-  else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
-}
-
-__device__ float load_scalar(const StreamTerm &term) {
-  if (!term.scalar) return 1.0f;
-  if (term.scalar_dtype == LYC_DTYPE_F32) return *static_cast<const float *>(term.scalar);
-  if (term.scalar_dtype == LYC_DTYPE_BF16) return __bfloat162float(*static_cast<const __nv_bfloat16 *>(term.scalar));
-  return __half2float(*static_cast<const __half *>(term.scalar));
-}
-
-struct Bf16 {
-  static __device__ float2 widen(std::uint32_t word) {
-    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
-  }
-  static __device__ std::uint32_t round(float x, float y) {
-    const __nv_bfloat162 rounded = __floats2bfloat162_rn(x, y);
-    return *reinterpret_cast<const std::uint32_t *>(&rounded);
-  }
-};
-struct F16 {
-  static __device__ float2 widen(std::uint32_t word) {
-    return __half22float2(*reinterpret_cast<const __half2 *>(&word));
-  }
-  static __device__ std::uint32_t round(float x, float y) {
-    const __half2 rounded = __floats2half2_rn(x, y);
-    return *reinterpret_cast<const std::uint32_t *>(&rounded);
+  template <typename Visit>
+  __device__ static void for_each(Visit visit) {
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) visit(n, i);
   }
 };
 
-/// What one warp adds to its columns of every tile.
-template <int kChunks, StreamForm kForm, bool kBf16Factors>
-class Worker {
-  static constexpr int kColumns = kStreamColumns / kWarps<kChunks, kForm>;
-  static constexpr int kPairs = kColumns / 8;  // n tiles of mma.m16n8k16
+__device__ float scale_of(const Parameters &p, const StreamTerm &term, bool with_multiplier) {
+  const float multiplier = multiplier_at(p.multipliers, term.multiplier_index);
+  if (multiplier == 0.0f) return 0.0f;
+  const float scale = (with_multiplier ? multiplier : 1.0f) * term.coefficient * element(term.scalar, 0);
+  return p.op == ops::WeightOp::kUnmerge ? -scale : scale;
+}
 
-  /// 16 rows of the warp's columns in the fragments of mma's operand C.
-  struct Sum {
-    float value[kPairs][4] = {};
-  };
+/// Low-rank products: what one warp adds to its columns of every tile.
+template <typename K>
+class LowRank {
+  static constexpr int kPairs = Sum<K>::kPairs, kChunks = K::kChunks;
 
  public:
-  __device__ Worker(const Parameters &p, int warp)
-      : p_(p), box_(warp * kColumns / kBoxColumns), first_pair_(warp * kColumns % kBoxColumns / 8) {}
+  __device__ LowRank(const Parameters &p, int box, int first_pair) : p_(p), box_(box), first_pair_(first_pair) {}
 
-  __device__ int box() const { return box_; }
-
-  __device__ void enter(const StreamTarget &target) {
-    active_ = false;
+  __device__ bool enter(const StreamTarget &target) {
+    bool active = false;
     count_ = target.chunk_count;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const bool there = c < count_;
       chunks_[c] = there ? target.chunks[c] : StreamChunk{};
-      scales_[c] = there ? scale(target.terms[target.chunks[c].term]) : 0.0f;
-      active_ = active_ || scales_[c] != 0.0f;
+      const StreamTerm &term = target.terms[chunks_[c].term];
+      scales_[c] = there ? scale_of(p_, term, !K::kDora) : 0.0f;
+      active = active || (there && multiplier_at(p_.multipliers, term.multiplier_index) != 0.0f);
     }
-    bf16_ = target.bf16 != 0;
+    return active;
   }
 
   __device__ void take_columns(char *slot, int column_slot) {
@@ -387,51 +359,37 @@ class Worker {
     }
   }
 
-  __device__ void change(char *slot) const {
-    if (!active_ && p_.op != ops::WeightOp::kDiff) return;
+  __device__ void prepare(const Cursor<K> &) {}
+  __device__ void begin_tile(char *) {}
+
+  __device__ Sum<K> rows(char *slot, int y) const {
     const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
-#pragma unroll
-    for (int y = 0; y < kStreamRows; y += 16) {
-      const Sum sum = kForm == StreamForm::kSingle ? product(row_chunks, y) : products(row_chunks, y);
-      if (bf16_)
-        add_to_tile<Bf16>(slot, y, sum);
-      else
-        add_to_tile<F16>(slot, y, sum);
-    }
+    return K::kForm == StreamForm::kSingle ? product(row_chunks, y) : products(row_chunks, y);
   }
 
  private:
-  __device__ float scale(const StreamTerm &term) const {
-    const Multipliers &m = p_.multipliers;
-    const float multiplier = m.device ? m.device[term.multiplier_index] : m.values[term.multiplier_index];
-    if (multiplier == 0.0f) return 0.0f;
-    const float scale = multiplier * term.coefficient * load_scalar(term);
-    return p_.op == ops::WeightOp::kUnmerge ? -scale : scale;
-  }
-
-  __device__ void add_chunk(Sum &sum, int c, std::uint32_t row_chunks, int y) const {
+  __device__ void add_chunk(Sum<K> &sum, int c, std::uint32_t row_chunks, int y) const {
     const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, chunks_[c].row_transposed, y);
 #pragma unroll
-    for (int n = 0; n < kPairs; ++n) multiply<kBf16Factors>(sum.value[n], rows, columns_[c][n]);
+    for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors>(sum.value[n], rows, columns_[c][n]);
   }
 
   /// s P, all chunks being of one product.
-  __device__ Sum product(std::uint32_t row_chunks, int y) const {
-    Sum sum;
+  __device__ Sum<K> product(std::uint32_t row_chunks, int y) const {
+    Sum<K> sum;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c)
       if (c < count_) add_chunk(sum, c, row_chunks, y);
     const float scale = scales_[0];
-#pragma unroll
-    for (int n = 0; n < kPairs; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum.value[n][i] = scale == 0.0f ? 0.0f : scale * sum.value[n][i];
+    if (scale == 0.0f) return {};
+    sum.for_each([&](int n, int i) { sum.value[n][i] *= scale; });
     return sum;
   }
 
   /// The sum of s P, or s P o Q.
-  __device__ Sum products(std::uint32_t row_chunks, int y) const {
-    Sum total, sum, kept;
+  __device__ Sum<K> products(std::uint32_t row_chunks, int y) const {
+    constexpr bool kHadamard = K::kForm == StreamForm::kHadamard;
+    Sum<K> total, sum, kept;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= count_) break;
@@ -439,35 +397,15 @@ class Worker {
       const ChunkEnd end = chunks_[c].end;
       if (end == ChunkEnd::kGoOn) continue;
       const float scale = scales_[c];
-      const bool times_kept = kForm == StreamForm::kHadamard && end == ChunkEnd::kAddTimesKept;
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float &value = sum.value[n][i];
-          if (kForm == StreamForm::kHadamard && end == ChunkEnd::kKeep)
-            kept.value[n][i] = value;
-          else if (scale != 0.0f)
-            total.value[n][i] = fmaf(scale, times_kept ? value * kept.value[n][i] : value, total.value[n][i]);
-          value = 0.0f;
-        }
+      if (kHadamard && end == ChunkEnd::kKeep)
+        sum.for_each([&](int n, int i) { kept.value[n][i] = scale * sum.value[n][i]; });
+      else if (kHadamard && end == ChunkEnd::kAddTimesKept && scale != 0.0f)
+        sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(sum.value[n][i], kept.value[n][i], total.value[n][i]); });
+      else if (scale != 0.0f)
+        sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(scale, sum.value[n][i], total.value[n][i]); });
+      sum = {};
     }
     return total;
-  }
-
-  template <typename Type>
-  __device__ void add_to_tile(char *slot, int y, const Sum &sum) const {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const bool has_base = p_.op != ops::WeightOp::kDiff;
-    char *box = slot + box_ * kBoxBytes + q * 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) {
-        auto *word = reinterpret_cast<std::uint32_t *>(box + swizzled_128(y + half * 8 + g, first_pair_ + n));
-        const float2 base = has_base ? Type::widen(*word) : make_float2(0.0f, 0.0f);
-        *word = Type::round(base.x + sum.value[n][2 * half], base.y + sum.value[n][2 * half + 1]);
-      }
   }
 
   const Parameters &p_;
@@ -476,27 +414,395 @@ class Worker {
   StreamChunk chunks_[kChunks];
   float scales_[kChunks];
   uint2 columns_[kChunks][kPairs];
+};
+
+/// A Kronecker product: the strip's part of its right half stays in registers, an element of the left one makes a tile.
+template <typename K>
+class Kronecker {
+  static constexpr int kPairs = Sum<K>::kPairs;
+
+ public:
+  __device__ Kronecker(const Parameters &p, int box, int first_pair) : p_(p), box_(box), first_pair_(first_pair) {}
+
+  __device__ bool enter(const StreamTarget &target) {
+    halves_ = &target.kronecker;
+    left_data_ = resolve(halves_->left, halves_->left_in_workspace, p_.workspace);
+    left_dtype_ = halves_->left_dtype;
+    left_row_ = halves_->left_row;
+    left_column_ = halves_->left_column;
+    scale_ = scale_of(p_, target.terms[0], !K::kDora);
+    return multiplier_at(p_.multipliers, target.terms[0].multiplier_index) != 0.0f;
+  }
+
+  __device__ void take_columns(char *, int) {}
+  __device__ void begin_tile(char *) {}
+
+  __device__ void prepare(const Cursor<K> &at) {
+    if (at.begins_strip()) load_right(at);
+    const Place place = at.place_of_box(box_);
+    left_ = scale_;
+    if (left_dtype_ == LYC_DTYPE_NONE || place.j >= at.across() || scale_ == 0.0f) return;
+    left_ *= load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_);
+  }
+
+  __device__ Sum<K> rows(char *, int y) const {
+    Sum<K> sum;
+    sum.for_each([&](int n, int i) { sum.value[n][i] = scale_ == 0.0f ? 0.0f : left_ * right_[y / 16].value[n][i]; });
+    return sum;
+  }
+
+ private:
+  __device__ void load_right(const Cursor<K> &at) {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+    const Place place = at.place_of_box(box_);
+    const void *right = resolve(halves_->right, halves_->right_in_workspace, p_.workspace);
+    // Loads from inside in any case, so that none waits for another.
+    const auto for_pairs = [&](auto load_two) {
+#pragma unroll
+      for (int y = 0; y < kStreamRows; y += 8)
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+          const int row = place.y + y + g, column = place.x + (first_pair_ + n) * 8 + q * 2;
+          const bool inside = row < at.rows() && column < at.columns();
+          const float2 two = load_two(min(row, at.rows() - 1) * halves_->right_row +
+                                      min(column, at.columns() - 2) * halves_->right_column);
+          right_[y / 16].value[n][y / 8 % 2 * 2] = inside ? two.x : 0.0f;
+          right_[y / 16].value[n][y / 8 % 2 * 2 + 1] = inside ? two.y : 0.0f;
+        }
+    };
+    if (halves_->right_pairs)
+      with_type<true>(halves_->right_dtype, [&](auto type) {
+        for_pairs([&](std::int64_t offset) { return type.load(address_of(right, halves_->right_dtype, offset)); });
+      });
+    else
+      for_pairs([&](std::int64_t offset) {
+        return make_float2(load_predicated(right, halves_->right_dtype, offset),
+                           load_predicated(right, halves_->right_dtype, offset + halves_->right_column));
+      });
+  }
+
+  const Parameters &p_;
+  const int box_, first_pair_;
+  const StreamKronecker *halves_ = nullptr;
+  const void *left_data_ = nullptr;
+  lyc_dtype left_dtype_ = LYC_DTYPE_NONE;
+  std::int64_t left_row_ = 0, left_column_ = 0;
+  float scale_ = 0.0f, left_ = 0.0f;
+  Sum<K> right_[kStreamRows / 16];
+};
+
+/// R' W - W for blocks of rows that a tile holds whole: R - I comes as a packed row factor, the tile is the column one.
+template <typename K>
+class Rotation {
+  static constexpr int kPairs = Sum<K>::kPairs, kDepth = kStreamRows / kChunkRanks;
+
+ public:
+  __device__ Rotation(const Parameters &p, int box, int first_pair) : p_(p), box_(box), first_pair_(first_pair) {}
+
+  __device__ bool enter(const StreamTarget &target) {
+    rescale_ = target.rescale;
+    rows_ = target.rows;
+    multiplier_ = multiplier_at(p_.multipliers, target.terms[0].multiplier_index);
+    return multiplier_ != 0.0f;
+  }
+
+  __device__ void take_columns(char *, int) {}
+
+  __device__ void prepare(const Cursor<K> &at) {
+    if (!rescale_.data) return;
+    const int g = static_cast<int>(threadIdx.x % 32) / 4;
+#pragma unroll
+    for (int r = 0; r < kStreamRows / 8; ++r) factor_[r] = element(rescale_, min(at.place().y + r * 8 + g, rows_ - 1));
+  }
+
+  /// The columns are read before any row of them is changed.
+  __device__ void begin_tile(char *slot) {
+    const std::uint32_t box = shared_address(slot) + box_ * kBoxBytes;
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k)
+#pragma unroll
+      for (int n = 0; n < kPairs; n += 2) {
+        const uint4 two = load_column_factor(box + k * kChunkRanks * kRowBytes, false, first_pair_ + n);
+        columns_[k][n] = make_uint2(two.x, two.y);
+        columns_[k][n + 1] = make_uint2(two.z, two.w);
+      }
+    __syncwarp();
+  }
+
+  __device__ Sum<K> rows(char *slot, int y) const {
+    const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
+    Sum<K> sum;
+#pragma unroll
+    for (int c = 0; c < K::kChunks; ++c) {
+      const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, false, y);
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors>(sum.value[n], rows, columns_[c % kDepth][n]);
+    }
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const char *box = slot + box_ * kBoxBytes + lane % 4 * 4;
+    sum.for_each([&](int n, int i) {
+      float &value = sum.value[n][i];
+      value *= multiplier_;
+      if (!rescale_.data) return;
+      const int row = y + i / 2 * 8 + lane / 4;
+      const auto *word = reinterpret_cast<const std::uint32_t *>(box + swizzled_128(row, first_pair_ + n));
+      const float2 two = K::Element::get(word, 0);
+      const float base = i % 2 ? two.y : two.x;
+      value = factor_[y / 8 + i / 2] * (base + value) - base;
+    });
+    return sum;
+  }
+
+ private:
+  const Parameters &p_;
+  const int box_, first_pair_;
+  int rows_ = 0;
+  Vector rescale_{};
+  float multiplier_ = 0.0f, factor_[kStreamRows / 8] = {};
+  uint2 columns_[kDepth][kPairs];
+};
+
+template <typename K>
+using Terms = std::conditional_t<K::kRotation, Rotation<K>, std::conditional_t<K::kKronecker, Kronecker<K>, LowRank<K>>>;
+
+/// What one warp does with its columns of every tile.
+template <typename K>
+class Worker {
+  static constexpr int kPairs = Sum<K>::kPairs, kWarpsPerBox = K::kWarps / kBoxes;
+
+ public:
+  __device__ Worker(const Parameters &p, int warp)
+      : p_(p), box_(warp / kWarpsPerBox), first_pair_(warp % kWarpsPerBox * kPairs), terms_(p, box_, first_pair_) {}
+
+  __device__ int box() const { return box_; }
+
+  __device__ void enter(const StreamTarget &target) {
+    active_ = terms_.enter(target);
+    bf16_ = target.bf16 != 0;
+    if constexpr (K::kDora) {
+      dora_ = target.dora;
+      v_ = static_cast<float>(
+          dora_coefficients(dora_.rule, multiplier_at(p_.multipliers, target.terms[0].multiplier_index)).v);
+    }
+  }
+
+  __device__ void take_columns(char *slot, int column_slot) { terms_.take_columns(slot, column_slot); }
+  /// What can be fetched before the tile is there.
+  __device__ void prepare(const Cursor<K> &at) {
+    if (active_) terms_.prepare(at);
+  }
+
+  __device__ void work_on(char *slot, const Cursor<K> &at) {
+    if (bf16_)
+      work_on_type<Bf16>(slot, at);
+    else
+      work_on_type<F16>(slot, at);
+  }
+
+ private:
+  template <typename Type>
+  __device__ void work_on_type(char *slot, const Cursor<K> &at) {
+    if (!active_) {
+      if (p_.op == ops::WeightOp::kDiff && p_.pass == StreamPass::kMerge) clear(slot);
+      return;
+    }
+    terms_.begin_tile(slot);
+    if constexpr (K::kDora) {
+      if (dora_.by_row)
+        work_on_lines<Type, true>(slot, at);
+      else
+        work_on_lines<Type, false>(slot, at);
+    } else {
+#pragma unroll K::kUnroll
+      for (int y = 0; y < kStreamRows; y += 16) add<Type>(slot, y, terms_.rows(slot, y));
+    }
+  }
+
+  template <typename Type, bool kByRow>
+  __device__ void work_on_lines(char *slot, const Cursor<K> &at) const {
+    if (p_.pass == StreamPass::kNorms)
+      add_squares<Type, kByRow>(slot, at);
+    else
+      merge_dora<Type, kByRow>(slot, at);
+  }
+
+  /// 16 rows of the warp's columns as they lie in the tile, two neighbours a word. All of them are loaded before any is
+  /// stored, so that loads overlap.
+  struct Words {
+    std::uint32_t word[2][kPairs];
+  };
+
+  __device__ std::uint32_t *word_at(char *slot, int row, int n) const {
+    const int q = static_cast<int>(threadIdx.x % 4);
+    return reinterpret_cast<std::uint32_t *>(slot + box_ * kBoxBytes + q * 4 + swizzled_128(row, first_pair_ + n));
+  }
+
+  template <typename Visit>
+  __device__ void for_words(char *slot, int y, Visit visit) const {
+    const int g = static_cast<int>(threadIdx.x % 32) / 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n) visit(half, n, word_at(slot, y + half * 8 + g, n));
+  }
+
+  __device__ Words load(char *slot, int y) const {
+    Words words;
+    for_words(slot, y, [&](int half, int n, const std::uint32_t *at) { words.word[half][n] = *at; });
+    return words;
+  }
+
+  /// Replace each pair of neighbours by what `change(half, n, pair)` makes of it.
+  template <typename Type, typename Change>
+  __device__ void replace(char *slot, int y, Words words, Change change) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n)
+        Type::put(&words.word[half][n], 0, change(half, n, Type::get(&words.word[half][n], 0)));
+    for_words(slot, y, [&](int half, int n, std::uint32_t *at) { *at = words.word[half][n]; });
+  }
+
+  __device__ void clear(char *slot) const {
+#pragma unroll
+    for (int y = 0; y < kStreamRows; y += 16) for_words(slot, y, [](int, int, std::uint32_t *at) { *at = 0; });
+  }
+
+  template <typename Type>
+  __device__ void add(char *slot, int y, const Sum<K> &sum) const {
+    const bool keeps_base = p_.op != ops::WeightOp::kDiff;
+    Words words = {};
+    if (keeps_base) words = load(slot, y);
+    replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
+      return make_float2(base.x + sum.value[n][2 * half], base.y + sum.value[n][2 * half + 1]);
+    });
+  }
+
+  /// Squares of V = W + v D, summed over the tile's part of each line.
+  template <typename Type, bool kByRow>
+  __device__ void add_squares(char *slot, const Cursor<K> &at) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+    auto *partial = reinterpret_cast<float *>(p_.workspace + dora_.partial);
+    const Place place = at.place_of_box(box_);
+    float column_sums[kPairs][2] = {};
+#pragma unroll K::kUnroll
+    for (int y = 0; y < kStreamRows; y += 16) {
+      const Words words = load(slot, y);
+      const Sum<K> delta = terms_.rows(slot, y);
+      float row_sums[2] = {};
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+          const float2 base = Type::get(&words.word[half][n], 0);
+          const float v0 = fmaf(v_, delta.value[n][2 * half], base.x);
+          const float v1 = fmaf(v_, delta.value[n][2 * half + 1], base.y);
+          if constexpr (kByRow) {
+            row_sums[half] = fmaf(v0, v0, fmaf(v1, v1, row_sums[half]));
+          } else {
+            column_sums[n][0] = fmaf(v0, v0, column_sums[n][0]);
+            column_sums[n][1] = fmaf(v1, v1, column_sums[n][1]);
+          }
+        }
+      if constexpr (!kByRow) continue;
+      const int boxes = (at.columns() + kBoxColumns - 1) / kBoxColumns;
+      const std::int64_t piece =
+          std::int64_t{place.j * boxes + place.x / kBoxColumns} * kWarpsPerBox + first_pair_ / kPairs;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float sum = sum_over<1, 4>(row_sums[half]);
+        const int row = place.y + y + half * 8 + g;
+        if (q == 0 && row < at.rows()) partial[piece * dora_.lines + place.i * at.rows() + row] = sum;
+      }
+    }
+    if constexpr (!kByRow) {
+      const int row_tiles = (at.rows() + kStreamRows - 1) / kStreamRows;
+      const std::int64_t piece = std::int64_t{place.i} * row_tiles + place.y / kStreamRows;
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float sum = sum_over<4, 32>(column_sums[n][c]);
+          const int column = place.x + (first_pair_ + n) * 8 + q * 2 + c;
+          if (g == 0 && column < at.columns()) partial[piece * dora_.lines + place.j * at.columns() + column] = sum;
+        }
+    }
+  }
+
+  /// Over the lanes whose numbers differ in the bits from kFirst to below kEnd.
+  template <int kFirst, int kEnd>
+  __device__ static float sum_over(float value) {
+#pragma unroll
+    for (int distance = kFirst; distance < kEnd; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
+    return value;
+  }
+
+  __device__ DoraFactors factors_of(int line) const {
+    const auto *factors = reinterpret_cast<const float4 *>(p_.workspace + dora_.factors);
+    const float4 f = __ldg(factors + min(line, dora_.lines - 1));
+    return {f.x, f.y, f.z, f.w};
+  }
+
+  template <typename Type, bool kByRow>
+  __device__ void merge_dora(char *slot, const Cursor<K> &at) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+    const Place place = at.place_of_box(box_);
+    const float kept = p_.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
+    const auto merged = [&](const DoraFactors &factors, float base, float d) {
+      return fmaf(kept, base, dora_change(factors, base, d));
+    };
+#pragma unroll K::kUnroll
+    for (int y = 0; y < kStreamRows; y += 16) {
+      DoraFactors factors[2];
+      if constexpr (kByRow)
+        for (int half = 0; half < 2; ++half)
+          factors[half] = factors_of(place.i * at.rows() + place.y + y + half * 8 + g);
+      const Sum<K> delta = terms_.rows(slot, y);
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n) {
+        if constexpr (!kByRow) {
+          const int column = place.j * at.columns() + place.x + (first_pair_ + n) * 8 + q * 2;
+          for (int c = 0; c < 2; ++c) factors[c] = factors_of(column + c);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          std::uint32_t *word = word_at(slot, y + half * 8 + g, n);
+          const float2 base = Type::get(word, 0);
+          Type::put(word, 0, make_float2(merged(factors[kByRow ? half : 0], base.x, delta.value[n][2 * half]),
+                                         merged(factors[kByRow ? half : 1], base.y, delta.value[n][2 * half + 1])));
+        }
+      }
+    }
+  }
+
+  const Parameters &p_;
+  const int box_, first_pair_;
+  Terms<K> terms_;
+  StreamDora dora_{};
+  float v_ = 1.0f;
   bool active_ = false, bf16_ = false;
 };
 
-template <int kChunks, StreamForm kForm, bool kBf16Factors>
+template <typename K>
 __device__ void compute(const Parameters &p, const Ring &ring, int warp) {
-  Worker<kChunks, kForm, kBf16Factors> worker(p, warp);
+  Worker<K> worker(p, warp);
   int entered = -1;
   unsigned item = 0;
-  for (Cursor<kChunks> at(p); !at.at_end(); ++item, at.next()) {
+  for (Cursor<K> at(p); !at.at_end(); ++item, at.next()) {
     if (at.index() != entered && p.table.targets) worker.enter(p.table.targets[at.index()]);
     if (at.index() != entered && !p.table.targets) worker.enter(p.only);
     entered = at.index();
-    char *slot = ring.slot(item, kSlotBytes<kChunks>);
+    char *slot = ring.slot(item, K::kSlotBytes);
+    const bool has_work = worker.box() < at.boxes();
+    if (!at.on_columns()) worker.prepare(at);
     ring.full(item).wait(item / kSlots);
-    if (worker.box() < at.boxes()) {
+    if (has_work) {
       if (at.on_columns())
         worker.take_columns(slot, at.column_slot());
       else
-        worker.change(slot);
+        worker.work_on(slot, at);
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the copy engine reads what was written here
+    publish_shared();  // the copy engine reads what was written here
     __syncwarp();
     if (threadIdx.x % 32 == 0) ring.computed(item).arrive();
   }
@@ -504,8 +810,8 @@ __device__ void compute(const Parameters &p, const Ring &ring, int warp) {
 
 #endif
 
-template <int kChunks, StreamForm kForm, bool kBf16Factors>
-__global__ void __launch_bounds__(kThreads<kChunks, kForm>) stream_kernel(const __grid_constant__ Parameters p) {
+template <typename K>
+__global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const __grid_constant__ Parameters p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ char raw[];
   __shared__ alignas(8) std::uint64_t barriers[2 * kSlots];
@@ -514,16 +820,16 @@ __global__ void __launch_bounds__(kThreads<kChunks, kForm>) stream_kernel(const 
   if (threadIdx.x == 0) {
     for (unsigned s = 0; s < kSlots; ++s) {
       ring.full(s).init(1);
-      ring.computed(s).init(kWarps<kChunks, kForm>);
+      ring.computed(s).init(K::kWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp < kWarps<kChunks, kForm>)
-    compute<kChunks, kForm, kBf16Factors>(p, ring, warp);
+  if (warp < K::kWarps)
+    compute<K>(p, ring, warp);
   else if (threadIdx.x % 32 == 0)
-    feed<kChunks>(p, ring);
+    feed<K>(p, ring);
 #endif
 }
 
@@ -533,27 +839,39 @@ struct Instance {
   int threads, slot_bytes;
 };
 
-template <int kChunks, StreamForm kForm, bool kBf16Factors>
-constexpr Instance kInstance = {{kChunks, kForm, kBf16Factors},
-                                stream_kernel<kChunks, kForm, kBf16Factors>,
-                                kThreads<kChunks, kForm>,
-                                kSlotBytes<kChunks>};
+template <int kChunks, StreamForm kForm, bool kBf16Factors, bool kDora = false>
+constexpr Instance instance() {
+  using K = Kind<kChunks, kForm, kBf16Factors, kDora>;
+  return {{kChunks, kForm, kBf16Factors, kDora}, stream_kernel<K>, K::kThreads, K::kSlotBytes};
+}
 
-// Ranks of 16, 32 and 64 of the usual bf16 factors each have their own; the rest makes do with the largest.
+// What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do with
+// the largest. Chunks of a rotation are the three parts of 32 ranks.
 constexpr Instance kInstances[] = {
-    kInstance<1, StreamForm::kSingle, true>,    kInstance<2, StreamForm::kSingle, true>,
-    kInstance<4, StreamForm::kSingle, true>,    kInstance<4, StreamForm::kSingle, false>,
-    kInstance<4, StreamForm::kSeveral, true>,   kInstance<4, StreamForm::kSeveral, false>,
-    kInstance<2, StreamForm::kHadamard, true>,  kInstance<4, StreamForm::kHadamard, true>,
-    kInstance<4, StreamForm::kHadamard, false>,
+    instance<1, StreamForm::kSingle, true>(),
+    instance<2, StreamForm::kSingle, true>(),
+    instance<4, StreamForm::kSingle, true>(),
+    instance<4, StreamForm::kSeveral, true>(),
+    instance<4, StreamForm::kSeveral, false>(),
+    instance<2, StreamForm::kHadamard, true>(),
+    instance<4, StreamForm::kHadamard, true>(),
+    instance<6, StreamForm::kHadamard, true>(),
+    instance<4, StreamForm::kHadamard, false>(),
+    instance<0, StreamForm::kKronecker, true>(),
+    instance<6, StreamForm::kRotation, true>(),
+    instance<6, StreamForm::kRotation, false>(),
+    instance<1, StreamForm::kSingle, true, true>(),
+    instance<4, StreamForm::kSeveral, true, true>(),
+    instance<4, StreamForm::kSeveral, false, true>(),
+    instance<2, StreamForm::kHadamard, true, true>(),
+    instance<4, StreamForm::kHadamard, true, true>(),
+    instance<4, StreamForm::kHadamard, false, true>(),
+    instance<0, StreamForm::kKronecker, true, true>(),
 };
 
-/// The smallest that is large enough.
 const Instance &instance_of(const StreamKind &kind) {
   for (const Instance &instance : kInstances)
-    if (instance.kind.form == kind.form && instance.kind.bf16_factors == kind.bf16_factors &&
-        instance.kind.chunks >= kind.chunks)
-      return instance;
+    if (instance.kind == kind) return instance;
   return kInstances[0];  // kinds are made of what is here
 }
 
@@ -573,9 +891,9 @@ cudaError_t resident_blocks(StreamKind kind, int *blocks) {
 }
 
 cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const StreamTarget &only, int blocks,
-                          ops::WeightOp op, const Multipliers &multipliers, cudaStream_t stream) {
+                          const StreamRun &run, cudaStream_t stream) {
   const Instance &instance = instance_of(kind);
-  Parameters parameters{only, table, op, multipliers};
+  Parameters parameters{only, table, run.op, run.pass, run.multipliers, run.workspace};
   void *arguments[] = {&parameters};
   const unsigned grid =
       table.tile_count < static_cast<unsigned>(blocks) ? table.tile_count : static_cast<unsigned>(blocks);

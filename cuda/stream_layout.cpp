@@ -2,51 +2,138 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
+#include "base/dtype.hpp"
 #include "base/error.hpp"
 
 namespace lyc::cuda {
 namespace {
 
-constexpr std::int64_t kElement = 2;     // bytes
-constexpr std::int64_t kAlignment = 16;  // of addresses and pitches, for the copy engine
+using ops::Operand;
 
-bool narrow(lyc_dtype dtype) { return dtype == LYC_DTYPE_BF16 || dtype == LYC_DTYPE_F16; }
+constexpr std::int64_t kElement = 2;                            // bytes
+constexpr std::int64_t kAlignment = 16;                         // of addresses and pitches, for the copy engine
+constexpr std::int64_t kMinBlockColumns = 32, kMinBlockRows = 16;  // smaller blocks would leave tiles empty
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+bool is_narrow(lyc_dtype dtype) { return dtype == LYC_DTYPE_BF16 || dtype == LYC_DTYPE_F16; }
+
+bool aligned(const void *data, std::int64_t bytes) { return reinterpret_cast<std::uintptr_t>(data) % bytes == 0; }
 
 bool copyable(const MapSpec &map) {
-  return reinterpret_cast<std::uintptr_t>(map.data) % kAlignment == 0 && map.pitch_bytes % kAlignment == 0 &&
-         map.pitch_bytes >= map.inner * kElement && map.pitch_bytes < (std::int64_t{1} << 40);
+  return aligned(map.data, kAlignment) &&
+         std::all_of(map.pitch_bytes, map.pitch_bytes + map.axes - 1, [](std::int64_t pitch) {
+           return pitch > 0 && pitch % kAlignment == 0 && pitch < (std::int64_t{1} << 40);
+         });
 }
 
-/// [outer, inner] if its rows are contiguous and it can be copied.
-std::optional<MapSpec> matrix_map(const void *data, lyc_dtype dtype, std::int64_t outer, std::int64_t outer_stride,
-                                  std::int64_t inner, std::int64_t inner_stride, std::int32_t box_outer,
-                                  std::int32_t box_inner) {
-  const MapSpec map{
-      const_cast<void *>(data), dtype == LYC_DTYPE_BF16, inner, outer, outer_stride * kElement, box_inner, box_outer};
-  if (inner_stride != 1 || !narrow(dtype) || !copyable(map)) return std::nullopt;
+// -- weights ----------------------------------------------------------------------------------------------------------
+
+/// A matrix with contiguous rows, [down][rows] x [across][columns].
+struct Grid {
+  std::int64_t rows, columns, down = 1, across = 1;
+};
+
+std::optional<MapSpec> weight_map(const void *data, lyc_dtype dtype, const Grid &grid, std::int64_t row_stride) {
+  const std::int64_t row = row_stride * kElement;
+  const MapSpec map{const_cast<void *>(data),
+                    dtype == LYC_DTYPE_BF16,
+                    4,
+                    {grid.columns, grid.across, grid.rows, grid.down},
+                    {grid.across > 1 ? grid.columns * kElement : row, row, grid.rows * row},
+                    {kBoxColumns, 1, kStreamRows, 1}};
+  const bool fits = grid.rows * grid.down == 1 || row >= grid.columns * grid.across * kElement;
+  if (!is_narrow(dtype) || !fits || !copyable(map)) return std::nullopt;
   return map;
 }
 
-std::optional<MapSpec> weight_map(const Matrix &matrix, const MatrixTarget &target) {
-  return matrix_map(matrix.data, matrix.dtype, target.rows.size, matrix.row.level[0], target.columns.size,
-                    matrix.column.level[0], kStreamRows, kBoxColumns);
+void set_grid(StreamTarget &target, const Grid &grid, StreamForm form) {
+  target.rows = narrow(grid.rows, "the number of rows");
+  target.columns = narrow(grid.columns, "the number of columns");
+  target.down = narrow(grid.down, "the number of blocks");
+  target.across = narrow(grid.across, "the number of blocks");
+  const std::int64_t tall = ceil_div(grid.rows, kStreamRows), wide = ceil_div(grid.columns, kStreamColumns);
+  target.boxes_across = static_cast<std::int32_t>(std::min<std::int64_t>(kBoxes, ceil_div(grid.columns, kBoxColumns)));
+  const bool blocks = form == StreamForm::kKronecker;
+  const std::int64_t groups = ceil_div(grid.across, kBoxes / target.boxes_across);
+  target.strips = narrow(blocks ? tall * wide : wide, "the number of tiles");
+  target.height = narrow(blocks ? groups * grid.down : tall, "the number of tiles");
 }
 
+/// Where there is an instance of the kernel.
+StreamKind stream_kind(StreamForm form, std::int64_t chunks, bool bf16, bool dora) {
+  const auto at_least = [&](std::initializer_list<int> sizes) {
+    return *std::find_if(sizes.begin(), sizes.end() - 1, [&](int size) { return size >= chunks; });
+  };
+  switch (form) {
+    case StreamForm::kKronecker:
+      return {0, form, true, dora};
+    case StreamForm::kRotation:
+      return {kPackedParts * kPackedTurn / kChunkRanks, form, bf16, false};
+    case StreamForm::kHadamard:
+      return {bf16 ? at_least({2, 4, 6}) : 4, form, bf16, dora};
+    case StreamForm::kSingle:
+      if (bf16 && (!dora || chunks == 1)) return {at_least({1, 2, 4}), form, bf16, dora};
+      [[fallthrough]];
+    default:
+      return {4, StreamForm::kSeveral, bf16, dora};
+  }
+}
+
+bool has_instance(const StreamKind &kind, std::int64_t chunks) {
+  const bool largest = kind.chunks == 6 && kind.dora;
+  return chunks <= kind.chunks && !largest;
+}
+
+void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int32_t multiplier_index,
+              Products &products) {
+  StreamTarget &target = weight.target;
+  const int halves = stream_warps(weight.kind.chunks, weight.kind.form, weight.kind.dora) / kBoxes;
+  const std::int64_t rows = std::int64_t{target.rows} * target.down;
+  const std::int64_t columns = std::int64_t{target.columns} * target.across;
+  const std::int64_t lines = magnitudes.by_row ? rows : columns;
+  const std::int64_t pieces = magnitudes.by_row
+                                  ? target.across * ceil_div(target.columns, kBoxColumns) * halves
+                                  : target.down * ceil_div(target.rows, kStreamRows);
+  const std::uint64_t partial = products.reserve(pieces * lines);
+  const std::uint64_t factors = products.reserve(lines * static_cast<std::int64_t>(sizeof(DoraFactors) / sizeof(float)));
+  target.dora = {magnitudes.by_row, narrow(lines, "the number of lines"), magnitudes.dora.rule, partial, factors};
+  products.add(FactorTask{magnitudes.dora, multiplier_index, 1, narrow(pieces, "the number of tiles"),
+                          target.dora.lines, narrow(magnitudes.inside, "a kernel"),
+                          narrow(magnitudes.count, "the number of magnitudes"), partial, factors});
+}
+
+// -- low-rank products ------------------------------------------------------------------------------------------------
+
 struct FactorMap {
-  MapSpec map;
+  MapSpec map;       // or, if a run computes it, none
   bool rank_inside;  // the rank is its contiguous axis
 };
 
 /// A factor of `size` rows or columns, whichever of its two axes is the contiguous one.
 std::optional<FactorMap> factor_map(const Factor &factor, std::int64_t size, std::int64_t rank, std::int32_t box) {
   const std::int64_t stride = factor.axis.level[0];
-  if (const auto map = matrix_map(factor.data, factor.dtype, size, stride, rank, factor.rank_stride, box, kChunkRanks))
-    return FactorMap{*map, true};
-  if (const auto map = matrix_map(factor.data, factor.dtype, rank, factor.rank_stride, size, stride, kChunkRanks, box))
-    return FactorMap{*map, false};
+  const auto map = [&](bool rank_inside) {
+    return MapSpec{const_cast<void *>(factor.data),
+                   factor.dtype == LYC_DTYPE_BF16,
+                   2,
+                   {rank_inside ? rank : size, rank_inside ? size : rank},
+                   {(rank_inside ? stride : factor.rank_stride) * kElement},
+                   {rank_inside ? kChunkRanks : box, rank_inside ? box : kChunkRanks}};
+  };
+  const auto takes = [&](const MapSpec &spec) {
+    return (spec.extent[1] == 1 || spec.pitch_bytes[0] >= spec.extent[0] * kElement) && copyable(spec);
+  };
+  if (factor.rank_stride == 1 && takes(map(true))) return FactorMap{map(true), true};
+  if (stride == 1 && takes(map(false))) return FactorMap{map(false), false};
+  return std::nullopt;
+}
+
+/// Computed by a run as [size, rank] or [rank, size], so that it can be packed.
+std::optional<FactorMap> packed_map(const Factor &factor, std::int64_t size, std::int64_t rank) {
+  const std::int64_t stride = factor.axis.level[0];
+  if (factor.rank_stride == 1 && stride == rank) return FactorMap{{}, true};
+  if (stride == 1 && factor.rank_stride == size) return FactorMap{{}, false};
   return std::nullopt;
 }
 
@@ -54,66 +141,305 @@ ChunkEnd end_of(Role role) {
   return role == Role::kAdd ? ChunkEnd::kAdd : role == Role::kHold ? ChunkEnd::kKeep : ChunkEnd::kAddTimesKept;
 }
 
-/// Append one product, unless it does not fit.
-bool add_product(StreamWeight &weight, const MatrixTarget &matrix, const LowRankTerm &term, std::int8_t index) {
-  StreamTarget &target = weight.target;
-  const std::int64_t chunks = ceil_div(term.rank, kChunkRanks);
-  const bool bf16 = term.row_factor.dtype == LYC_DTYPE_BF16;
-  if (target.chunk_count + chunks > kMaxStreamChunks || term.row_factor.dtype != term.column_factor.dtype) return false;
-  if (index > 0 && bf16 != weight.kind.bf16_factors) return false;
-  if (term.row_factor.in_workspace || term.column_factor.in_workspace) return false;  // a map holds one address
-  const auto row = factor_map(term.row_factor, matrix.rows.size, term.rank, kStreamRows);
-  const auto column = factor_map(term.column_factor, matrix.columns.size, term.rank, kBoxColumns);
-  if (!row || !column) return false;
-  weight.kind.bf16_factors = bf16;
-  weight.row[index] = row->map;
-  weight.column[index] = column->map;
-  for (std::int64_t c = 0; c < chunks; ++c)
-    target.chunks[target.chunk_count++] = {index,
-                                           static_cast<std::int8_t>(c),
-                                           !row->rank_inside,
-                                           column->rank_inside,
-                                           c + 1 == chunks ? end_of(term.role) : ChunkEnd::kGoOn,
-                                           index,
-                                           {}};
-  target.terms[index] = {term.scalar, term.scalar_dtype, term.coefficient, term.multiplier_index, 0};
+class LowRankBuilder {
+ public:
+  LowRankBuilder(const MatrixTarget &matrix, const std::vector<LowRankTerm> &terms) : matrix_(matrix), terms_(terms) {}
+
+  /// Whether it fits; nothing is changed but this.
+  bool build(bool dora) {
+    if (terms_.empty() || terms_.size() > kMaxStreamProducts || matrix_.rows.levels != 1 ||
+        matrix_.columns.levels != 1 || !add_weight())
+      return false;
+    bf16_ = std::any_of(terms_.begin(), terms_.end(), [](const LowRankTerm &term) {
+      return term.row_factor.dtype == LYC_DTYPE_BF16 || term.column_factor.dtype == LYC_DTYPE_BF16;
+    });
+    for (std::size_t i = 0; i < terms_.size(); ++i)
+      if (!add_product(terms_[i], static_cast<std::int8_t>(i))) return false;
+    const bool hadamard =
+        std::any_of(terms_.begin(), terms_.end(), [](const LowRankTerm &term) { return term.role != Role::kAdd; });
+    const StreamForm form = hadamard              ? StreamForm::kHadamard
+                            : terms_.size() > 1 ? StreamForm::kSeveral
+                                                  : StreamForm::kSingle;
+    StreamTarget &target = weight_.target;
+    weight_.kind = stream_kind(form, target.chunk_count, bf16_, dora);
+    return has_instance(weight_.kind, target.chunk_count);
+  }
+
+  StreamWeight commit(Products &products) {
+    for (std::size_t i = 0; i < terms_.size(); ++i) {
+      const LowRankTerm &term = terms_[i];
+      const auto pack = [&](const Factor &factor, const Axis &lines, std::uint64_t &packed) {
+        if (factor.in_workspace)
+          packed = products.pack(factor.stage, factor.contraction, factor.rank_stride == 1 && term.rank > 1, term.rank,
+                                 lines.size);
+      };
+      pack(term.row_factor, matrix_.rows, weight_.target.packed_row[i]);
+      pack(term.column_factor, matrix_.columns, weight_.target.packed_column[i]);
+    }
+    return weight_;
+  }
+
+ private:
+  bool add_weight() {
+    const Grid grid{matrix_.rows.size, matrix_.columns.size};
+    const auto map = [&](const Matrix &matrix) -> std::optional<MapSpec> {
+      if (matrix.column.level[0] != 1) return std::nullopt;
+      return weight_map(matrix.data, matrix.dtype, grid, matrix.row.level[0]);
+    };
+    if (matrix_.base.data && matrix_.base.dtype != matrix_.out.dtype) return false;
+    const auto out = map(matrix_.out);
+    const auto base = matrix_.base.data ? map(matrix_.base) : out;
+    if (!out || !base) return false;
+    weight_.out = *out;
+    weight_.base = *base;
+    weight_.target.bf16 = matrix_.out.dtype == LYC_DTYPE_BF16;
+    set_grid(weight_.target, grid, StreamForm::kSingle);
+    return true;
+  }
+
+  bool add_product(const LowRankTerm &term, std::int8_t index) {
+    StreamTarget &target = weight_.target;
+    const Factor &row = term.row_factor, &column = term.column_factor;
+    const auto fits = [&](const Factor &factor) {
+      return factor.in_workspace ? bf16_ : factor.dtype == (bf16_ ? LYC_DTYPE_BF16 : LYC_DTYPE_F16);
+    };
+    if (!fits(row) || !fits(column) || (row.in_workspace && column.in_workspace)) return false;
+    const std::int64_t rows = matrix_.rows.size, columns = matrix_.columns.size;
+    const auto row_map = row.in_workspace ? packed_map(row, rows, term.rank) : factor_map(row, rows, term.rank, kStreamRows);
+    const auto column_map =
+        column.in_workspace ? packed_map(column, columns, term.rank) : factor_map(column, columns, term.rank, kBoxColumns);
+    if (!row_map || !column_map) return false;
+    weight_.row[index] = row_map->map;
+    weight_.column[index] = column_map->map;
+    const std::int64_t chunks = ceil_div(term.rank, kChunkRanks);
+    const int parts = row.in_workspace || column.in_workspace ? kPackedParts : 1;
+    if (target.chunk_count + parts * chunks > kMaxStreamChunks) return false;
+    for (int part = 0; part < parts; ++part)
+      for (std::int64_t c = 0; c < chunks; ++c) {
+        StreamChunk &chunk = target.chunks[target.chunk_count++];
+        const auto of_part = static_cast<std::int8_t>(part * chunks + c);
+        chunk.product = chunk.term = index;
+        chunk.row_chunk = row.in_workspace ? of_part : static_cast<std::int8_t>(c);
+        chunk.column_chunk = column.in_workspace ? of_part : static_cast<std::int8_t>(c);
+        chunk.row_packed = row.in_workspace != 0;
+        chunk.column_packed = column.in_workspace != 0;
+        chunk.row_transposed = !row.in_workspace && !row_map->rank_inside;
+        chunk.column_transposed = column.in_workspace || column_map->rank_inside;
+        chunk.end = part + 1 == parts && c + 1 == chunks ? end_of(term.role) : ChunkEnd::kGoOn;
+      }
+    target.terms[index] = {{term.scalar, term.scalar_dtype, 0}, term.coefficient, term.multiplier_index};
+    target.term_count = index + 1;
+    return true;
+  }
+
+  const MatrixTarget &matrix_;
+  const std::vector<LowRankTerm> &terms_;
+  StreamWeight weight_;
+  bool bf16_ = false;
+};
+
+// -- one term on a grid of blocks, or on blocks of rows -------------------------------------------------------------------
+
+/// Columns of [I, K] in that order, contiguous.
+bool has_plain_columns(const Operand &t) {
+  std::int64_t step = 1;
+  for (int axis = kAxes - 1; axis > kOutAxis; --axis) {
+    if (extent(t, axis) > 1 && stride(t, axis) != step) return false;
+    step *= extent(t, axis);
+  }
   return true;
 }
 
+/// [I, O] as [O, I].
+Operand transposed(Operand t) {
+  std::swap(t.out, t.in);
+  std::swap(t.stride_out, t.stride_in);
+  return t;
+}
+
+/// A target with one adapter of one term; turned round where its columns are O.
+class TermBuilder {
+ public:
+  TermBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, Products &products)
+      : adapter_(batch.adapters[target.first_adapter]),
+        term_(batch.terms[adapter_.first_term]),
+        batch_(batch),
+        target_(target),
+        products_(products),
+        turned_(!has_plain_columns(target.out)) {}
+
+  std::optional<StreamWeight> build() {
+    const bool same = !target_.base.data || target_.base.dtype == target_.out.dtype;
+    if (!same || (turned_ && target_.out.kernel_size() != 1)) return std::nullopt;
+    if (term_.kind == ops::TermKind::kKronecker) return kronecker();
+    if (term_.kind == ops::TermKind::kRotation) return rotation(batch_.rotations[term_.rotation]);
+    return std::nullopt;
+  }
+
+ private:
+  Operand seen(const Operand &t) const { return turned_ ? transposed(t) : t; }
+  static std::int64_t columns_of(const Operand &t) { return t.in * t.kernel_size(); }
+
+  bool add_weight(const Grid &grid, StreamForm form) {
+    const auto map = [&](const Operand &t) -> std::optional<MapSpec> {
+      if (!has_plain_columns(t)) return std::nullopt;
+      return weight_map(t.data, t.dtype, grid, t.stride_out);
+    };
+    const auto out = map(seen(target_.out));
+    const auto base = target_.base.data ? map(seen(target_.base)) : out;
+    if (!out || !base) return false;
+    weight_.out = *out;
+    weight_.base = *base;
+    StreamTarget &target = weight_.target;
+    set_grid(target, grid, form);
+    target.bf16 = target_.out.dtype == LYC_DTYPE_BF16;
+    target.term_count = 1;
+    target.terms[0] = {{term_.scalar.data, term_.scalar.dtype, 0},
+                       static_cast<float>(term_.coefficient),
+                       adapter_.multiplier_index};
+    return true;
+  }
+
+  void check_term() const {
+    check_multiplier(adapter_, batch_);
+    if (term_.scalar.data) check(term_.scalar, "a scalar");
+  }
+
+  std::optional<StreamWeight> kronecker() {
+    const bool dora = adapter_.dora_axis != ops::DoraAxis::kNone;
+    const std::int64_t left_rows = turned_ ? term_.p.in() : term_.p.out();
+    const std::int64_t left_columns = turned_ ? term_.p.out() : term_.p.in();
+    const std::int64_t rows = turned_ ? term_.q.in() : term_.q.out();
+    const std::int64_t columns = turned_ ? term_.q.out() : term_.q.in() * term_.q.kernel_holder().kernel_size();
+    const Operand out = seen(target_.out);
+    if (term_.row_begin != 0 || rows < kMinBlockRows || columns < kMinBlockColumns || columns % 2 != 0 ||
+        left_rows * rows != out.out || left_columns * columns != columns_of(out) || !has_plain_steps(term_.q) ||
+        !add_weight({rows, columns, left_rows, left_columns}, StreamForm::kKronecker))
+      return std::nullopt;
+    check_term();
+    check_kronecker(term_, target_.out);
+    const Source left = products_.whole(term_.p, target_.out), right = products_.whole(term_.q, target_.out);
+    const Operand left_seen = seen(left.operand), right_seen = seen(right.operand);
+    StreamKronecker &product = weight_.target.kronecker;
+    product.left = left.operand.data;
+    product.left_dtype = left.operand.dtype;
+    product.left_in_workspace = left.in_workspace;
+    product.left_row = left_seen.stride_out;
+    product.left_column = left_seen.stride_in;
+    product.right = right.operand.data;
+    product.right_dtype = right.operand.dtype;
+    product.right_in_workspace = right.in_workspace;
+    product.right_row = right_seen.stride_out;
+    product.right_column = column_step(right_seen);
+    product.right_pairs = product.right_column == 1 && product.right_row % 2 == 0 &&
+                          aligned(right.operand.data, 2 * static_cast<std::int64_t>(dtype_size(right.operand.dtype)));
+    weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, dora);
+    if (dora) add_dora(weight_, magnitudes(), adapter_.multiplier_index, products_);
+    return weight_;
+  }
+
+  /// From one column, input feature and kernel together, to the next.
+  static std::int64_t column_step(const Operand &t) {
+    for (int axis = kAxes - 1; axis > kOutAxis; --axis)
+      if (extent(t, axis) > 1) return stride(t, axis);
+    return 1;
+  }
+
+  /// Whether columns of the right half lie equally far apart; a run makes its own halves so.
+  bool has_plain_steps(const ops::Product &right) const {
+    if (!right.whole()) return true;
+    const Operand t = seen(right.down);
+    std::int64_t next = column_step(t);
+    for (int axis = kAxes - 1; axis > kOutAxis; --axis) {
+      if (extent(t, axis) > 1 && stride(t, axis) != next) return false;
+      next *= extent(t, axis);
+    }
+    return true;
+  }
+
+  StreamMagnitudes magnitudes() const {
+    require(target_.base.data, "DoRA needs the base weight");
+    const bool out = adapter_.dora_axis == ops::DoraAxis::kOut;
+    return {dora_parameters(adapter_, target_.out), out != turned_, out ? 1 : target_.out.kernel_size(),
+            out ? target_.out.out : target_.out.in};
+  }
+
+  std::optional<StreamWeight> rotation(const ops::Rotation &rotation) {
+    const Operand &out = target_.out;
+    if (turned_ || adapter_.dora_axis != ops::DoraAxis::kNone || !target_.base.data || term_.scalar.data ||
+        term_.coefficient != 1.0 || rotation.axis != ops::Rotation::Axis::kOut || rotation.stages != 1 ||
+        rotation.order != ops::Rotation::Order::kPlain || rotation.block_size < 2 ||
+        kPackedTurn % rotation.block_size != 0 || rotation.begin != 0 || rotation.extent() != out.out ||
+        !add_weight({out.out, columns_of(out)}, StreamForm::kRotation))
+      return std::nullopt;
+    check_term();
+    RotationTask task = products_.rotation(rotation, adapter_.multiplier_index);
+    constexpr std::int64_t kChunks = kPackedParts * kPackedTurn / kChunkRanks;
+    const std::int64_t lines = ceil_div(out.out, kPackedLines) * kPackedLines;
+    task.packed = products_.reserve(kChunks * lines * kChunkRanks / 2);
+    task.packed_dtype = out.dtype;
+    products_.add(task);
+    StreamTarget &target = weight_.target;
+    target.packed_row[0] = task.packed;
+    target.chunk_count = static_cast<std::int32_t>(kChunks);
+    for (std::int8_t c = 0; c < target.chunk_count; ++c) {
+      target.chunks[c].row_chunk = c;
+      target.chunks[c].row_packed = 1;
+    }
+    target.rescale = rescale_of(rotation, term_.row_begin);
+    weight_.kind = stream_kind(StreamForm::kRotation, kChunks, out.dtype == LYC_DTYPE_BF16, false);
+    return weight_;
+  }
+
+  const ops::Adapter &adapter_;
+  const ops::Term &term_;
+  const ops::WeightBatch &batch_;
+  const ops::WeightTarget &target_;
+  Products &products_;
+  const bool turned_;
+  StreamWeight weight_;
+};
+
 }  // namespace
 
-std::optional<StreamWeight> stream_weight(const MatrixTarget &target, const std::vector<LowRankTerm> &terms) {
-  if (terms.size() > kMaxStreamProducts || target.rows.levels != 1 || target.columns.levels != 1) return std::nullopt;
-  if (target.base.data && target.base.dtype != target.out.dtype) return std::nullopt;
-  const auto out = weight_map(target.out, target);
-  const auto base = target.base.data ? weight_map(target.base, target) : out;
-  if (!out || !base) return std::nullopt;
-  StreamWeight weight;
-  weight.out = *out;
-  weight.base = *base;
-  for (std::size_t i = 0; i < terms.size(); ++i)
-    if (!add_product(weight, target, terms[i], static_cast<std::int8_t>(i))) return std::nullopt;
-  StreamTarget &stream = weight.target;
-  stream.columns = target.columns.size;
-  stream.strips = static_cast<std::int32_t>(ceil_div(target.columns.size, kStreamColumns));
-  stream.row_tiles = static_cast<std::int32_t>(ceil_div(target.rows.size, kStreamRows));
-  stream.bf16 = target.out.dtype == LYC_DTYPE_BF16;
-  stream.term_count = static_cast<std::int32_t>(terms.size());
-  const bool hadamard =
-      std::any_of(terms.begin(), terms.end(), [](const LowRankTerm &term) { return term.role != Role::kAdd; });
-  weight.kind.form = hadamard ? StreamForm::kHadamard : terms.size() > 1 ? StreamForm::kSeveral : StreamForm::kSingle;
-  weight.kind.chunks = stream.chunk_count > 2 ? 4 : stream.chunk_count > 1 ? 2 : 1;
+std::optional<StreamWeight> stream_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms,
+                                            const StreamMagnitudes *magnitudes, Products &products) {
+  LowRankBuilder builder(target, terms);
+  if (!builder.build(magnitudes != nullptr)) return std::nullopt;
+  StreamWeight weight = builder.commit(products);
+  if (magnitudes) add_dora(weight, *magnitudes, terms.front().multiplier_index, products);
   return weight;
+}
+
+std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops::WeightTarget &target,
+                                        Products &products) {
+  if (target.adapter_count != 1) return std::nullopt;
+  const ops::Adapter &adapter = batch.adapters[target.first_adapter];
+  if (adapter.term_count != 1 || adapter.replaces) return std::nullopt;
+  return TermBuilder(batch, target, products).build();
 }
 
 std::vector<std::uint32_t> StreamGroup::first_tiles() const {
   std::vector<std::uint32_t> first = {0};
   for (const StreamWeight &weight : weights) {
-    const std::int64_t tiles = first.back() + std::int64_t{weight.target.strips} * weight.target.row_tiles;
+    const std::int64_t tiles = first.back() + std::int64_t{weight.target.strips} * weight.target.height;
     require(tiles <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
     first.push_back(static_cast<std::uint32_t>(tiles));
   }
   return first;
+}
+
+std::string describe(const StreamGroup &group) {
+  const StreamKind &kind = group.kind;
+  const auto ranks = [&](const char *what) {
+    return concat(what, " of up to ", kind.chunks * kChunkRanks, " ranks in registers");
+  };
+  const std::string what = kind.form == StreamForm::kKronecker  ? "Kronecker products"
+                           : kind.form == StreamForm::kRotation ? "rotations of blocks of rows"
+                           : kind.form == StreamForm::kHadamard ? ranks("Hadamard products")
+                                                                : ranks("low-rank products");
+  return concat(what, kind.dora ? " with DoRA" : "", ", streamed: ", group.weights.size(), " weights, ",
+                group.first_tiles().back(), " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
 }
 
 }  // namespace lyc::cuda

@@ -1,32 +1,48 @@
-// Which weights the streaming kernel can take, and how it sees them. Pure host code, as weight_layout.hpp.
+// Which weights the streaming kernels can take, and how they see them. Pure host code, as weight_layout.hpp.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "products.hpp"
 #include "stream_table.hpp"
-#include "weight_table.hpp"
 
 namespace lyc::cuda {
 
-/// A tensor as the copy engine sees it: boxes of a matrix of 16-bit elements.
+/// A tensor of 16-bit elements as the copy engine sees it, the innermost axis first, which is contiguous: a weight's
+/// four, or a factor's two.
 struct MapSpec {
   void *data;
   bool bf16;
-  std::int64_t inner, outer, pitch_bytes;
-  std::int32_t box_inner, box_outer;  // box_inner * 2 bytes is also the span that is swizzled
+  std::int32_t axes;
+  std::int64_t extent[4], pitch_bytes[3];  // pitches of all axes but the innermost
+  std::int32_t box[4];                     // box[0] * 2 bytes is also the span that is swizzled
 };
 
 /// A StreamTarget before its maps are encoded. Maps that it does not use have no data.
 struct StreamWeight {
-  StreamKind kind{1, StreamForm::kSingle, true};
+  StreamKind kind{1, StreamForm::kSingle, true, false};
   StreamTarget target{};
   MapSpec base{}, out{}, row[kMaxStreamProducts]{}, column[kMaxStreamProducts]{};
 };
 
-/// The weight, if every tensor of it lies as the copy engine needs it and its ranks fit into registers.
-std::optional<StreamWeight> stream_weight(const MatrixTarget &target, const std::vector<LowRankTerm> &terms);
+/// The adapter of a target with DoRA, whose magnitudes belong to lines: line -> magnitude is line / inside % count.
+struct StreamMagnitudes {
+  DoraParameters dora;
+  bool by_row;
+  std::int64_t inside, count;
+};
+
+/// The weight, if every tensor of it lies as the copy engine needs it and its ranks fit into registers. What a run
+/// computes for it is in `products` already, and is packed now.
+std::optional<StreamWeight> stream_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms,
+                                            const StreamMagnitudes *magnitudes, Products &products);
+
+/// The same for a target whose one term is a Kronecker product or a rotation of its rows, which goes into `products`.
+std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops::WeightTarget &target,
+                                        Products &products);
 
 /// Weights of one launch.
 struct StreamGroup {
@@ -36,5 +52,7 @@ struct StreamGroup {
   /// Tiles before each weight, and of all of them at the end.
   std::vector<std::uint32_t> first_tiles() const;
 };
+
+std::string describe(const StreamGroup &group);
 
 }  // namespace lyc::cuda

@@ -1,66 +1,110 @@
-// What the streaming kernel reads: weights whose tiles the copy engine moves, with the low-rank factors that go on top.
+// What the streaming kernels read: weights whose tiles the copy engine moves, with the terms that go on top.
 //
-// A weight is a matrix as in weight_table.hpp. Strips of kStreamColumns columns are cut into tiles of kStreamRows rows;
-// tiles are numbered down a strip, strip by strip, weight by weight. A chunk is 16 ranks of one product.
+// A weight is a matrix as in weight_table.hpp, cut into a grid of equal blocks: one block, but for a Kronecker product,
+// whose right half is as large as a block. A tile is kStreamRows rows of kBoxes boxes of kBoxColumns columns each, side
+// by side: neighbours in a block, or, where blocks are narrow, of neighbouring blocks. Tiles are numbered strip by
+// strip, weight by weight. A strip is what shares what lies in registers: kStreamColumns columns with their column
+// factors, from top to bottom, or the same part of the right half, in every block.
 #pragma once
 
 #include <cstdint>
 
-#include "lycoris.h"
+#include "weight_table.hpp"
 
 namespace lyc::cuda {
 
 inline constexpr int kStreamRows = 32;
-inline constexpr int kStreamColumns = 256;
-inline constexpr int kBoxColumns = 64;      // 128 bytes: the widest box that the copy engine swizzles
+inline constexpr int kBoxColumns = 64;  // 128 bytes: the widest box that the copy engine swizzles
+inline constexpr int kBoxes = 4;
+inline constexpr int kStreamColumns = kBoxes * kBoxColumns;
 inline constexpr int kChunkRanks = 16;      // what one instruction takes
-inline constexpr int kMaxStreamChunks = 4;  // column factors live in registers: 16 of them a chunk
+inline constexpr int kMaxStreamChunks = 6;  // column factors live in registers: 16 of them a chunk
 inline constexpr int kMaxStreamProducts = 4;
 
-/// What a target's chunks come to: one product, several terms, or two halves that are multiplied.
-enum class StreamForm : std::int32_t { kSingle, kSeveral, kHadamard };
+/// What is added: one product, the sum of several terms, two halves that are multiplied, a Kronecker product of whole
+/// halves, or what blocks of rows become when they are turned.
+enum class StreamForm : std::int32_t { kSingle, kSeveral, kHadamard, kKronecker, kRotation };
 
 /// Which instance of the kernel.
 struct StreamKind {
-  std::int32_t chunks;  // at most; 1, 2 or 4
+  std::int32_t chunks;  // at most
   StreamForm form;
   bool bf16_factors;  // else f16
+  bool dora;
 
   bool operator==(const StreamKind &o) const {
-    return chunks == o.chunks && form == o.form && bf16_factors == o.bf16_factors;
+    return chunks == o.chunks && form == o.form && bf16_factors == o.bf16_factors && dora == o.dora;
   }
 };
+
+/// Computing warps, which share a tile's boxes: as many as it takes to have factors and sums in registers.
+constexpr int stream_warps(int chunks, StreamForm form, bool dora) {
+  const bool many = form == StreamForm::kKronecker  ? dora
+                    : form == StreamForm::kRotation ? false
+                                                    : form == StreamForm::kHadamard || chunks >= 4;
+  return many ? 2 * kBoxes : kBoxes;
+}
 
 /// CUtensorMap, without its header.
 struct alignas(128) TensorMap {
   std::uint64_t opaque[16];
 };
 
+// A packed factor is one that a run computes, as the kernel wants it in shared memory: for each of kPackedParts parts
+// and each chunk of 16 ranks an array [lines][16 ranks] of 16-bit numbers, swizzled. The parts add up to the value.
+inline constexpr int kPackedParts = 3;
+inline constexpr int kPackedLines = 64;  // lines come in multiples of these
+
 /// What is done with the sum when a chunk is the last of its product.
 enum class ChunkEnd : std::int8_t { kGoOn, kAdd, kKeep, kAddTimesKept };
 
 struct StreamChunk {
-  std::int8_t product, first_rank;                // first_rank / 16
+  std::int8_t product, term;
+  std::int8_t row_chunk, column_chunk;            // in units of 16 ranks; of a packed factor: part * chunks + chunk
   std::int8_t row_transposed, column_transposed;  // the factor's contiguous axis is not the rank; is the rank
+  std::int8_t row_packed, column_packed;
   ChunkEnd end;
-  std::int8_t term, reserved[2];
+  std::int8_t reserved[3];
 };
 
 /// multiplier * coefficient * scalar
 struct StreamTerm {
-  const void *scalar;  // one element; null = 1
-  lyc_dtype scalar_dtype;
+  Vector scalar;
   float coefficient;
-  std::int32_t multiplier_index, reserved;
+  std::int32_t multiplier_index;
+};
+
+/// left[i, j] * right[y, x] on block (i, j). A half in the workspace is an offset.
+struct StreamKronecker {
+  const void *left, *right;
+  lyc_dtype left_dtype, right_dtype;  // left NONE: 1
+  std::int32_t left_in_workspace, right_in_workspace;
+  std::int64_t left_row, left_column, right_row, right_column;  // strides
+  std::int32_t right_pairs;  // 1: two neighbours of a row can be loaded at once
+};
+
+/// What DoRA needs of lines, rows or columns: partial[piece][line], sums of squares, and factors[line].
+struct StreamDora {
+  std::int32_t by_row;
+  std::int32_t lines;
+  ops::DoraRule rule;
+  std::uint64_t partial, factors;  // offsets into the workspace
 };
 
 struct StreamTarget {
   TensorMap base, out, row[kMaxStreamProducts], column[kMaxStreamProducts];
-  std::int32_t columns, strips, row_tiles;
-  std::int32_t bf16;  // the weight's dtype; else f16
+  std::uint64_t packed_row[kMaxStreamProducts], packed_column[kMaxStreamProducts];  // offsets into the workspace
+  std::int32_t rows, columns;   // of a block
+  std::int32_t down, across;    // blocks
+  std::int32_t boxes_across;    // of a tile's boxes, those that are neighbours in one block
+  std::int32_t strips, height;  // tiles of a strip
+  std::int32_t bf16;            // the weight's dtype; else f16
   std::int32_t chunk_count, term_count;
   StreamChunk chunks[kMaxStreamChunks];
   StreamTerm terms[kMaxStreamProducts];
+  StreamKronecker kronecker;
+  StreamDora dora;
+  Vector rescale;  // of rows: kRotation
 };
 
 /// Targets that one launch serves. One alone travels with the launch, and `targets` is null.

@@ -1,10 +1,9 @@
 // out = f(base, terms of every kind) for weights of any layout and dtype. The weights of a batch take one launch of
 // each kernel here that they need:
 //
-//   contract_kernel  small products into the workspace, as float32
-//   term_kernel      <norms> sums of squares for DoRA, per tile
-//   factors_kernel   from those to what each row or column takes of W and D
-//   term_kernel      <merge> the sum of all terms of all adapters, and the store
+//   norm_kernel     sums of squares for DoRA, per tile
+//   factors_kernel  from those to what each row or column takes of W and D
+//   term_kernel     the sum of all terms of all adapters, and the store
 //
 // A warp takes a tile of 64 columns, 8 rows a step; a thread owns two columns, 32 apart, of each row: what lies along
 // columns is loaded by neighbours together, what lies along rows once for the warp. Everything is float32, multiplied
@@ -416,295 +415,56 @@ __global__ void __launch_bounds__(kThreads, 3)
       partial[std::int64_t{tile.y_begin / kNormRows} * task.lines + step.x[c]] = column_sums[c];
 }
 
-__global__ void factors_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
+constexpr int kFactorThreads = 256;
+
+/// A lane for each magnitude; warps share out the pieces of its lines.
+__global__ void __launch_bounds__(kFactorThreads)
+    factors_kernel(const FactorTask *tasks, const __grid_constant__ Schedule schedule,
+                   const __grid_constant__ Multipliers multipliers, char *workspace) {
+  constexpr int kWarps = kFactorThreads / 32;
+  static_assert(kMagnitudesPerBlock == 32);
+  __shared__ double partial_sums[kWarps][32];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const NormTask &task = run.tables.norms[index];
-  const AdapterEntry &adapter = run.tables.adapters[task.adapter];
-  const int magnitude =
-      static_cast<int>(blockIdx.x - schedule.first[index]) * kMagnitudesPerBlock + static_cast<int>(threadIdx.x);
-  const float m = multiplier_at(run.multipliers, adapter.multiplier_index);
-  if (magnitude >= task.magnitudes || m == 0.0f) return;
-  const auto *partial = reinterpret_cast<const float *>(run.workspace + task.partial);
+  const FactorTask &task = tasks[index];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int magnitude = static_cast<int>(blockIdx.x - schedule.first[index]) * kMagnitudesPerBlock + lane;
+  const float m = multiplier_at(multipliers, task.multiplier_index);
+  if (m == 0.0f) return;
+  const auto *partial = reinterpret_cast<const float *>(workspace + task.partial);
+  const bool there = magnitude < task.magnitudes;
+  const int period = task.inside * task.magnitudes;
   double squares = 0.0;
-  for (int begin = magnitude * task.inside; begin < task.lines; begin += task.inside * task.magnitudes)
+  for (int begin = magnitude * task.inside; there && begin < task.lines; begin += period)
     for (int line = begin; line < begin + task.inside; ++line)
-      for (std::int64_t piece = 0; piece < task.pieces; ++piece)
+#pragma unroll 4
+      for (std::int64_t piece = warp; piece < task.pieces; piece += kWarps)
         squares += static_cast<double>(__ldg(partial + piece * task.lines + line));
-  reinterpret_cast<DoraFactors *>(run.workspace + adapter.factors)[magnitude] =
-      dora_factors(adapter.dora, m, magnitude, squares);
-}
-
-// -- rotations --------------------------------------------------------------------------------------------------------
-
-constexpr int kRotationThreads = 256;
-
-/// Sum over a block of threads, the same for all of them, in an order of its own.
-__device__ float sum_of_block(float value) {
-  __shared__ float partial[kRotationThreads / 32];
-  value = sum_of_warp(value);
+  partial_sums[warp][lane] = squares;
   __syncthreads();
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0.0f;
-  for (const float part : partial) sum += part;
-  return sum;
-}
-
-/// Element (i, j) of a block's Q, before its limit.
-__device__ float skew(const RotationTask &task, std::int64_t block, int i, int j) {
-  const int b = task.block_size, low = min(i, j), high = max(i, j);
-  const auto x = [&](int index) {
-    return load_float(task.generators.data, task.generators.dtype,
-                      block * task.generators.stride + index * task.generator_stride);
-  };
-  if (i == j) return 0.0f;
-  const float above = task.storage == ops::Rotation::Storage::kTriangle
-                          ? x(low * b - low * (low + 1) / 2 + high - low - 1)
-                          : x(low * b + high) - x(high * b + low);
-  return (i < j ? task.factor : -task.factor) * above;
-}
-
-__device__ float squares_of_block(const RotationTask &task, std::int64_t block) {
-  const int b = task.block_size;
-  float sum = 0.0f;
-  for (int e = static_cast<int>(threadIdx.x); e < b * b; e += kRotationThreads) {
-    const float q = skew(task, block, e / b, e % b);
-    sum = fmaf(q, q, sum);
-  }
-  return sum;
-}
-
-__global__ void __launch_bounds__(kRotationThreads) squares_kernel(const __grid_constant__ TermRun run) {
-  const RotationTask &task = run.tables.rotations[blockIdx.x];
-  if (task.prepared || task.limited == ops::Rotation::Limit::kNone || task.limited == ops::Rotation::Limit::kBlock)
-    return;
-  float sum = 0.0f;
-  for (std::int64_t block = 0; block < std::int64_t{task.stages} * task.blocks; ++block)
-    sum += squares_of_block(task, block);
-  sum = sum_of_block(sum);
-  if (threadIdx.x == 0) *reinterpret_cast<float *>(run.workspace + task.squares) = sum;
-}
-
-/// What brings |Q| to its limit.
-__device__ float shrink(const RotationTask &task, std::int64_t block, const char *workspace) {
-  constexpr float kTiny = 1e-8f;
-  if (task.limited == ops::Rotation::Limit::kNone) return 1.0f;
-  if (task.limited == ops::Rotation::Limit::kBlock) {
-    const float norm = sqrtf(sum_of_block(squares_of_block(task, block)));
-    return norm > task.limit ? task.limit / norm : 1.0f;
-  }
-  const float norm = sqrtf(*reinterpret_cast<const float *>(workspace + task.squares));
-  if (task.limited == ops::Rotation::Limit::kTogether)
-    return norm + kTiny > task.limit ? task.limit / (norm + kTiny) : 1.0f;
-  return (fminf(norm, task.limit) + kTiny) / (norm + kTiny);
-}
-
-/// c = scale * a * b, or with `add` scale * (a * b + a).
-__device__ void multiply_blocks(float *c, const float *a, const float *b, int size, float scale, bool add) {
-  for (int e = static_cast<int>(threadIdx.x); e < size * size; e += kRotationThreads) {
-    const float *row = a + e / size * size;
-    float sum = add ? row[e % size] : 0.0f;
-    for (int k = 0; k < size; ++k) sum = fmaf(row[k], b[k * size + e % size], sum);
-    c[e] = scale * sum;
-  }
-  __syncthreads();
-}
-
-/// The inverse of I - q by Gauss and Jordan, in place; pivots are never small, since q is skew-symmetric.
-__device__ void invert(float *a, const float *q, int size) {
-  for (int e = static_cast<int>(threadIdx.x); e < size * size; e += kRotationThreads)
-    a[e] = (e / size == e % size ? 1.0f : 0.0f) - q[e];
-  __syncthreads();
-  for (int k = 0; k < size; ++k) {
-    const float pivot = 1.0f / a[k * size + k];
-    __syncthreads();
-    for (int j = static_cast<int>(threadIdx.x); j < size; j += kRotationThreads)
-      a[k * size + j] = (j == k ? 1.0f : a[k * size + j]) * pivot;
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < size; i += kRotationThreads)
-      if (i != k) {
-        const float by = a[i * size + k];
-        a[i * size + k] = 0.0f;
-        for (int j = 0; j < size; ++j) a[i * size + j] = fmaf(-by, a[k * size + j], a[i * size + j]);
-      }
-    __syncthreads();
-  }
-}
-
-/// R - I of one block: 2 Q (I - Q)^-1, or the series by Horner's rule.
-__global__ void __launch_bounds__(kRotationThreads)
-    rests_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule) {
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const RotationTask &task = run.tables.rotations[index];
-  const std::int64_t block = blockIdx.x - schedule.first[index];
-  const int b = task.block_size, size = b * b;
-  auto *rest = reinterpret_cast<float *>(run.workspace + task.rests) + block * size;
-  float *q = reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size, *other = q + size;
-  const float scale = shrink(task, block, run.workspace);
-  for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads)
-    q[e] = scale * skew(task, block, e / b, e % b);
-  __syncthreads();
-  if (task.map == ops::Rotation::Map::kCayley) {
-    invert(other, q, b);
-    multiply_blocks(rest, q, other, b, 2.0f, false);
-    return;
-  }
-  const int terms = task.neumann_terms, last = terms < 3 ? terms - 1 : max(terms, 4) - 1;
-  // sum of w_e Q^e: the innermost is w Q, and each step further out Q (2 I + sum).
-  for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads)
-    rest[e] = last == 0 ? 0.0f : (terms > 2 ? 1.0f : 2.0f) * q[e];
-  __syncthreads();
-  for (int exponent = last - 1; exponent >= 1; --exponent) {
-    for (int e = static_cast<int>(threadIdx.x); e < size; e += kRotationThreads) other[e] = 0.5f * rest[e];
-    __syncthreads();
-    multiply_blocks(rest, q, other, b, 2.0f, true);
-  }
-}
-
-/// Which element stands at `position` in the order of a stage.
-__device__ std::int64_t element_at(const RotationTask &task, int stage, std::int64_t position) {
-  if (task.order == ops::Rotation::Order::kPlain) return position;
-  const std::int64_t half = (std::int64_t{task.block_size} << stage) / 2, window = 2 * half;
-  const std::int64_t begin = position / window * window, inside = position - begin;
-  if (task.order == ops::Rotation::Order::kInterleave) return begin + inside % 2 * half + inside / 2;
-  const std::int64_t part = task.block_size / 2, at = inside / part, parts = half / part;
-  return begin + (at % 2 * parts + at / 2) * part + inside % part;
-}
-
-__device__ float weight_at(const RotationTask &task, std::int64_t row, std::int64_t column) {
-  std::int64_t offset = row * task.base_out;
-#pragma unroll
-  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
-    offset += column % task.kernel[k] * task.base_kernel[k];
-    column /= task.kernel[k];
-  }
-  return load_float(task.base, task.base_dtype, offset + column * task.base_in);
-}
-
-/// An element for each thread, neighbours of a row in neighbouring threads.
-__global__ void stage_kernel(const __grid_constant__ TermRun run, const __grid_constant__ Schedule schedule,
-                             int stage) {
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const RotationTask &task = run.tables.rotations[index];
-  const float m = multiplier_at(run.multipliers, task.multiplier_index);
-  const int b = task.block_size;
-  const std::int64_t extent = std::int64_t{task.blocks} * b, across = task.by_out ? task.columns : extent;
-  const std::int64_t number = std::int64_t{blockIdx.x - schedule.first[index]} * kTurnedPerBlock + threadIdx.x;
-  if (m == 0.0f || number >= extent * (task.by_out ? task.columns : task.rows)) return;
-  const std::int64_t high = number / across, low = number % across;
-  const std::int64_t position = task.by_out ? high : low, line = task.by_out ? low : high;
-  const auto *before = reinterpret_cast<const float *>(run.workspace + task.turned[(stage + 1) % 2]);
-  const auto place_of = [&](std::int64_t at) { return task.begin + element_at(task, stage, at); };
-  const auto value_at = [&](std::int64_t place) {
-    const std::int64_t row = task.by_out ? place : line, column = task.by_out ? line : place;
-    return stage == 0 ? weight_at(task, row, column) : before[row * task.columns + column];
-  };
-  const float *rests = task.prepared ? task.prepared : reinterpret_cast<const float *>(run.workspace + task.rests);
-  const float *rest = rests + (std::int64_t{stage} * task.blocks + position / b) * b * b + position % b * b;
-  float sum = 0.0f;
-  for (int i = 0; i < b; ++i) sum = fmaf(__ldg(rest + i), value_at(place_of(position / b * b + i)), sum);
-  const std::int64_t place = place_of(position);
-  const std::int64_t row = task.by_out ? place : line, column = task.by_out ? line : place;
-  reinterpret_cast<float *>(run.workspace + task.turned[stage % 2])[row * task.columns + column] =
-      fmaf(m, sum, value_at(place));
-}
-
-// -- contractions -----------------------------------------------------------------------------------------------------
-
-constexpr int kContractionThreads = 256;
-
-/// Row m of the left factor is a and the kernel's places, the last of them the innermost.
-__device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, const std::int64_t *kernel) {
-  std::int64_t offset = 0;
-#pragma unroll
-  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
-    offset += m % c.kernel[k] * kernel[k];
-    m /= c.kernel[k];
-  }
-  return offset + m * a;
-}
-
-/// A block computes 32 x 32 elements, a thread four of them in one column.
-__global__ void __launch_bounds__(kContractionThreads)
-    contract_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
-  constexpr int kTile = kContractionTile, kStep = kContractionThreads / kTile, kOwn = kTile / kStep;
-  __shared__ float left[kTile][kTile + 1], right[kTile][kTile + 1];
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const Contraction &c = contractions[index];
-  const int across = (c.b + kTile - 1) / kTile, local = static_cast<int>(blockIdx.x - schedule.first[index]);
-  const int rows = c.a * c.kernel[0] * c.kernel[1] * c.kernel[2];
-  const int y = local / across * kTile, x = local % across * kTile;
-  const int lane = static_cast<int>(threadIdx.x % kTile), group = static_cast<int>(threadIdx.x / kTile);
-  const void *left_data = resolve(c.left.data, c.left_in_workspace, workspace);
-  const void *right_data = resolve(c.right.data, c.right_in_workspace, workspace);
-
-  float sum[kOwn] = {};
-  for (int s = 0; s < c.s; s += kTile) {
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int line = group + i * kStep;
-      left[line][lane] = y + line < rows && s + lane < c.s
-                             ? load_float(left_data, c.left.dtype,
-                                          row_offset(c, y + line, c.left_a, c.left_kernel) + (s + lane) * c.left_s)
-                             : 0.0f;
-      right[line][lane] =
-          s + line < c.s && x + lane < c.b
-              ? element(c.diagonal, s + line) * element(c.mask, s + line) *
-                    load_float(right_data, c.right.dtype, (s + line) * c.right_s + (x + lane) * c.right_b)
-              : 0.0f;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < kTile; ++k)
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) sum[i] = fmaf(left[group + i * kStep][k], right[k][lane], sum[i]);
-    __syncthreads();
-  }
-  auto *result = reinterpret_cast<float *>(workspace + c.result);
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int line = y + group + i * kStep;
-    if (line < rows && x + lane < c.b)
-      result[row_offset(c, line, c.result_a, c.result_kernel) + (x + lane) * c.result_b] = sum[i];
-  }
-}
-
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, int threads, cudaStream_t stream,
-                   Arguments... arguments) {
-  void *addresses[] = {&arguments...};
-  return cudaLaunchKernel(reinterpret_cast<const void *>(kernel), dim3(blocks), dim3(static_cast<unsigned>(threads)),
-                          addresses, 0, stream);
+  if (warp > 0 || !there) return;
+  for (int w = 1; w < kWarps; ++w) squares += partial_sums[w][lane];
+  const DoraFactors found = dora_factors(task.dora, m, magnitude, squares);
+  auto *factors = reinterpret_cast<DoraFactors *>(workspace + task.factors);
+  if (!task.by_line) factors[magnitude] = found;
+  for (int begin = magnitude * task.inside; task.by_line && begin < task.lines; begin += period)
+    for (int line = begin; line < begin + task.inside; ++line) factors[line] = found;
 }
 
 unsigned blocks_of(const Schedule &schedule) { return (schedule.pieces + kWarpsPerBlock - 1) / kWarpsPerBlock; }
 
 }  // namespace
 
-cudaError_t launch_contractions(const Contraction *contractions, const Schedule &schedule, char *workspace,
-                                cudaStream_t stream) {
-  return launch(contract_kernel, schedule.pieces, kContractionThreads, stream, contractions, schedule, workspace);
-}
-
 cudaError_t launch_norms(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {
-  return launch(norm_kernel, blocks_of(schedule), kThreads, stream, run, schedule);
+  return launch_kernel(norm_kernel, blocks_of(schedule), kThreads, stream, run, schedule);
 }
 
-cudaError_t launch_factors(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {
-  return launch(factors_kernel, schedule.pieces, kMagnitudesPerBlock, stream, run, schedule);
-}
-
-cudaError_t launch_rotations(const TermRun &run, int rotations, const Schedule &blocks, cudaStream_t stream) {
-  const cudaError_t status = launch(squares_kernel, static_cast<unsigned>(rotations), kRotationThreads, stream, run);
-  return status == cudaSuccess ? launch(rests_kernel, blocks.pieces, kRotationThreads, stream, run, blocks) : status;
-}
-
-cudaError_t launch_stage(const TermRun &run, const Schedule &schedule, int stage, cudaStream_t stream) {
-  return launch(stage_kernel, schedule.pieces, kTurnedPerBlock, stream, run, schedule, stage);
+cudaError_t launch_factors(const FactorTask *tasks, const Schedule &schedule, const Multipliers &multipliers,
+                           char *workspace, cudaStream_t stream) {
+  return launch_kernel(factors_kernel, schedule.pieces, kFactorThreads, stream, tasks, schedule, multipliers, workspace);
 }
 
 cudaError_t launch_terms(const TermRun &run, const Schedule &schedule, cudaStream_t stream) {
-  return launch(term_kernel, blocks_of(schedule), kThreads, stream, run, schedule);
+  return launch_kernel(term_kernel, blocks_of(schedule), kThreads, stream, run, schedule);
 }
 
 }  // namespace lyc::cuda

@@ -150,19 +150,15 @@ class TargetBuilder {
     entry.magnitude_level = out ? 0 : frame_.in_level();
     entry.factors = products_.reserve(magnitudes * sizeof(DoraFactors) / sizeof(float));
 
-    NormTask task{};
-    task.target = static_cast<std::int32_t>(layout_.targets.size());
-    task.adapter = static_cast<std::int32_t>(layout_.adapters.size());
     const std::int64_t pieces = entry.magnitude_rows ? strips_ : ceil_div(rows_, kNormRows);
-    const std::int64_t lines = entry.magnitude_rows ? rows_ : columns_;
-    task.partial = products_.reserve(pieces * lines);
-    task.pieces = static_cast<std::int32_t>(pieces);
-    task.lines = static_cast<std::int32_t>(lines);
-    task.inside = static_cast<std::int32_t>(out ? 1 : frame_.inside_in());
-    task.magnitudes = static_cast<std::int32_t>(magnitudes);
-    layout_.norms.push_back(task);
+    const auto lines = static_cast<std::int32_t>(entry.magnitude_rows ? rows_ : columns_);
+    const std::uint64_t partial = products_.reserve(pieces * lines);
+    layout_.norms.push_back({static_cast<std::int32_t>(layout_.targets.size()),
+                             static_cast<std::int32_t>(layout_.adapters.size()), partial, lines});
     layout_.norm_tiles.add(strips_ * ceil_div(rows_, kNormRows));
-    layout_.magnitudes.add(ceil_div(magnitudes, kMagnitudesPerBlock));
+    products_.add(FactorTask{entry.dora, adapter.multiplier_index, 0, narrow(pieces, "the number of tiles"), lines,
+                             static_cast<std::int32_t>(out ? 1 : frame_.inside_in()),
+                             static_cast<std::int32_t>(magnitudes), partial, entry.factors});
   }
 
   void add_term(const ops::Term &term, std::int32_t multiplier_index) {
@@ -208,34 +204,9 @@ class TargetBuilder {
     const std::int64_t columns = weight_.in * weight_.kernel_size(), lines = by_out ? weight_.out : columns;
     require(rotation.begin >= 0 && rotation.begin + rotation.extent() <= lines, "a rotation of ", rotation.extent(),
             " elements from ", rotation.begin, " on, along an axis of ", lines);
-    require(rotation.stages >= 1 && rotation.stages <= kMaxStages, "a rotation of ", rotation.stages, " stages");
-    const Operand &x = rotation.generators, &base = target_.base;
-    RotationTask task{};
-    task.storage = rotation.storage;
-    task.map = rotation.map;
-    task.order = rotation.order;
-    task.limited = rotation.limited;
-    task.neumann_terms = rotation.neumann_terms;
-    task.stages = rotation.stages;
-    task.blocks = narrow(rotation.blocks, "the number of blocks");
-    task.block_size = narrow(rotation.block_size, "a block's size");
-    task.by_out = by_out;
-    task.multiplier_index = multiplier_index;
-    task.begin = rotation.begin;
-    task.factor = static_cast<float>(rotation.factor);
-    task.limit = static_cast<float>(rotation.limit);
-    const std::int64_t matrices = rotation.stages * rotation.blocks, size = rotation.block_size * rotation.block_size;
-    if (rotation.prepared.data) {
-      require(rotation.prepared.dtype == LYC_DTYPE_F32, "prepared rotations must be f32");
-      task.prepared = static_cast<const float *>(rotation.prepared.data);
-    } else {
-      check(x, "generators");
-      task.generators = vector_of(x);
-      task.generator_stride = x.stride_in;
-      task.rests = products_.reserve(matrices * size);
-      task.scratch = products_.reserve(2 * matrices * size);
-      task.squares = products_.reserve(1);
-    }
+    const Operand &base = target_.base;
+    RotationTask task = products_.rotation(rotation, multiplier_index);
+    task.staged = 1;
     for (std::uint64_t &turned : task.turned) turned = products_.reserve(weight_.numel());
     task.base = base.data;
     task.base_dtype = base.dtype;
@@ -247,8 +218,7 @@ class TargetBuilder {
     }
     task.rows = weight_.out;
     task.columns = columns;
-    layout_.rotations.push_back(task);
-    layout_.rotation_blocks.add(rotation.prepared.data ? 0 : matrices);
+    products_.add(task);
     layout_.stages.resize(std::max<std::size_t>(layout_.stages.size(), static_cast<std::size_t>(rotation.stages)));
 
     Operand turned = weight_;
@@ -260,11 +230,7 @@ class TargetBuilder {
     for (int k = ops::kMaxKernelDims - 1; k >= 0; --k)
       turned.stride_kernel[k] = std::exchange(step, step * turned.kernel[k]);
     entry.p.row = frame_.view({turned, true});
-    entry.rotated = {by_out, rotation.begin, rotation.begin + rotation.extent(), vector_of(rotation.rescale)};
-    if (rotation.rescale.data)
-      entry.rotated.rescale.data =
-          static_cast<char *>(rotation.rescale.data) +
-          row_begin * rotation.rescale.stride_out * static_cast<std::int64_t>(dtype_size(rotation.rescale.dtype));
+    entry.rotated = {by_out, rotation.begin, rotation.begin + rotation.extent(), rescale_of(rotation, row_begin)};
   }
 
   void need_base(const char *what) {
@@ -313,10 +279,12 @@ class TargetBuilder {
 /// Every stage has an entry for every rotation.
 TermLayout TermLayoutBuilder::take() {
   for (std::size_t stage = 0; stage < layout_.stages.size(); ++stage)
-    for (const RotationTask &task : layout_.rotations) {
+    for (const RotationTask &task : products_.rotations) {
+      const std::int64_t lines = task.by_out ? task.columns : task.rows;
       const std::int64_t turned =
-          std::int64_t{task.blocks} * task.block_size * (task.by_out ? task.columns : task.rows);
-      layout_.stages[stage].add(static_cast<int>(stage) < task.stages ? ceil_div(turned, kTurnedPerBlock) : 0);
+          task.blocks * ceil_div(task.block_size, kTurnedPlaces) * ceil_div(lines, kTurnedLines);
+      const bool turns = task.staged && static_cast<int>(stage) < task.stages;
+      layout_.stages[stage].add(turns ? turned : 0);
     }
   return std::move(layout_);
 }

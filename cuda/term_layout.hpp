@@ -13,10 +13,8 @@ struct TermLayout {
   std::vector<AdapterEntry> adapters;
   std::vector<TermEntry> terms;
   std::vector<NormTask> norms;
-  std::vector<RotationTask> rotations;
-  PieceCounter rotation_blocks;      // a piece for each stage and block
   std::vector<PieceCounter> stages;  // of each stage, an entry for each rotation: none where it has fewer
-  PieceCounter tiles, norm_tiles, magnitudes;
+  PieceCounter tiles, norm_tiles;
   bool reads_base = false;  // also for a difference
 };
 

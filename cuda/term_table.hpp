@@ -82,10 +82,24 @@ struct TermTarget {
 /// The part of a target that one adapter's norms are summed over, in pieces: partial[piece][line].
 struct NormTask {
   std::int32_t target, adapter;
-  std::uint64_t partial;            // offset into the workspace
-  std::int32_t pieces, lines;       // lines: rows or columns
-  std::int32_t inside, magnitudes;  // line -> magnitude is line / inside % magnitudes
+  std::uint64_t partial;  // offset into the workspace
+  std::int32_t lines;     // rows or columns
 };
+
+/// From sums of squares to DoraFactors. Offsets are into the workspace.
+struct FactorTask {
+  DoraParameters dora;
+  std::int32_t multiplier_index;
+  std::int32_t by_line;             // 1: factors for every line, 0: for every magnitude
+  std::int32_t pieces, lines;       // of partial[piece][line]
+  std::int32_t inside, magnitudes;  // line -> magnitude is line / inside % magnitudes
+  std::uint64_t partial, factors;
+};
+
+/// Which kernel computes a contraction: any; a packed factor whose rank is a; one whose lines are the rows of a long
+/// matrix, on the tensor cores.
+enum class ContractionKind : std::int32_t { kAny, kPack, kTall };
+inline constexpr int kContractionKinds = 3;
 
 /// result[a, b, k] = sum_s left[a, s, k] * l[s] * right[s, b], in float32
 struct Contraction {
@@ -98,6 +112,11 @@ struct Contraction {
   std::int64_t right_s, right_b;
   std::uint64_t result;  // offset into the workspace
   std::int64_t result_a, result_b, result_kernel[ops::kMaxKernelDims];
+  // Where the result is a packed factor (stream_table.hpp), a place in [lines, ranks] or [ranks, lines]:
+  std::int64_t packed_lines, lines;  // with and without padding; 0: it is not
+  std::int32_t packed_ranks, rank_is_inner;
+  std::int32_t a_is_rank;
+  ContractionKind kind;
 };
 
 /// R - I of all stages and blocks, and what they make of a weight, stage after stage.
@@ -116,6 +135,9 @@ struct RotationTask {
   const float *prepared;          // R - I; null = computed into `rests`
   std::uint64_t rests, scratch;   // offsets into the workspace; scratch: two matrices for each stage and block
   std::uint64_t squares;          // |Q|^2 over all stages and blocks
+  std::uint64_t packed;           // as a packed factor of kPackedTurn ranks, lines being positions from `begin` on
+  lyc_dtype packed_dtype;         // NONE: not packed
+  std::int32_t staged;            // 1: turn the weight by stages, with what follows
   std::uint64_t turned[2];        // stage t goes into t % 2
   const void *base;
   lyc_dtype base_dtype;
@@ -136,16 +158,17 @@ struct TermTables {
   const AdapterEntry *adapters;
   const TermEntry *terms;
   const NormTask *norms;
-  const Contraction *contractions;
-  const RotationTask *rotations;  // those of most stages first
 };
 
 inline constexpr int kContractionTile = 32;  // a and k together, and b, that a block computes
 inline constexpr int kNormRows = 64;         // rows whose squares a warp sums
 inline constexpr int kTermTileRows = 32;     // rows of a tile, a warp's piece of work, 64 columns wide
-inline constexpr int kTurnedPerBlock = 256;  // elements of a stage
+inline constexpr int kTurnedPlaces = 32, kTurnedLines = 64;  // of a stage: places of a block, and lines across
+inline constexpr int kPackThreads = 128;     // lines that a block packs
+inline constexpr int kTallRows = 16;         // of a long matrix, that a block takes
 inline constexpr int kMaxStages = 24;
-inline constexpr int kMagnitudesPerBlock = 256;
+inline constexpr int kPackedTurn = 32;  // a block's columns in a packed rotation, those of other blocks 0
+inline constexpr int kMagnitudesPerBlock = 32;
 inline constexpr int kContractionStages = 2;  // the second one reads what the first one wrote
 
 }  // namespace lyc::cuda

@@ -130,7 +130,8 @@ Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tenso
 Factor make_factor(const Source &source, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
                    std::size_t part) {
   const Operand &t = source.operand;
-  return {t.data, t.dtype, source.in_workspace, 0, rank_stride, strides_of(nested, kFirstFactor + part), 0};
+  return {t.data, t.dtype, source.in_workspace, 0,           rank_stride, strides_of(nested, kFirstFactor + part),
+          0,      source.stage, source.contraction};
 }
 
 constexpr int kRankVector = 4;  // ranks that one thread takes at a time
@@ -216,9 +217,11 @@ class Builder {
     check_dtype(target.base, "a weight");
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
+    const bool dora = with_dora(target);
+    if (copy_engine_)
+      if (const auto weight = stream_term(batch_, target, layout_.products)) return add(*weight);
     if (elementwise_.takes(target)) return elementwise_.add(target);
     if (!is_low_rank(target)) return others_.add(target);
-    const bool dora = with_dora(target);
     const std::vector<Part> parts = parts_of(target);
     KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,
                     std::all_of(parts.begin(), parts.end(), is_native),
@@ -235,8 +238,7 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
-    if (copy_engine_ && !dora)
-      if (const auto weight = stream_weight(matrix, terms)) return add(*weight);
+    if (copy_engine_ && add_stream(target, sides, matrix, terms)) return;
     kind.regular = is_regular(matrix, terms, kind);
     if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
     if (dora) add_dora(target, matrix);
@@ -258,7 +260,28 @@ class Builder {
   }
 
  private:
+  bool add_stream(const ops::WeightTarget &target, const Sides &sides, const MatrixTarget &matrix,
+                  const std::vector<LowRankTerm> &terms) {
+    const bool dora = with_dora(target);
+    StreamMagnitudes magnitudes{};
+    if (dora) magnitudes = magnitudes_of(target, sides);
+    const auto weight = stream_low_rank(matrix, terms, dora ? &magnitudes : nullptr, layout_.products);
+    if (weight) add(*weight);
+    return weight.has_value();
+  }
+
+  StreamMagnitudes magnitudes_of(const ops::WeightTarget &target, const Sides &sides) const {
+    require(target.base.data, "DoRA needs the base weight");
+    const ops::Adapter &adapter = batch_.adapters[target.first_adapter];
+    const Operand &weight = target.out;
+    const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
+    const NestedAxis &side = sides.out_is_row ? sides.columns.front() : sides.rows.front();
+    const std::int64_t inside = weight.in > 1 ? weight.stride_in / side.strides[kOut] : weight.kernel_size();
+    return {dora_parameters(adapter, weight), out == sides.out_is_row, out ? 1 : inside, out ? weight.out : weight.in};
+  }
+
   void add(const StreamWeight &weight) {
+    layout_.reads_base |= weight.kind.dora || weight.kind.form == StreamForm::kRotation;
     auto &groups = layout_.streams;
     auto group =
         std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });
@@ -387,10 +410,7 @@ void schedule(TargetGroup &group, std::int64_t resident_warps) {
 
 std::string describe(const WeightLayout &layout) {
   std::string text;
-  for (const StreamGroup &group : layout.streams)
-    text += concat("low-rank, streamed, up to ", group.kind.chunks * kChunkRanks,
-                   " ranks in registers: ", group.weights.size(), " weights, ", group.first_tiles().back(),
-                   " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
+  for (const StreamGroup &group : layout.streams) text += describe(group);
   for (const TargetGroup &group : layout.groups)
     text +=
         concat(group.kind.dora ? "DoRA by rows, " : "", group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ",

@@ -5,6 +5,8 @@
 #include <functional>
 #include <memory>
 
+#include "product_kernels.hpp"
+#include "rotation_kernels.hpp"
 #include "stream_kernels.hpp"
 #include "term_kernels.hpp"
 
@@ -31,24 +33,25 @@ class Block {
   std::vector<char> bytes_;
 };
 
-/// In the order that CUtensorMap's encoder wants: the innermost axis first.
 TensorMap encode(const Context &context, const MapSpec &spec) {
   TensorMap map{};
   if (!spec.data) return map;
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(spec.inner), static_cast<cuuint64_t>(spec.outer)};
-  const cuuint64_t pitches[] = {static_cast<cuuint64_t>(spec.pitch_bytes)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(spec.box_inner), static_cast<cuuint32_t>(spec.box_outer)};
-  const cuuint32_t steps[] = {1, 1};
-  const int span = spec.box_inner * 2;
+  cuuint64_t extents[4], pitches[3];
+  cuuint32_t box[4];
+  std::copy_n(spec.extent, spec.axes, extents);
+  std::copy_n(spec.pitch_bytes, spec.axes - 1, pitches);
+  std::copy_n(spec.box, spec.axes, box);
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  const int span = spec.box[0] * 2;
   static_assert(sizeof(CUtensorMap) == sizeof(TensorMap) && alignof(CUtensorMap) <= alignof(TensorMap));
-  const CUresult status =
-      context.encode_map(reinterpret_cast<CUtensorMap *>(&map),
-                         spec.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, spec.data,
-                         extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                         span == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
-                         : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                      : CU_TENSOR_MAP_SWIZZLE_32B,
-                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = context.encode_map(
+      reinterpret_cast<CUtensorMap *>(&map),
+      spec.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      static_cast<cuuint32_t>(spec.axes), spec.data, extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      span == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+      : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                   : CU_TENSOR_MAP_SWIZZLE_32B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) throw Error(LYC_ERROR_DEVICE, "a tensor map was refused", static_cast<int>(status));
   return map;
 }
@@ -65,6 +68,12 @@ std::vector<StreamTarget> encode(const Context &context, const StreamGroup &grou
     }
   }
   return targets;
+}
+
+/// Its limit is one of all blocks together.
+bool wants_norm(const RotationTask &task) {
+  return !task.prepared &&
+         (task.limited == ops::Rotation::Limit::kTogether || task.limited == ops::Rotation::Limit::kAlways);
 }
 
 /// What a plan points to in its block, known once the block has an address.
@@ -156,9 +165,6 @@ class Uploader {
     append(others.norms, plan_.terms.norms);
     append(others.tiles, plan_.tiles);
     append(others.norm_tiles, plan_.norms);
-    append(others.magnitudes, plan_.magnitudes);
-    append(others.rotations, plan_.terms.rotations);
-    append(others.rotation_blocks, plan_.rotation_blocks);
     plan_.stages.resize(others.stages.size());
     for (std::size_t stage = 0; stage < others.stages.size(); ++stage)
       append(others.stages[stage], plan_.stages[stage]);
@@ -166,10 +172,17 @@ class Uploader {
 
   void append_products() {
     const Products &products = plan_.layout.products;
+    append(products.rotations, plan_.rotations);
+    for (const RotationTask &task : products.rotations)
+      if (wants_norm(task)) plan_.limited_rotations = static_cast<std::int32_t>(products.rotations.size());
+    append(products.rotation_blocks, plan_.rotation_blocks);
+    append(products.dora_factors, plan_.factors);
+    append(products.dora_factor_blocks, plan_.factor_blocks);
     for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
       if (products.contractions[stage].empty()) continue;
       append(products.contractions[stage], plan_.contractions[stage]);
-      append(products.tiles[stage], plan_.contraction_tiles[stage]);
+      for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
+        append(products.pieces(stage, static_cast<ContractionKind>(kind)), plan_.contraction_pieces[stage][kind]);
     }
   }
 
@@ -187,12 +200,14 @@ std::size_t staging_size(const WeightPlan &plan) {
 void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
-  for (const Schedule &schedule : plan.contraction_tiles) plan.info.launches += schedule.pieces > 0;
+  for (const auto &stage : plan.contraction_pieces)
+    for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
-  if (plan.rotation_blocks.pieces > 0) plan.info.launches += 2;
+  if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
   for (const Schedule &schedule : plan.stages) plan.info.launches += schedule.pieces > 0;
-  for (const Schedule *schedule : {&plan.norms, &plan.magnitudes, &plan.tiles})
+  for (const Schedule *schedule : {&plan.norms, &plan.factor_blocks, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
+  for (const StreamGroup &group : plan.layout.streams) plan.info.launches += group.kind.dora;
   plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
 }
 
@@ -221,9 +236,11 @@ char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
 
 void run_products(const WeightPlan &plan, char *workspace, cudaStream_t stream) {
   for (std::size_t stage = 0; stage < kContractionStages; ++stage)
-    if (plan.contraction_tiles[stage].pieces > 0)
-      check(launch_contractions(plan.contractions[stage], plan.contraction_tiles[stage], workspace, stream),
-            "launching small products");
+    for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
+      if (const Schedule &schedule = plan.contraction_pieces[stage][kind]; schedule.pieces > 0)
+        check(launch_contractions(static_cast<ContractionKind>(kind), plan.contractions[stage], schedule, workspace,
+                                  stream),
+              "launching small products");
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
@@ -238,17 +255,28 @@ void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers
   }
 }
 
-void run_others(const WeightPlan &plan, const TermRun &run, cudaStream_t stream) {
+void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, cudaStream_t stream) {
+  for (std::size_t g = 0; g < plan.streams.size(); ++g)
+    if (const StreamKind &kind = plan.layout.streams[g].kind; pass == StreamPass::kMerge || kind.dora)
+      check(launch_stream(kind, plan.streams[g], plan.only[g], plan.stream_blocks[g],
+                          {run.op, pass, run.multipliers, run.workspace}, stream),
+            "launching a streaming kernel");
+}
+
+void run_rotations(const WeightPlan &plan, const RotationRun &run, cudaStream_t stream) {
   if (plan.rotation_blocks.pieces > 0)
-    check(launch_rotations(run, plan.rotation_blocks.count, plan.rotation_blocks, stream), "launching rotations");
+    check(launch_rotations(run, plan.limited_rotations, plan.rotation_blocks, stream), "launching rotations");
   for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
     if (plan.stages[stage].pieces > 0)
       check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), stream), "launching rotations");
-  if (plan.norms.pieces > 0) {
-    check(launch_norms(run, plan.norms, stream), "launching norms");
-    check(launch_factors(run, plan.magnitudes, stream), "launching norms");
-  }
-  if (plan.tiles.pieces > 0) check(launch_terms(run, plan.tiles, stream), "launching a weight kernel");
+}
+
+/// Sums of squares of what DoRA normalises, and the factors that they give.
+void run_norms(const WeightPlan &plan, const TermRun &run, const StreamRun &streams, cudaStream_t stream) {
+  if (plan.factor_blocks.pieces == 0) return;
+  run_streams(plan, StreamPass::kNorms, streams, stream);
+  if (plan.norms.pieces > 0) check(launch_norms(run, plan.norms, stream), "launching norms");
+  check(launch_factors(plan.factors, plan.factor_blocks, run.multipliers, run.workspace, stream), "launching norms");
 }
 
 void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
@@ -290,16 +318,17 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const auto stream = static_cast<cudaStream_t>(options.stream);
   const Multipliers multipliers = place_multipliers(plan, options, stream);
   char *workspace = products_of(plan, options);
+  const TermRun terms{plan.terms, workspace, options.op, multipliers};
+  const StreamRun streams{options.op, StreamPass::kMerge, multipliers, workspace};
   run_products(plan, workspace, stream);
-  for (std::size_t g = 0; g < plan.streams.size(); ++g)
-    check(launch_stream(plan.layout.streams[g].kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], options.op,
-                        multipliers, stream),
-          "launching the streaming kernel");
+  run_rotations(plan, {plan.rotations, workspace, multipliers}, stream);
+  run_norms(plan, terms, streams, stream);
+  run_streams(plan, StreamPass::kMerge, streams, stream);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, stream),
           "launching a weight kernel");
   run_elementwise(plan, options.op, multipliers, workspace, stream);
-  run_others(plan, {plan.terms, workspace, options.op, multipliers}, stream);
+  if (plan.tiles.pieces > 0) check(launch_terms(terms, plan.tiles, stream), "launching a weight kernel");
 }
 
 std::string explain(const WeightPlan &plan) {

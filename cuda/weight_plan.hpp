@@ -20,9 +20,12 @@ struct WeightPlan {
   std::vector<int> stream_blocks;                               // that the device holds at once
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
   TermTables terms{};                                           // of layout.others, and how their work is cut
-  Schedule tiles{}, norms{}, magnitudes{}, rotation_blocks{};
+  Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
+  const FactorTask *factors = nullptr;
+  const RotationTask *rotations = nullptr;
+  std::int32_t limited_rotations = 0;
   std::vector<Schedule> stages;
-  std::array<Schedule, kContractionStages> contraction_tiles{};
+  std::array<std::array<Schedule, kContractionKinds>, kContractionStages> contraction_pieces{};
   std::array<const Contraction *, kContractionStages> contractions{};
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};

@@ -53,6 +53,7 @@ struct Factor {
   std::int64_t rank_stride;
   AxisStrides axis;
   std::int32_t row_bytes;  // of a regular target's row factor: from row to row
+  std::int32_t stage, contraction;  // that computes it, if in the workspace
 };
 
 /// What becomes of a product: it is added to the weight, or it is the first half of a Hadamard product and the next

@@ -222,6 +222,121 @@ TEST_F(Gpu, PlainHadamardAndDoraTargetsMatchTheReference) {
         }
 }
 
+/// What the streaming kernels take: aligned 16-bit weights with factors of one dtype, contiguous.
+class Streamed : public Gpu {
+ protected:
+  void add(Shape shape, std::vector<TermChoice> terms, ops::DoraAxis axis = ops::DoraAxis::kNone,
+           ops::DoraRule rule = ops::DoraRule::kInterpolate, Order order = Order::kOIHW) {
+    for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
+      in_place_ = !in_place_;
+      case_.add({shape, weights, weights, order, order, in_place_, {{terms, axis, rule}}});
+    }
+  }
+
+  void expect_all(std::initializer_list<WeightOp> ops) {
+    for (const WeightOp op : ops) expect_reference(case_, op);
+    for (std::size_t m = 0; m < case_.multipliers.size(); m += 3) case_.multipliers[m] = 0.0f;
+    for (const WeightOp op : ops) expect_reference(case_, op);
+    DeviceCase device(case_.batch());
+    const std::string text = Plan(*backend_, context_, device.batch()).explain();
+    EXPECT_THAT(text, HasSubstr("streamed")) << text;
+    EXPECT_THAT(text, testing::Not(HasSubstr("any kind"))) << text;
+  }
+
+  void SetUp() override {
+    Gpu::SetUp();
+    case_.factor_dtype = LYC_DTYPE_BF16;
+  }
+
+  WeightCase case_{700};
+  bool in_place_ = false;
+};
+
+constexpr ops::DoraAxis kAxes[] = {ops::DoraAxis::kNone, ops::DoraAxis::kOut, ops::DoraAxis::kIn};
+
+TEST_F(Streamed, KroneckerProductsMatchTheReference) {
+  struct {
+    std::int64_t p_out, p_in, rows, columns;
+  } const grids[] = {{3, 5, 16, 32}, {2, 4, 40, 72}, {7, 1, 33, 64}, {2, 9, 64, 40}, {1, 2, 20, 320}, {4, 3, 48, 192}};
+  for (const auto &grid : grids)
+    for (Half half : {Half::kWhole, Half::kLowRank, Half::kTucker})
+      for (ops::DoraAxis axis : kAxes) {
+        TermChoice term;
+        term.kind = ops::TermKind::kKronecker;
+        term.p = half == Half::kWhole ? Half::kWhole : Half::kLowRank;
+        term.q = half;
+        term.p_out = grid.p_out;
+        term.p_in = grid.p_in;
+        term.scalar = half == Half::kLowRank;
+        const Shape shape{grid.p_out * grid.rows, grid.p_in * grid.columns};
+        const auto rule = half == Half::kWhole ? ops::DoraRule::kLycoris : ops::DoraRule::kPeft;
+        add(shape, {term}, axis, rule);
+        term.p_out = grid.p_in, term.p_in = grid.p_out;
+        add({shape.in, shape.out}, {term}, axis, rule, Order::kHWIO);  // the same memory
+        term.p_out = 2, term.p_in = 2;
+        add({48, 16, {3, 3, 1}}, {term}, axis);
+      }
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
+TEST_F(Streamed, LowRankDoraMatchesTheReference) {
+  for (ops::DoraAxis axis : {ops::DoraAxis::kOut, ops::DoraAxis::kIn})
+    for (ops::TermKind kind : {ops::TermKind::kProduct, ops::TermKind::kHadamard})
+      for (std::int64_t rank : {8, 16, 32})
+        for (Order order : {Order::kOIHW, Order::kHWIO}) {
+          TermChoice term;
+          term.kind = kind;
+          term.rank = rank;
+          const auto rule = rank == 8 ? ops::DoraRule::kLycoris : ops::DoraRule::kInterpolate;
+          add({72, 64}, {term}, axis, rule, order);
+          add({64, 1048}, {term}, axis, rule, order);
+          add({304, 72}, {term}, axis, rule, order);
+          if (order == Order::kOIHW) add({40, 24, {3, 3, 1}}, {term}, axis, rule);
+          if (kind == ops::TermKind::kProduct && rank == 16) add({80, 320}, {term, term}, axis, rule, order);
+        }
+  Random random(701);
+  use_plain_factors(case_, LYC_DTYPE_BF16, random);
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
+TEST_F(Streamed, RotationsOfBlocksMatchTheReference) {
+  for (std::int64_t block : {2, 4, 8, 16, 32})
+    for (bool rescale : {false, true}) {
+      TermChoice term;
+      term.kind = ops::TermKind::kRotation;
+      term.rotation.block_size = block;
+      term.rotation.rescale = rescale;
+      for (std::int64_t blocks : {1, 3, 20})
+        for (Shape shape : {Shape{1, 64}, Shape{1, 1048}, Shape{1, 24, {3, 3, 1}}}) {
+          shape.out = blocks * block;
+          add(shape, {term});
+        }
+    }
+  for (ops::Term &term : case_.terms()) term.coefficient = 1.0;
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
+TEST_F(Streamed, FactorsThatARunComputesMatchTheReference) {
+  TermChoice tucker, product, glora;
+  tucker.p = tucker.q = Half::kTucker;
+  tucker.rank = product.rank = glora.rank = 16;
+  glora.kind = ops::TermKind::kBaseProduct;
+  for (std::int64_t rank : {5, 16}) {
+    tucker.rank = rank;
+    add({72, 64}, {tucker});
+    add({40, 24, {3, 3, 1}}, {tucker});
+    tucker.rank = rank - 1;  // the second half of a Hadamard product has one more
+    tucker.kind = ops::TermKind::kHadamard;
+    add({40, 24, {3, 3, 1}}, {tucker});
+    tucker.kind = ops::TermKind::kProduct;
+  }
+  for (Order order : {Order::kOIHW, Order::kHWIO}) {
+    add({80, 320}, {glora}, ops::DoraAxis::kNone, {}, order);
+    add({72, 1048}, {glora, product}, ops::DoraAxis::kNone, {}, order);
+  }
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
 /// A batch that needs all kernels that there are: for compute-sanitizer, and so that none is forgotten.
 WeightCase every_kernel_case() {
   using ops::DoraAxis;

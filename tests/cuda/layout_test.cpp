@@ -189,18 +189,19 @@ TEST_F(Terms, CoresAreContractedFirstAndHalvesAfterThem) {
 
 TEST_F(Terms, NormsAreSummedInPieces) {
   const TermLayout by_row = lay_out_one({100, 200}, Order::kOIHW, {}, ops::DoraAxis::kOut);
-  EXPECT_EQ(by_row.norms.at(0).pieces, 4);  // strips of 64
   EXPECT_EQ(by_row.norms.at(0).lines, 100);
   EXPECT_TRUE(by_row.adapters.at(0).magnitude_rows);
   EXPECT_TRUE(by_row.reads_base);
+  EXPECT_EQ(lay_out(case_.batch()).products.dora_factors.at(0).pieces, 4);  // strips of 64
 }
 
 TEST_F(Terms, AMagnitudeOfInputFeaturesCoversTheKernel) {
   const TermLayout layout = lay_out_one({100, 20, {3, 3, 1}}, Order::kOIHW, {}, ops::DoraAxis::kIn);
-  EXPECT_EQ(layout.norms.at(0).pieces, 2);
   EXPECT_EQ(layout.norms.at(0).lines, 180);
-  EXPECT_EQ(layout.norms.at(0).inside, 9);
-  EXPECT_EQ(layout.norms.at(0).magnitudes, 20);
+  const FactorTask task = lay_out(case_.batch()).products.dora_factors.at(0);
+  EXPECT_EQ(task.pieces, 2);
+  EXPECT_EQ(task.inside, 9);
+  EXPECT_EQ(task.magnitudes, 20);
 }
 
 TEST_F(Terms, ElementwiseTermsOfPlainRowsHaveTheirOwnKernels) {
@@ -242,6 +243,83 @@ TEST_F(Layout, HadamardHalvesAndCoresTakeTheLowRankKernels) {
   EXPECT_EQ(layout.terms[0].role, Role::kHold);
   EXPECT_EQ(layout.terms[0].column_factor.in_workspace, 1);
   EXPECT_EQ(layout.terms[1].role, Role::kMultiply);
+}
+
+/// What a device with a copy engine takes.
+class Stream : public testing::Test {
+ protected:
+  WeightLayout lay_out_one(Shape shape, TermChoice term, ops::DoraAxis axis = ops::DoraAxis::kNone,
+                           Order order = Order::kOIHW) {
+    WeightCase c(5);
+    c.factor_dtype = LYC_DTYPE_BF16;
+    c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
+    for (ops::Term &added : c.terms()) added.coefficient = 1.0;
+    return lay_out(c.batch(), true);
+  }
+
+  static TermChoice choice(ops::TermKind kind, std::int64_t rank = 16) {
+    TermChoice term;
+    term.kind = kind;
+    term.rank = rank;
+    return term;
+  }
+};
+
+TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
+  TermChoice term = choice(ops::TermKind::kKronecker);
+  term.p_out = 4, term.p_in = 6;
+  term.q = test::Half::kWhole;
+  const WeightLayout layout = lay_out_one({4 * 40, 6 * 64}, term);
+  const StreamTarget &target = layout.streams.at(0).weights.at(0).target;
+  EXPECT_EQ(target.rows, 40);
+  EXPECT_EQ(target.columns, 64);
+  EXPECT_EQ(target.boxes_across, 1);   // so a tile takes four neighbouring blocks
+  EXPECT_EQ(target.strips, 2);         // 40 rows
+  EXPECT_EQ(target.height, 4 * 2);
+  EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term).streams.size(), 0u);  // blocks too low
+  const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut, Order::kHWIO);
+  EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.rows, 64);
+  EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.dora.by_row, 0);
+}
+
+TEST_F(Stream, DoraSumsSquaresOverBoxesOrTiles) {
+  const auto task = [&](ops::DoraAxis axis, Shape shape) {
+    return lay_out_one(shape, choice(ops::TermKind::kProduct), axis).products.dora_factors.at(0);
+  };
+  const FactorTask rows = task(ops::DoraAxis::kOut, {100, 200});
+  EXPECT_EQ(rows.lines, 100);
+  EXPECT_EQ(rows.pieces, 4);  // boxes of 64 columns
+  const FactorTask columns = task(ops::DoraAxis::kIn, {100, 24, {3, 3, 1}});
+  EXPECT_EQ(columns.lines, 216);
+  EXPECT_EQ(columns.pieces, 4);  // tiles of 32 rows
+  EXPECT_EQ(columns.inside, 9);
+  EXPECT_EQ(columns.magnitudes, 24);
+}
+
+TEST_F(Stream, WhatARunComputesComesInThreeParts) {
+  TermChoice tucker = choice(ops::TermKind::kProduct);
+  tucker.p = test::Half::kTucker;
+  const WeightLayout layout = lay_out_one({64, 32, {3, 3, 1}}, tucker);
+  const StreamTarget &target = layout.streams.at(0).weights.at(0).target;
+  ASSERT_EQ(target.chunk_count, 3);
+  EXPECT_EQ(target.chunks[2].row_chunk, 0);
+  EXPECT_EQ(target.chunks[2].column_chunk, 2);
+  EXPECT_EQ(target.chunks[2].end, ChunkEnd::kAdd);
+  EXPECT_EQ(layout.products.contractions[0].at(0).packed_lines, 320);  // of 288
+  tucker.rank = 40;
+  EXPECT_EQ(lay_out_one({64, 32, {3, 3, 1}}, tucker).streams.size(), 0u);
+}
+
+TEST_F(Stream, RotationsOfBlocksThatATileHolds) {
+  TermChoice term = choice(ops::TermKind::kRotation);
+  const auto streams = [&](std::int64_t block, std::int64_t rows) {
+    term.rotation.block_size = block;
+    return lay_out_one({rows, 64}, term).streams.size();
+  };
+  EXPECT_EQ(streams(16, 48), 1u);
+  EXPECT_EQ(streams(32, 96), 1u);
+  EXPECT_EQ(streams(24, 96), 0u);
+  EXPECT_EQ(streams(32, 100), 0u);
 }
 
 TEST_F(Layout, RefusesByName) {

@@ -1,0 +1,225 @@
+// Small products into the workspace, as float32 or as packed factors.
+#include "device.cuh"
+#include "product_kernels.hpp"
+
+namespace lyc::cuda {
+namespace {
+
+constexpr int kContractionThreads = 256;
+
+/// Row m of the left factor is a and the kernel's places, the last of them the innermost.
+__device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, const std::int64_t *kernel) {
+  std::int64_t offset = 0;
+#pragma unroll
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    offset += m % c.kernel[k] * kernel[k];
+    m /= c.kernel[k];
+  }
+  return offset + m * a;
+}
+
+__device__ void store_result(const Contraction &c, char *workspace, std::int64_t offset, float value) {
+  if (c.packed_lines == 0) {
+    reinterpret_cast<float *>(workspace + c.result)[offset] = value;
+    return;
+  }
+  const int ranks = c.packed_ranks, chunks = (ranks + kChunkRanks - 1) / kChunkRanks;
+  const auto rank = static_cast<int>(c.rank_is_inner ? offset % ranks : offset / c.lines);
+  const std::int64_t line = c.rank_is_inner ? offset / ranks : offset % c.lines;
+  store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, rank, value);
+  // The last rank stands for those that fill up the chunk, too.
+  for (int r = rank + 1; rank + 1 == ranks && r < chunks * kChunkRanks; ++r)
+    store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, r, 0.0f);
+}
+
+/// A block computes 32 x 32 elements, a thread four of them in one column.
+__global__ void __launch_bounds__(kContractionThreads)
+    contract_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+  constexpr int kTile = kContractionTile, kStep = kContractionThreads / kTile, kOwn = kTile / kStep;
+  __shared__ float left[kTile][kTile + 1], right[kTile][kTile + 1];
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const Contraction &c = contractions[index];
+  const int across = (c.b + kTile - 1) / kTile, local = static_cast<int>(blockIdx.x - schedule.first[index]);
+  const int rows = c.a * c.kernel[0] * c.kernel[1] * c.kernel[2];
+  const int y = local / across * kTile, x = local % across * kTile;
+  const int lane = static_cast<int>(threadIdx.x % kTile), group = static_cast<int>(threadIdx.x / kTile);
+  const void *left_data = resolve(c.left.data, c.left_in_workspace, workspace);
+  const void *right_data = resolve(c.right.data, c.right_in_workspace, workspace);
+
+  float sum[kOwn] = {};
+  for (int s = 0; s < c.s; s += kTile) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int line = group + i * kStep;
+      left[line][lane] = y + line < rows && s + lane < c.s
+                             ? load_float(left_data, c.left.dtype,
+                                          row_offset(c, y + line, c.left_a, c.left_kernel) + (s + lane) * c.left_s)
+                             : 0.0f;
+      right[line][lane] =
+          s + line < c.s && x + lane < c.b
+              ? element(c.diagonal, s + line) * element(c.mask, s + line) *
+                    load_float(right_data, c.right.dtype, (s + line) * c.right_s + (x + lane) * c.right_b)
+              : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kTile; ++k)
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) sum[i] = fmaf(left[group + i * kStep][k], right[k][lane], sum[i]);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int line = y + group + i * kStep;
+    if (line < rows && x + lane < c.b)
+      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_kernel) + (x + lane) * c.result_b, sum[i]);
+  }
+}
+
+// -- packed factors, a line for each thread ---------------------------------------------------------------------------
+
+/// Where a line of the result lies along the axis with this stride.
+__device__ std::int64_t place_of(const Contraction &c, std::int64_t line, std::int64_t stride, std::int64_t extent) {
+  const std::int64_t step = c.rank_is_inner ? c.packed_ranks : 1;
+  return extent == 1 ? 0 : line * step / stride % extent;
+}
+
+/// 16 ranks of one line, as it lies in memory: a is the rank, b and the kernel make up the line.
+__global__ void __launch_bounds__(kPackThreads)
+    pack_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const Contraction &c = contractions[index];
+  const int chunks = (c.packed_ranks + kChunkRanks - 1) / kChunkRanks;
+  const int local = static_cast<int>(blockIdx.x - schedule.first[index]), chunk = local % chunks;
+  const std::int64_t line = std::int64_t{local / chunks} * kPackThreads + threadIdx.x;
+  if (line >= c.lines) return;
+  const void *left = resolve(c.left.data, c.left_in_workspace, workspace);
+  const void *right = resolve(c.right.data, c.right_in_workspace, workspace);
+  std::int64_t left_offset = chunk * kChunkRanks * c.left_a;
+#pragma unroll
+  for (int k = 0; k < ops::kMaxKernelDims; ++k)
+    left_offset += place_of(c, line, c.result_kernel[k], c.kernel[k]) * c.left_kernel[k];
+  const std::int64_t right_offset = place_of(c, line, c.result_b, c.b) * c.right_b;
+  const int ranks = min(kChunkRanks, c.packed_ranks - chunk * kChunkRanks);
+  float sum[kChunkRanks] = {};
+#pragma unroll 2
+  for (int s = 0; s < c.s; ++s) {
+    const float value = element(c.diagonal, s) * element(c.mask, s) *
+                        load_predicated(right, c.right.dtype, right_offset + s * c.right_s);
+#pragma unroll
+    for (int a = 0; a < kChunkRanks; ++a)
+      sum[a] = fmaf(load_predicated(left, c.left.dtype, left_offset + min(a, ranks - 1) * c.left_a + s * c.left_s),
+                    value, sum[a]);
+  }
+#pragma unroll
+  for (int a = 0; a < kChunkRanks; ++a) sum[a] = a < ranks ? sum[a] : 0.0f;
+  store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, sum);
+}
+
+// -- packed factors, rows of a matrix times a narrow one --------------------------------------------------------------
+
+constexpr int kTallWarps = 8, kTallDepth = 64;  // a warp's share of the depth is taken in steps
+static_assert(kTallRows == 16);
+
+/// 16 rows of [a, s] times [s, 16] on the tensor cores: warps share out the depth, then add up. A thread loads eight
+/// neighbours of a row at a time, so ranks of depth are taken in an order of our own: of each 32, thread q has 8 q to
+/// 8 q + 7, four for the first instruction and four for the second.
+template <bool kBf16>
+__device__ void multiply_rows(const Contraction &c, std::int64_t first_row, char *workspace) {
+  __shared__ alignas(16) char staged[kTallWarps][kTallDepth * kChunkRanks * 2];
+  __shared__ float sums[kTallWarps][kTallRows][kChunkRanks];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int g = lane / 4, q = lane % 4;
+  const auto *left = static_cast<const std::uint16_t *>(c.left.data);
+  const auto *right = static_cast<const std::uint16_t *>(c.right.data);
+  const std::uint16_t *row[2];
+  for (int half = 0; half < 2; ++half)
+    row[half] = left + min(first_row + half * 8 + g, std::int64_t{c.a - 1}) * c.left_a + q * 8;
+  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(staged[warp]));
+  constexpr int kOwn = kTallDepth * 2 / 32;  // pieces of 16 bytes that a lane stages
+  uint4 rows[2][kTallDepth / 32], columns[kOwn];
+  const auto load = [&](int s) {
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int step = 0; step < kTallDepth / 32; ++step)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = s + step * 32;
+        rows[half][step] = at + q * 8 < c.s ? load_streaming(reinterpret_cast<const uint4 *>(row[half] + at)) : zero;
+      }
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int depth = (lane + i * 32) / 2, part = lane % 2;
+      const auto *from = right + (s + depth) * c.right_s + part * 8;
+      columns[i] = s + depth < c.s && part * 8 < c.b ? __ldg(reinterpret_cast<const uint4 *>(from)) : zero;
+    }
+  };
+  float sum[2][4] = {};
+  int s = warp * kTallDepth;
+  if (s < c.s) load(s);
+  for (; s < c.s; s += kTallWarps * kTallDepth) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+      *reinterpret_cast<uint4 *>(staged[warp] + swizzled_32((lane + i * 32) / 2, lane % 2)) = columns[i];
+    uint4 now[2][kTallDepth / 32];
+#pragma unroll
+    for (int step = 0; step < kTallDepth / 32; ++step) now[0][step] = rows[0][step], now[1][step] = rows[1][step];
+    __syncwarp();
+    if (s + kTallWarps * kTallDepth < c.s) load(s + kTallWarps * kTallDepth);
+#pragma unroll
+    for (int step = 0; step < kTallDepth / 32; ++step)
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {  // of each thread's eight
+        // Row `lane % 8 + 8` of operand B follows row `lane % 8`; lanes from 16 on see to the other eight columns.
+        const int logical = lane % 16, pair = logical % 8 / 2, inside = logical % 2 + logical / 8 * 2;
+        const int depth = step * 32 + pair * 8 + part * 4 + inside;
+        uint4 two;
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(two.x), "=r"(two.y), "=r"(two.z), "=r"(two.w)
+                     : "r"(to + swizzled_32(depth, lane / 16)));
+        const uint4 a = part == 0
+                            ? make_uint4(now[0][step].x, now[1][step].x, now[0][step].y, now[1][step].y)
+                            : make_uint4(now[0][step].z, now[1][step].z, now[0][step].w, now[1][step].w);
+        multiply<kBf16>(sum[0], a, make_uint2(two.x, two.y));
+        multiply<kBf16>(sum[1], a, make_uint2(two.z, two.w));
+      }
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[warp][g + i / 2 * 8][n * 8 + q * 2 + i % 2] = sum[n][i];
+  __syncthreads();
+  const int line = static_cast<int>(threadIdx.x / kChunkRanks), rank = static_cast<int>(threadIdx.x % kChunkRanks);
+  float total = 0.0f;
+  for (int w = 0; w < kTallWarps; ++w) total += sums[w][line][rank];
+  if (first_row + line < c.a)
+    store_parts<Bf16>(workspace + c.result, c.packed_lines, 1, first_row + line, rank, total);
+}
+
+__global__ void __launch_bounds__(kTallWarps * 32)
+    tall_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+  static_assert(kTallWarps * 32 == kTallRows * kChunkRanks);
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const Contraction &c = contractions[index];
+  const std::int64_t first_row = std::int64_t{blockIdx.x - schedule.first[index]} * kTallRows;
+  if (c.left.dtype == LYC_DTYPE_BF16)
+    multiply_rows<true>(c, first_row, workspace);
+  else
+    multiply_rows<false>(c, first_row, workspace);
+}
+
+}  // namespace
+
+cudaError_t launch_contractions(ContractionKind kind, const Contraction *contractions, const Schedule &schedule,
+                                char *workspace, cudaStream_t stream) {
+  const auto kernel = kind == ContractionKind::kPack   ? pack_kernel
+                      : kind == ContractionKind::kTall ? tall_kernel
+                                                       : contract_kernel;
+  const int threads = kind == ContractionKind::kPack   ? kPackThreads
+                      : kind == ContractionKind::kTall ? kTallWarps * 32
+                                                       : kContractionThreads;
+  return launch_kernel(kernel, schedule.pieces, threads, stream, contractions, schedule, workspace);
+}
+
+}  // namespace lyc::cuda

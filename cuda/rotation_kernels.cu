@@ -1,0 +1,323 @@
+// Rotations: R - I of each block from its generators, packed for the streaming kernel where that turns the weight, or
+// the weight turned here, stage by stage, into float32 copies.
+#include "device.cuh"
+#include "rotation_kernels.hpp"
+
+namespace lyc::cuda {
+namespace {
+
+constexpr int kRotationThreads = 256;
+
+/// Sum over a block of threads, the same for all of them, in an order of its own.
+__device__ float sum_of_block(float value) {
+  __shared__ float partial[kRotationThreads / 32];
+  value = sum_of_warp(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0.0f;
+  for (const float part : partial) sum += part;
+  return sum;
+}
+
+/// The elements of a matrix, shared out to the threads of a block.
+template <typename Visit>
+__device__ void for_elements(int rows, int columns, Visit visit) {
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x / 32); i < rows; i += kRotationThreads / 32)
+    for (int j = static_cast<int>(threadIdx.x % 32); j < columns; j += 32) visit(i, j);
+}
+
+/// Element (i, j) of a block's Q, before its limit.
+__device__ float skew(const RotationTask &task, std::int64_t block, int i, int j) {
+  const int b = task.block_size, low = min(i, j), high = max(i, j);
+  const auto x = [&](int index) {
+    return load_predicated(task.generators.data, task.generators.dtype,
+                           block * task.generators.stride + index * task.generator_stride);
+  };
+  if (i == j) return 0.0f;
+  const float above = task.storage == ops::Rotation::Storage::kTriangle
+                          ? x(low * b - low * (low + 1) / 2 + high - low - 1)
+                          : x(low * b + high) - x(high * b + low);
+  return (i < j ? task.factor : -task.factor) * above;
+}
+
+__device__ float squares_of_block(const RotationTask &task, std::int64_t block) {
+  const int b = task.block_size;
+  float sum = 0.0f;
+  for_elements(b, b, [&](int i, int j) {
+    const float q = skew(task, block, i, j);
+    sum = fmaf(q, q, sum);
+  });
+  return sum;
+}
+
+__global__ void __launch_bounds__(kRotationThreads) squares_kernel(const __grid_constant__ RotationRun run) {
+  const RotationTask &task = run.rotations[blockIdx.x];
+  if (task.prepared || task.limited == ops::Rotation::Limit::kNone || task.limited == ops::Rotation::Limit::kBlock)
+    return;
+  float sum = 0.0f;
+  for (std::int64_t block = 0; block < std::int64_t{task.stages} * task.blocks; ++block)
+    sum += squares_of_block(task, block);
+  sum = sum_of_block(sum);
+  if (threadIdx.x == 0) *reinterpret_cast<float *>(run.workspace + task.squares) = sum;
+}
+
+/// What brings |Q| to its limit.
+__device__ float shrink(const RotationTask &task, std::int64_t block, const char *workspace) {
+  constexpr float kTiny = 1e-8f;
+  if (task.limited == ops::Rotation::Limit::kNone) return 1.0f;
+  if (task.limited == ops::Rotation::Limit::kBlock) {
+    const float norm = sqrtf(sum_of_block(squares_of_block(task, block)));
+    return norm > task.limit ? task.limit / norm : 1.0f;
+  }
+  const float norm = sqrtf(*reinterpret_cast<const float *>(workspace + task.squares));
+  if (task.limited == ops::Rotation::Limit::kTogether)
+    return norm + kTiny > task.limit ? task.limit / (norm + kTiny) : 1.0f;
+  return (fminf(norm, task.limit) + kTiny) / (norm + kTiny);
+}
+
+/// c = scale * a * b, or with `add` scale * (a * b + a).
+__device__ void multiply_blocks(float *c, const float *a, const float *b, int size, float scale, bool add) {
+  for_elements(size, size, [&](int i, int j) {
+    const float *row = a + i * size;
+    float sum = add ? row[j] : 0.0f;
+#pragma unroll 4
+    for (int k = 0; k < size; ++k) sum = fmaf(row[k], b[k * size + j], sum);
+    c[i * size + j] = scale * sum;
+  });
+  __syncthreads();
+}
+
+/// The inverse of I - q by Gauss and Jordan, in place; pivots are never small, since q is skew-symmetric.
+__device__ void invert(float *a, const float *q, int size) {
+  for_elements(size, size, [&](int i, int j) { a[i * size + j] = (i == j ? 1.0f : 0.0f) - q[i * size + j]; });
+  __syncthreads();
+  for (int k = 0; k < size; ++k) {
+    const float pivot = 1.0f / a[k * size + k];
+    for_elements(size, size, [&](int i, int j) {
+      if (i != k && j != k) a[i * size + j] = fmaf(-pivot * a[i * size + k], a[k * size + j], a[i * size + j]);
+    });
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += kRotationThreads)
+      if (i != k) {
+        a[k * size + i] *= pivot;
+        a[i * size + k] *= -pivot;
+      }
+    if (threadIdx.x == 0) a[k * size + k] = pivot;
+    __syncthreads();
+  }
+}
+
+/// 2 Q (I - Q)^-1, or the series by Horner's rule; `other` is room for a matrix.
+__device__ void turn_less_identity(const RotationTask &task, float *rest, const float *q, float *other) {
+  const int b = task.block_size;
+  if (task.map == ops::Rotation::Map::kCayley) {
+    invert(other, q, b);
+    multiply_blocks(rest, q, other, b, 2.0f, false);
+    return;
+  }
+  const int terms = task.neumann_terms, last = terms < 3 ? terms - 1 : max(terms, 4) - 1;
+  // sum of w_e Q^e: the innermost is w Q, and each step further out Q (2 I + sum).
+  const auto set = [&](float *to, float factor, const float *from) {
+    for_elements(b, b, [&](int i, int j) { to[i * b + j] = factor * from[i * b + j]; });
+    __syncthreads();
+  };
+  set(rest, last == 0 ? 0.0f : terms > 2 ? 1.0f : 2.0f, q);
+  for (int exponent = last - 1; exponent >= 1; --exponent) {
+    set(other, 0.5f, rest);
+    multiply_blocks(rest, q, other, b, 2.0f, true);
+  }
+}
+
+/// As rows of kPackedTurn ranks: the block's columns where they lie among those of its neighbours.
+template <typename Type>
+__device__ void pack_block(const RotationTask &task, const float *rest, std::int64_t block, char *workspace) {
+  const int b = task.block_size, first = static_cast<int>(block * b % kPackedTurn);
+  const std::int64_t rows = std::int64_t{task.blocks} * b;
+  const std::int64_t lines = (rows + kPackedLines - 1) / kPackedLines * kPackedLines;
+  for_elements(b, kPackedTurn, [&](int j, int rank) {
+    const int i = rank - first;
+    const float value = i >= 0 && i < b ? rest[j * b + i] : 0.0f;
+    store_parts<Type>(workspace + task.packed, lines, kPackedTurn / kChunkRanks, block * b + j, rank, value);
+  });
+}
+
+constexpr int kSharedBlock = 48;  // up to this size, a block is inverted in shared memory
+
+/// R - I of one block.
+__global__ void __launch_bounds__(kRotationThreads)
+    rests_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule) {
+  __shared__ float shared[3 * kSharedBlock * kSharedBlock];
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const RotationTask &task = run.rotations[index];
+  const std::int64_t block = blockIdx.x - schedule.first[index];
+  const int b = task.block_size, size = b * b;
+  const float *rest = task.prepared + block * size;
+  if (!task.prepared) {
+    auto *stored = reinterpret_cast<float *>(run.workspace + task.rests) + block * size;
+    float *q = b <= kSharedBlock ? shared
+                                 : reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size;
+    float *made = b <= kSharedBlock ? shared + 2 * size : stored;
+    const float scale = shrink(task, block, run.workspace);
+    for_elements(b, b, [&](int i, int j) { q[i * b + j] = scale * skew(task, block, i, j); });
+    __syncthreads();
+    turn_less_identity(task, made, q, q + size);
+    rest = made;
+    __syncthreads();
+    if (task.staged && made != stored) for_elements(b, b, [&](int i, int j) { stored[i * b + j] = made[i * b + j]; });
+  }
+  if (task.packed_dtype == LYC_DTYPE_BF16) pack_block<Bf16>(task, rest, block, run.workspace);
+  if (task.packed_dtype == LYC_DTYPE_F16) pack_block<F16>(task, rest, block, run.workspace);
+}
+
+// -- stages -----------------------------------------------------------------------------------------------------------
+
+/// Which element stands at `position` in the order of a stage.
+__device__ std::int64_t element_at(const RotationTask &task, int stage, std::int64_t position) {
+  if (task.order == ops::Rotation::Order::kPlain) return position;
+  const std::int64_t half = (std::int64_t{task.block_size} << stage) / 2, window = 2 * half;
+  const std::int64_t begin = position / window * window, inside = position - begin;
+  if (task.order == ops::Rotation::Order::kInterleave) return begin + inside % 2 * half + inside / 2;
+  const std::int64_t part = task.block_size / 2, at = inside / part, parts = half / part;
+  return begin + (at % 2 * parts + at / 2) * part + inside % part;
+}
+
+__device__ std::int64_t base_column(const RotationTask &task, std::int64_t column) {
+  std::int64_t offset = 0;
+#pragma unroll
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    offset += column % task.kernel[k] * task.base_kernel[k];
+    column /= task.kernel[k];
+  }
+  return offset + column * task.base_in;
+}
+
+/// Where a row or a column lies in what a stage reads and in what it writes.
+struct Offset {
+  std::int64_t from, to;
+};
+
+__device__ Offset row_offset(const RotationTask &task, int stage, std::int64_t row) {
+  return {row * (stage == 0 ? task.base_out : task.columns), row * task.columns};
+}
+
+__device__ Offset column_offset(const RotationTask &task, int stage, std::int64_t column) {
+  return {stage == 0 ? base_column(task, column) : column, column};
+}
+
+constexpr int kStep = 32;       // elements of a block that are summed over at a time
+constexpr int kOwnPlaces = 2;   // outputs of a thread along the axis that turns
+constexpr int kOwnLines = 4;    // and along the other one
+static_assert(kTurnedPlaces * kTurnedLines == kRotationThreads * kOwnPlaces * kOwnLines);
+static_assert(kTurnedPlaces == kStep);
+
+/// out[j] = in[j] + m sum_i (R - I)[j, i] in[i]: kTurnedPlaces elements of a block on kTurnedLines lines.
+__global__ void __launch_bounds__(kRotationThreads)
+    stage_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule, int stage) {
+  __shared__ float in[kStep][kTurnedLines + 4];
+  __shared__ float rest[kTurnedPlaces][kStep + 1];
+  __shared__ Offset place[kStep], own[kTurnedPlaces], line[kTurnedLines];
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  const RotationTask &task = run.rotations[index];
+  const float m = multiplier_at(run.multipliers, task.multiplier_index);
+  if (m == 0.0f) return;
+  const int b = task.block_size, thread = static_cast<int>(threadIdx.x);
+  const int parts = (b + kTurnedPlaces - 1) / kTurnedPlaces;  // of a block
+  const std::int64_t number = blockIdx.x - schedule.first[index], lines = task.by_out ? task.columns : task.rows;
+  const std::int64_t line_groups = (lines + kTurnedLines - 1) / kTurnedLines;
+  // Neighbours along columns in neighbouring blocks of threads.
+  const std::int64_t turn = task.by_out ? number / line_groups : number % (std::int64_t{task.blocks} * parts);
+  const std::int64_t group = task.by_out ? number % line_groups : number / (std::int64_t{task.blocks} * parts);
+  const std::int64_t block = turn / parts, first_line = group * kTurnedLines;
+  const int first = static_cast<int>(turn % parts) * kTurnedPlaces;
+  const auto *before = reinterpret_cast<const float *>(run.workspace + task.turned[(stage + 1) % 2]);
+  const float *rests = task.prepared ? task.prepared : reinterpret_cast<const float *>(run.workspace + task.rests);
+  rests += (std::int64_t{stage} * task.blocks + block) * b * b;
+
+  const auto offset_of_place = [&](int i) {
+    const std::int64_t at = task.begin + element_at(task, stage, block * b + min(i, b - 1));
+    return task.by_out ? row_offset(task, stage, at) : column_offset(task, stage, at);
+  };
+  if (thread < kTurnedLines) {
+    const std::int64_t at = min(first_line + thread, lines - 1);
+    line[thread] = task.by_out ? column_offset(task, stage, at) : row_offset(task, stage, at);
+  } else if (thread < kTurnedLines + kTurnedPlaces) {
+    own[thread - kTurnedLines] = offset_of_place(first + thread - kTurnedLines);
+  }
+  const void *source = stage == 0 ? task.base : before;
+  const lyc_dtype source_dtype = stage == 0 ? task.base_dtype : LYC_DTYPE_F32;
+  const auto value_at = [&](std::int64_t offset) { return load_predicated(source, source_dtype, offset); };
+
+  const int places = thread / (kTurnedLines / kOwnLines) * kOwnPlaces, own_line = thread % (kTurnedLines / kOwnLines);
+  float sum[kOwnPlaces][kOwnLines] = {};
+  for (int begin = 0; begin < b; begin += kStep) {
+    const int count = min(kStep, b - begin);
+    if (thread < kStep) place[thread] = offset_of_place(begin + thread);
+    __syncthreads();
+    constexpr int kLoads = kStep * kTurnedLines / kRotationThreads, kRests = kTurnedPlaces * kStep / kRotationThreads;
+    const auto cell = [&](int load) {  // neighbours in memory in neighbouring threads
+      const int e = thread + load * kRotationThreads;
+      return task.by_out ? make_int2(e / kTurnedLines, e % kTurnedLines) : make_int2(e % kStep, e / kStep);
+    };
+    float values[kLoads], rest_values[kRests];
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const int2 at = cell(load);
+      values[load] = value_at(place[at.x].from + line[at.y].from);
+    }
+#pragma unroll
+    for (int load = 0; load < kRests; ++load) {
+      const int e = thread + load * kRotationThreads, j = min(first + e / kStep, b - 1), i = min(begin + e % kStep, b - 1);
+      rest_values[load] = __ldg(rests + j * b + i);
+    }
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const int2 at = cell(load);
+      in[at.x][at.y] = at.x < count ? values[load] : 0.0f;
+    }
+#pragma unroll
+    for (int load = 0; load < kRests; ++load) {
+      const int e = thread + load * kRotationThreads;
+      rest[e / kStep][e % kStep] = e % kStep < count ? rest_values[load] : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll 8
+    for (int i = 0; i < kStep; ++i) {
+#pragma unroll
+      for (int l = 0; l < kOwnLines; ++l) {
+        const float value = in[i][own_line + l * (kTurnedLines / kOwnLines)];
+#pragma unroll
+        for (int j = 0; j < kOwnPlaces; ++j) sum[j][l] = fmaf(rest[places + j][i], value, sum[j][l]);
+      }
+    }
+    __syncthreads();
+  }
+  auto *turned = reinterpret_cast<float *>(run.workspace + task.turned[stage % 2]);
+#pragma unroll
+  for (int j = 0; j < kOwnPlaces; ++j)
+#pragma unroll
+    for (int l = 0; l < kOwnLines; ++l) {
+      const int at = own_line + l * (kTurnedLines / kOwnLines);
+      if (first + places + j >= b || first_line + at >= lines) continue;
+      const Offset where = own[places + j];
+      turned[where.to + line[at].to] = fmaf(m, sum[j][l], value_at(where.from + line[at].from));
+    }
+}
+
+}  // namespace
+
+cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, cudaStream_t stream) {
+  if (limited > 0) {
+    const cudaError_t status =
+        launch_kernel(squares_kernel, static_cast<unsigned>(limited), kRotationThreads, stream, run);
+    if (status != cudaSuccess) return status;
+  }
+  return launch_kernel(rests_kernel, blocks.pieces, kRotationThreads, stream, run, blocks);
+}
+
+cudaError_t launch_stage(const RotationRun &run, const Schedule &schedule, int stage, cudaStream_t stream) {
+  return launch_kernel(stage_kernel, schedule.pieces, kRotationThreads, stream, run, schedule, stage);
+}
+
+}  // namespace lyc::cuda

@@ -1,0 +1,21 @@
+// Launching the kernels of rotations.
+#pragma once
+
+#include "term_table.hpp"
+#include "weight_kernels.hpp"
+
+namespace lyc::cuda {
+
+struct RotationRun {
+  const RotationTask *rotations;
+  char *workspace;
+  Multipliers multipliers;
+};
+
+/// |Q| of the first `limited` rotations, 0 if none wants it, then R - I of each stage and block.
+cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, cudaStream_t stream);
+
+/// Turn the weight by one stage of all rotations that have it.
+cudaError_t launch_stage(const RotationRun &run, const Schedule &schedule, int stage, cudaStream_t stream);
+
+}  // namespace lyc::cuda
