@@ -10,43 +10,15 @@
 #include "cpu/context.hpp"
 #include "cpu/forward_plan.hpp"
 #include "machine_rates.hpp"
-#include "support/weight_case.hpp"
+#include "methods.hpp"
 
 namespace lyc::bench {
 namespace {
 
-using test::AdapterChoice;
-using test::Half;
 using test::Shape;
-using test::TermChoice;
 using test::WeightCase;
 
 constexpr int kRepeats = 9;
-
-struct Method {
-  const char *name;
-  AdapterChoice adapter;
-};
-
-TermChoice term(ops::TermKind kind, Half p, Half q, std::int64_t parts = 1) {
-  TermChoice choice;
-  choice.kind = kind;
-  choice.p = p;
-  choice.q = q;
-  choice.rank = 16;
-  choice.p_out = choice.p_in = parts;
-  return choice;
-}
-
-std::vector<Method> methods() {
-  using ops::TermKind;
-  const TermChoice low_rank = term(TermKind::kProduct, Half::kLowRank, Half::kLowRank);
-  return {{"base", {}},
-          {"locon r16", {{low_rank}}},
-          {"loha r16", {{term(TermKind::kHadamard, Half::kLowRank, Half::kLowRank)}}},
-          {"lokr f16", {{term(TermKind::kKronecker, Half::kWhole, Half::kWhole, 16)}}},
-          {"dora out locon r16", {{low_rank}, ops::DoraAxis::kOut}}};
-}
 
 /// A layer: rows of a linear one, or the sides of an image.
 struct Layer {
@@ -91,6 +63,7 @@ void measure(ops::BackendContext &context, double fma, const Method &method, con
   choice.in_place = true;
   if (!method.adapter.terms.empty()) choice.adapters = {method.adapter};
   weights.add(choice);
+  use_family_coefficients(weights);
   std::vector<std::uint16_t> x, y;
   ops::Forward forward;
   forward.x = activation(layer, layer.weight.in, x, dtype);
@@ -118,11 +91,15 @@ int main(int argc, char **argv) {
   ops::BackendContext context(threads, *cpu::supported_kernels().front());
   const double fma = fma_rate(context.pool);
   std::printf("%s, %d threads, fma %.1f GFLOP/s\n", context.kernels.name, threads, fma * 1e-9);
+  std::vector<Method> all = methods();
+  all.insert(all.begin(), Method{"base", {}});
   for (const Layer &layer : kLayers)
-    for (const Method &method : methods())
+    for (Method method : all) {
+      if (!method.adapter.terms.empty() && !complete(method, layer.weight)) continue;
       for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
         if ((std::string(method.name) + " " + layer.name).rfind(filter, 0) == 0)
           measure(context, fma, method, layer, dtype);
+    }
   return 0;
 }
 

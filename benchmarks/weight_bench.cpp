@@ -11,85 +11,17 @@
 #include "base/os.hpp"
 #include "cpu/context.hpp"
 #include "machine_rates.hpp"
-#include "support/weight_case.hpp"
+#include "methods.hpp"
 
 namespace lyc::bench {
 namespace {
 
-using test::AdapterChoice;
-using test::Half;
 using test::Shape;
 using test::TargetChoice;
-using test::TermChoice;
 using test::WeightCase;
 
 constexpr double kColdBytes = 100e6;
 constexpr int kRepeats = 15;
-
-struct Method {
-  const char *name;
-  AdapterChoice adapter;
-  double operations;  // for each element of the weight
-  bool only_kernels = false;
-};
-
-TermChoice term(ops::TermKind kind, Half p, Half q, std::int64_t rank, std::int64_t parts = 1) {
-  TermChoice choice;
-  choice.kind = kind;
-  choice.p = p;
-  choice.q = q;
-  choice.rank = rank;
-  choice.p_out = choice.p_in = parts;
-  return choice;
-}
-
-TermChoice rotation(std::int64_t block, int stages, bool inputs = false) {
-  TermChoice choice;
-  choice.kind = ops::TermKind::kRotation;
-  choice.rotation.block_size = block;
-  choice.rotation.stages = stages;
-  if (stages > 1) choice.rotation.order = ops::Rotation::Order::kInterleave;
-  if (inputs) {
-    choice.rotation.axis = ops::Rotation::Axis::kIn;
-    choice.rotation.storage = ops::Rotation::Storage::kTriangle;
-    choice.rotation.map = ops::Rotation::Map::kNeumann;
-  }
-  return choice;
-}
-
-std::vector<Method> methods() {
-  using ops::TermKind;
-  const Half any = Half::kLowRank;
-  const TermChoice base_product = term(TermKind::kBaseProduct, Half::kLowRank, any, 16);
-  TermChoice diagonal = term(TermKind::kProduct, Half::kLowRank, any, 16);
-  diagonal.diagonal = true;
-  const TermChoice low_rank = term(TermKind::kProduct, Half::kLowRank, Half::kLowRank, 16);
-  return {
-      {"locon r16", {{low_rank}}, 2 * 16},
-      {"loha r16", {{term(TermKind::kHadamard, Half::kLowRank, Half::kLowRank, 16)}}, 2 * 33 + 1},
-      {"lokr f16", {{term(TermKind::kKronecker, Half::kWhole, Half::kWhole, 16, 16)}}, 2},
-      {"lokr f16 r16", {{term(TermKind::kKronecker, Half::kWhole, Half::kLowRank, 16, 16)}}, 2},
-      {"dora out locon r16", {{low_rank}, ops::DoraAxis::kOut}, 2 * 16 + 4},
-      {"dora in locon r16", {{low_rank}, ops::DoraAxis::kIn}, 2 * 16 + 4},
-      {"ia3 out", {{term(TermKind::kBaseHadamard, Half::kByRow, any, 0)}}, 2},
-      {"ia3 in", {{term(TermKind::kBaseHadamard, Half::kByColumn, any, 0)}}, 2},
-      {"glora r16", {{low_rank, base_product}}, 3 * 2 * 16},
-      {"tlora r16", {{diagonal, diagonal}}, 2 * 2 * 16},
-      {"oft b32", {{rotation(32, 1)}}, 2 * 32},
-      {"oft inputs b32", {{rotation(32, 1, true)}}, 2 * 32},
-      {"boft b24", {{rotation(24, 8)}}, 8 * 2 * 24},
-      {"boft b20", {{rotation(20, 7)}}, 7 * 2 * 20},
-      {"locon tucker r16", {{term(TermKind::kProduct, Half::kTucker, any, 16)}}, 2 * 16, true},
-      {"loha tucker r16", {{term(TermKind::kHadamard, Half::kTucker, Half::kTucker, 16)}}, 2 * 33 + 1, true},
-      {"lokr f16 tucker r16", {{term(TermKind::kKronecker, Half::kWhole, Half::kTucker, 16, 16)}}, 2, true},
-  };
-}
-
-/// Whether whole windows of the last stage make up the rows.
-bool fits(const Method &method, const Shape &shape) {
-  const test::RotationChoice &rotation = method.adapter.terms[0].rotation;
-  return rotation.stages == 1 || shape.out % (rotation.block_size << (rotation.stages - 1)) == 0;
-}
 
 struct Rates {
   double copy, fma;
@@ -148,6 +80,7 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   WeightCase weights(1);
   weights.factor_dtype = dtype;
   for (int i = 0; i < targets; ++i) weights.add(choice);
+  use_family_coefficients(weights);
 
   const ops::RunOptions options = {op, 0, weights.multipliers.data(), nullptr, nullptr};
   std::vector<Prepared> plans;
@@ -179,8 +112,8 @@ int main(int argc, char **argv) {
                                                    {"12288x3072", {12288, 3072, {1, 1, 1}}},
                                                    {"1280x1280x3x3", {1280, 1280, {3, 3, 1}}}};
   for (const auto &[name, shape] : shapes)
-    for (const Method &method : methods()) {
-      if ((method.only_kernels && shape.kernel[0] == 1) || !fits(method, shape)) continue;
+    for (Method &method : methods()) {
+      if (!complete(method, shape)) continue;
       for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
         for (ops::WeightOp op : {ops::WeightOp::kMerge, ops::WeightOp::kDiff})
           if ((std::string(method.name) + " " + name).rfind(filter, 0) == 0)

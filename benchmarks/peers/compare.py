@@ -15,12 +15,7 @@ import sys
 import time
 
 import torch
-from lycoris.modules.glora import GLoRAModule
-from lycoris.modules.ia3 import IA3Module
-from lycoris.modules.locon import LoConModule
-from lycoris.modules.loha import LohaModule
-from lycoris.modules.lokr import LokrModule
-from lycoris.modules.tlora import TLoraModule
+from methods import METHODS, module_of
 
 THREADS = 2
 REPEATS = 15
@@ -28,22 +23,6 @@ SECONDS = 4.0  # at most, for one row
 
 SHAPES = {"3072x3072": (3072, 3072), "12288x3072": (12288, 3072), "1280x1280x3x3": (1280, 1280, 3)}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-WHOLE = 100000  # a rank that no half reaches: both stay whole
-METHODS = {  # as lycoris_weight_bench calls them
-    "locon r16": (LoConModule, dict(lora_dim=16, alpha=8)),
-    "loha r16": (LohaModule, dict(lora_dim=16, alpha=8)),
-    "lokr f16": (LokrModule, dict(lora_dim=WHOLE, alpha=8, factor=16, full_matrix=True)),
-    "lokr f16 r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16)),
-    "dora out locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
-    "dora in locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=False)),
-    "ia3 out": (IA3Module, dict()),
-    "ia3 in": (IA3Module, dict(train_on_input=True)),
-    "glora r16": (GLoRAModule, dict(lora_dim=16, alpha=8)),
-    "tlora r16": (TLoraModule, dict(lora_dim=16, alpha=8, use_data_init=False)),
-    "locon tucker r16": (LoConModule, dict(lora_dim=16, alpha=8, use_tucker=True)),
-    "loha tucker r16": (LohaModule, dict(lora_dim=16, alpha=8, use_tucker=True)),
-    "lokr f16 tucker r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16, use_tucker=True)),
-}
 NARROW = {"tlora r16"}  # that the peer has for linear layers in float32 only
 LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<shape>\d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<op>merge|diff)"
                   r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
@@ -60,11 +39,7 @@ def peer_module(method, shape, dtype):
     out, inner, *kernel = shape
     layer = (torch.nn.Conv2d(inner, out, kernel[0], padding=1, bias=False) if kernel
              else torch.nn.Linear(inner, out, bias=False)).to(dtype)
-    kind, options = METHODS[method]
-    module = kind("peer", layer, 1.0, **options).to(dtype)
-    for parameter in module.parameters():
-        torch.nn.init.uniform_(parameter, 0.01, 0.02)
-    return module, layer.weight.shape
+    return module_of(method, layer, dtype), layer.weight.shape
 
 
 def peer_times(method, shape, dtype, op):

@@ -14,9 +14,7 @@ import sys
 import time
 
 import torch
-from lycoris.modules.locon import LoConModule
-from lycoris.modules.loha import LohaModule
-from lycoris.modules.lokr import LokrModule
+from methods import METHODS, module_of
 
 THREADS = 2
 REPEATS = 9
@@ -29,14 +27,6 @@ LAYERS = {  # as lycoris_forward_bench calls them: out, in, kernel, shape of x
     "32x32 1280x1280x3x3": (1280, 1280, 3, (1, 1280, 32, 32)),
 }
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-WHOLE = 100000  # a rank that no half reaches: both stay whole
-METHODS = {
-    "base": None,
-    "locon r16": (LoConModule, dict(lora_dim=16, alpha=8)),
-    "loha r16": (LohaModule, dict(lora_dim=16, alpha=8)),
-    "lokr f16": (LokrModule, dict(lora_dim=WHOLE, alpha=8, factor=16, full_matrix=True)),
-    "dora out locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
-}
 LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<layer>\d+\S* \d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<path>\w+)"
                   r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
 
@@ -45,11 +35,8 @@ def peer_times(method, layer, dtype):
     out, inner, kernel, shape = LAYERS[layer]
     base = torch.nn.Conv2d(inner, out, kernel, padding=1) if kernel else torch.nn.Linear(inner, out)
     base = base.to(dtype)
-    if METHODS[method]:
-        kind, options = METHODS[method]
-        module = kind("peer", base, 1.0, **options).to(dtype)
-        for parameter in module.parameters():
-            torch.nn.init.uniform_(parameter, 0.01, 0.02)
+    if method != "base":
+        module = module_of(method, base, dtype)
         module.apply_to()
         module.eval()
     x, times, begin = torch.randn(shape).to(dtype), [], time.perf_counter()
@@ -69,7 +56,7 @@ def main(program, pattern):
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     print(f"{'method':<19} {'layer':<20} {'type':<5} {'path':<8} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
     for line in map(LINE.match, output.splitlines()):
-        if line:
+        if line and (line["method"] == "base" or line["method"] in METHODS):
             ours = float(line["ms"])
             best, median = peer_times(line["method"], line["layer"], DTYPES[line["dtype"]])
             print(f"{line['method']:<19} {line['layer']:<20} {line['dtype']:<5} {line['path']:<8} {ours:8.2f} "

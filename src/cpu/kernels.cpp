@@ -304,13 +304,14 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
   store_vector(v, to);
 }
 
-// The sums of one register tile: kTileRows rows of kVectors vectors.
+// The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
 
-template <typename Factor>
-HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kVectors], Sums &sum, Factor factor) {
+template <std::int64_t kRows, typename Factor>
+HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kVectors], Floats (&sum)[kRows][kVectors],
+                            Factor factor) {
   HWY_UNROLL(6)
-  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(kFloats);
 
   for (std::int64_t k = 0; k < rank; ++k) {
@@ -318,7 +319,7 @@ HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kVect
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) row[v] = load_vector(right[v] + k * kPanel);
     HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
+    for (std::int64_t i = 0; i < kRows; ++i) {
       const Floats value = factor(k, i);
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(value, row[v], sum[i][v]);
@@ -326,8 +327,9 @@ HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kVect
   }
 }
 
+template <std::int64_t kRows>
 HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
-                         Sums &sum) {
+                         Floats (&sum)[kRows][kVectors]) {
   const float *from[kVectors];
   for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
   multiply_by(rank, from, sum,
@@ -838,14 +840,289 @@ void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_
 
 // -- Rotations -------------------------------------------------------------------------------------------------
 
-void add_scaled(const double *values, double factor, std::int64_t n, double *sums) {
-  const hn::ScalableTag<double> doubles;
-  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(doubles));
-  const auto factors = hn::Set(doubles, factor);
+HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row, std::int64_t skipped = 0) {
+  for (std::int64_t byte = 0; byte < ahead.size; byte += 64)
+    __builtin_prefetch(ahead.data + row * ahead.stride + skipped + byte, 1);
+}
+
+HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
+  if (change) sum = hn::Add(sum, load_vector(change));
+  return base ? hn::Add(sum, load_vector(base)) : sum;
+}
+
+template <bool kStream, typename T>
+HWY_INLINE void write_pair(Floats a, Floats b, T *p) {
+  kStream ? stream_pair(a, b, p) : store_pair(a, b, p);
+}
+
+// Whether whole cache lines are written if `unit` elements are at a time.
+template <typename T>
+bool streams(const Turned &to, std::int64_t unit) {
+  const std::int64_t line = 64 / std::int64_t{sizeof(T)};
+  return to.stream && reinterpret_cast<std::uintptr_t>(to.out) % 64 == 0 && to.out_stride % line == 0 &&
+         unit % line == 0;
+}
+
+HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p + by : nullptr; }
+
+// What is not streamed is asked for first: it may not have been read.
+template <bool kStream, typename T>
+void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
+  T *out = static_cast<T *>(to.out);
+  if (!kStream && to.out != to.change)
+    for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * to.out_stride);
+  for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
+    Sums sum;
+    multiply(left, right + column, rank, sum);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      const float *change = advanced(to.change, i * kPanel + column);
+      const float *base = advanced(to.base, i * to.base_stride + column);
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < kVectors; v += 2)
+        write_pair<kStream>(onto(sum[i][v], advanced(change, v * kLanes), advanced(base, v * kLanes)),
+                            onto(sum[i][v + 1], advanced(change, (v + 1) * kLanes), advanced(base, (v + 1) * kLanes)),
+                            out + i * to.out_stride + column + v * kLanes);
+    }
+  }
+}
+
+template <std::int64_t kRows>
+void multiply_part(const float *left, const float *right, std::int64_t rank, float *to) {
+  for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
+    Floats sum[kRows][kVectors];
+    multiply(left, right + column, rank, sum);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kVectors; ++v) store_vector(sum[i][v], to + i * kPanel + column + v * kLanes);
+  }
+}
+
+template <typename T>
+void write_sums(const float *sums, std::int64_t n, const float *change, const float *base, T *out, bool stream) {
+  write_row(
+      n, out, stream,
+      [&](std::int64_t i) HWY_ATTR { return onto(load_vector(sums + i), advanced(change, i), advanced(base, i)); },
+      [&](std::int64_t i, std::int64_t count) HWY_ATTR {
+        Floats sum = load_part(sums + i, count);
+        if (change) sum = hn::Add(sum, load_part(change + i, count));
+        return base ? hn::Add(sum, load_part(base + i, count)) : sum;
+      });
+}
+
+// Fewer rows than a tile has, or fewer columns than a panel.
+template <typename T>
+void turn_part(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n,
+               const Turned &to) {
+  constexpr decltype(&multiply_part<1>) kParts[] = {multiply_part<1>, multiply_part<2>, multiply_part<3>,
+                                                    multiply_part<4>, multiply_part<5>, multiply_part<6>};
+  float sums[kTileRows * kPanel];
+  kParts[rows - 1](left, right, rank, sums);
+  for (std::int64_t i = 0; i < rows; ++i)
+    write_sums(sums + i * kPanel, n, advanced(to.change, i * kPanel), advanced(to.base, i * to.base_stride),
+               static_cast<T *>(to.out) + i * to.out_stride, to.stream);
+}
+
+template <typename T>
+void turn_as(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
+             const Ahead &ahead) {
+  const auto turn_tile_as = streams<T>(to, kPanel) ? turn_tile<true, T> : turn_tile<false, T>;
+  for (std::int64_t row = 0; row < rows; row += kTileRows, left += rank * kTileRows) {
+    const std::int64_t count = std::min(kTileRows, rows - row);
+    for (std::int64_t i = 0; i < count; ++i) prefetch(ahead, row + i);
+    if (count == kTileRows && n == kPanel)
+      turn_tile_as(left, right, rank, to);
+    else
+      turn_part<T>(left, right, rank, count, n, to);
+    to.base = advanced(to.base, kTileRows * to.base_stride);
+    to.change = advanced(to.change, kTileRows * kPanel);
+    to.out = static_cast<T *>(to.out) + kTileRows * to.out_stride;
+  }
+}
+
+void turn(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
+          const Ahead &ahead) {
+  switch (to.dtype) {
+    case LYC_DTYPE_BF16:
+      return turn_as<Bf16>(left, right, rank, rows, n, to, ahead);
+    case LYC_DTYPE_F16:
+      return turn_as<F16>(left, right, rank, rows, n, to, ahead);
+    default:
+      return turn_as<float>(left, right, rank, rows, n, to, ahead);
+  }
+}
+
+// kTileRows rows by kCount vectors of columns, from `column` of a block on.
+template <std::int64_t kCount>
+HWY_INLINE void multiply_columns(const float *const *left, const float *right, std::int64_t block, std::int64_t column,
+                                 Floats (&sum)[kTileRows][kCount]) {
+  const float *panels[kCount];
+  HWY_UNROLL(2)
+  for (std::int64_t v = 0; v < kCount; ++v) {
+    const std::int64_t at = column + v * kLanes;
+    panels[v] = right + at / kTurned * kTurned * block + at % kTurned;
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][v] = hn::Zero(kFloats);
+  }
+  for (std::int64_t k = 0; k < block; ++k) {
+    Floats row[kCount];
+    HWY_UNROLL(2)
+    for (std::int64_t v = 0; v < kCount; ++v) row[v] = load_vector(panels[v] + k * kTurned);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      const Floats factor = hn::Set(kFloats, left[i][k]);
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
+    }
+  }
+}
+
+template <typename T>
+HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *out) {
+  if (n >= kLanes) return store_vector(onto(sum, nullptr, base), out);
+  if (n > 0) store_part(base ? hn::Add(sum, load_part(base, n)) : sum, n, out);
+}
+
+template <bool kStream, typename T>
+void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned &to) {
+  for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
+    Floats sum[kTileRows][2];
+    const std::int64_t n = block - column;
+    if (n <= kLanes) {
+      Floats one[kTileRows][1];
+      multiply_columns(left, right, block, column, one);
+      for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
+    } else {
+      multiply_columns(left, right, block, column, sum);
+    }
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float *base = advanced(to.base, i * to.base_stride + column);
+      T *out = static_cast<T *>(to.out) + i * to.out_stride + column;
+      if (n >= 2 * kLanes) {
+        write_pair<kStream>(onto(sum[i][0], nullptr, base), onto(sum[i][1], nullptr, advanced(base, kLanes)), out);
+        continue;
+      }
+      store_columns(sum[i][0], n, base, out);
+      store_columns(sum[i][1], n - kLanes, advanced(base, kLanes), out + kLanes);
+    }
+  }
+}
+
+template <typename T>
+void turn_columns_as(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
+                     std::int64_t block, std::int64_t blocks, std::int64_t step, Turned to, const Ahead &ahead) {
+  const bool stream = streams<T>(to, std::gcd(block, 2 * kLanes));
+  const auto turn_block_as = stream ? turn_block<true, T> : turn_block<false, T>;
+  const float *lines[kTileRows];
+  for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left + std::min(i, rows - 1) * left_stride;
+  for (std::int64_t at = 0; at < blocks; ++at, right += step) {
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      if (i < rows && !stream) fetch<2 * kTurned>(static_cast<T *>(to.out) + i * to.out_stride);
+      prefetch(ahead, i, at * ahead.size);
+    }
+    turn_block_as(lines, rows, right, block, to);
+    for (const float *&line : lines) line += block;
+    to.base = advanced(to.base, block);
+    to.out = static_cast<T *>(to.out) + block;
+  }
+}
+
+void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
+                  std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, const Ahead &ahead) {
+  switch (to.dtype) {
+    case LYC_DTYPE_BF16:
+      return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+    case LYC_DTYPE_F16:
+      return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+    default:
+      return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+  }
+}
+
+void sum(const float *a, const float *b, std::int64_t n, float *to) {
   std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    hn::StoreU(hn::MulAdd(factors, hn::LoadU(doubles, values + i), hn::LoadU(doubles, sums + i)), doubles, sums + i);
+  for (; i + kLanes <= n; i += kLanes) store_vector(hn::Add(load_vector(a + i), load_vector(b + i)), to + i);
+  if (i < n) store_part(hn::Add(load_part(a + i, n - i), load_part(b + i, n - i)), n - i, to + i);
+}
+
+template <typename T>
+void load_panel_as(const T *rows, std::int64_t stride, std::int64_t count, std::int64_t n, float *panel) {
+  for (std::int64_t row = 0; row < count; ++row, rows += stride, panel += kPanel) {
+    if (n < kPanel) {
+      load_row(rows, n, panel);
+      std::fill(panel + n, panel + kPanel, 0.0f);
+      continue;
+    }
+    for (std::int64_t i = 0; i < kPanel; i += kLanes) store_vector(load_vector(rows + i), panel + i);
+  }
+}
+
+void load_panel(lyc_dtype dtype, const void *rows, std::int64_t stride, std::int64_t count, std::int64_t n,
+                float *panel) {
+  switch (dtype) {
+    case LYC_DTYPE_BF16:
+      return load_panel_as(static_cast<const Bf16 *>(rows), stride, count, n, panel);
+    case LYC_DTYPE_F16:
+      return load_panel_as(static_cast<const F16 *>(rows), stride, count, n, panel);
+    default:
+      return load_panel_as(static_cast<const float *>(rows), stride, count, n, panel);
+  }
+}
+
+// -- Matrices in double ----------------------------------------------------------------------------------------
+
+constexpr hn::ScalableTag<double> kDoubles;
+using Doubles = decltype(hn::Zero(kDoubles));
+constexpr std::int64_t kDoubleLanes = static_cast<std::int64_t>(hn::MaxLanes(kDoubles));
+
+// sums += factor * values.
+HWY_INLINE void add_scaled(const double *HWY_RESTRICT values, double factor, std::int64_t n,
+                           double *HWY_RESTRICT sums) {
+  const Doubles factors = hn::Set(kDoubles, factor);
+  std::int64_t i = 0;
+  for (; i + kDoubleLanes <= n; i += kDoubleLanes)
+    hn::StoreU(hn::MulAdd(factors, hn::LoadU(kDoubles, values + i), hn::LoadU(kDoubles, sums + i)), kDoubles, sums + i);
   for (; i < n; ++i) sums[i] += factor * values[i];
+}
+
+// Gauss and Jordan. Column k is written last, when no row is read again soon.
+void invert(double *a, std::int64_t n) {
+  for (std::int64_t k = 0; k < n; ++k) {
+    double *row = a + k * n;
+    const double pivot = 1.0 / row[k];
+    row[k] = 0.0;
+    for (std::int64_t i = 0; i < n; ++i)
+      if (i != k) add_scaled(row, -pivot * a[i * n + k], n, a + i * n);
+    for (std::int64_t i = 0; i < n; ++i) row[i] *= pivot;
+    for (std::int64_t i = 0; i < n; ++i) a[i * n + k] *= -pivot;
+    row[k] = pivot;
+  }
+}
+
+// One row by kCount vectors of columns.
+template <std::int64_t kCount>
+HWY_INLINE void add_row_product(const double *row, const double *b, std::int64_t n, double *sums) {
+  Doubles sum[kCount];
+  HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) sum[v] = hn::LoadU(kDoubles, sums + v * kDoubleLanes);
+  for (std::int64_t k = 0; k < n; ++k) {
+    const Doubles factor = hn::Set(kDoubles, row[k]);
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v)
+      sum[v] = hn::MulAdd(factor, hn::LoadU(kDoubles, b + k * n + v * kDoubleLanes), sum[v]);
+  }
+  HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[v], kDoubles, sums + v * kDoubleLanes);
+}
+
+void add_matrix_product(const double *a, const double *b, std::int64_t n, double *sums) {
+  for (std::int64_t i = 0; i < n; ++i, a += n, sums += n) {
+    std::int64_t j = 0;
+    for (; j + 4 * kDoubleLanes <= n; j += 4 * kDoubleLanes) add_row_product<4>(a, b + j, n, sums + j);
+    for (; j + kDoubleLanes <= n; j += kDoubleLanes) add_row_product<1>(a, b + j, n, sums + j);
+    for (; j < n; ++j)
+      for (std::int64_t k = 0; k < n; ++k) sums[j] += a[k] * b[k * n + j];
+  }
 }
 
 void transpose_part(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
@@ -891,9 +1168,29 @@ constexpr const char *target_name() {
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(),    load,           store,   merge,   flush,         product,
-                              periodic_product, merge_product,  project, scaled,  kronecker,     merge_kronecker,
-                              row_squares,      column_squares, change,  changes, change_weight, add_scaled,
+constexpr Kernels kKernels = {target_name(),
+                              load,
+                              store,
+                              merge,
+                              flush,
+                              product,
+                              periodic_product,
+                              merge_product,
+                              project,
+                              scaled,
+                              kronecker,
+                              merge_kronecker,
+                              row_squares,
+                              column_squares,
+                              change,
+                              changes,
+                              change_weight,
+                              turn,
+                              turn_columns,
+                              sum,
+                              load_panel,
+                              invert,
+                              add_matrix_product,
                               transpose};
 
 }  // namespace lyc::cpu::HWY_NAMESPACE

@@ -16,6 +16,8 @@ inline constexpr std::int64_t kTileRows = 6;           // 6 x 4 accumulators fit
 inline constexpr std::int64_t kPanel = 64;             // columns: four vectors of the widest instruction set
 inline constexpr std::int64_t kRepeated = kPanel / 4;  // one such vector
 
+inline constexpr std::int64_t kTurned = 16;  // columns of a panel in rotations of columns: a vector of that set
+
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
 struct Split {
@@ -42,6 +44,24 @@ struct WeightRows {
   std::int64_t base_stride;
   void *out;
   std::int64_t out_stride;
+};
+
+/// Where a turned panel goes: out = base + change + product, both absent or float32, change in rows of kPanel. What is
+/// streamed goes past the caches where that is possible.
+struct Turned {
+  const float *base;
+  std::int64_t base_stride;
+  const float *change;
+  lyc_dtype dtype;
+  void *out;
+  std::int64_t out_stride;
+  bool stream;
+};
+
+/// Rows that are read next: they come while others are computed. In bytes.
+struct Ahead {
+  const char *data = nullptr;
+  std::int64_t stride = 0, size = 0;
 };
 
 /// What a change takes of the weight and of the delta.
@@ -100,8 +120,26 @@ struct Kernels {
   void (*change_weight)(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
                         bool stream);
 
-  // Rotations. sums += factor * values, in double; columns of `from` become rows of `to`.
-  void (*add_scaled)(const double *values, double factor, std::int64_t n, double *sums);
+  // Rotations. `rows` rows of a block, of whose right panel n columns are there. Blocks of columns, one after the
+  // other: up to kTileRows rows of `left` by panels [block][kTurned], with `step` from one block's panels to the next.
+  void (*turn)(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
+               const Ahead &ahead);
+  void (*turn_columns)(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
+                       std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to,
+                       const Ahead &ahead);
+
+  // a + b, element by element.
+  void (*sum)(const float *a, const float *b, std::int64_t n, float *to);
+
+  // Rows of n columns as rows of a panel; what is missing is 0.
+  void (*load_panel)(lyc_dtype dtype, const void *rows, std::int64_t stride, std::int64_t count, std::int64_t n,
+                     float *panel);
+
+  // Matrices of n x n, in double: A becomes its inverse, without exchanges; sums += A B.
+  void (*invert)(double *a, std::int64_t n);
+  void (*add_matrix_product)(const double *a, const double *b, std::int64_t n, double *sums);
+
+  // Columns of `from` become rows of `to`.
   void (*transpose)(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
                     std::int64_t to_stride);
 };

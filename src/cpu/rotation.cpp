@@ -90,28 +90,12 @@ double shrinking(const Rotation &rotation, double squares) {
   fail(LYC_ERROR_INTERNAL, "unknown limit of a rotation");
 }
 
-/// A becomes its inverse. Where the symmetric part of A is I, that of what is left after each step is I and something
-/// positive: no pivot is below 1, and nothing need be exchanged.
-void invert(const Kernels &kernels, double *a, std::int64_t n) {
-  for (std::int64_t k = 0; k < n; ++k) {
-    double *row = a + k * n;
-    const double pivot = 1.0 / row[k];
-    row[k] = 1.0;
-    for (std::int64_t j = 0; j < n; ++j) row[j] *= pivot;
-    for (std::int64_t i = 0; i < n; ++i) {
-      if (i == k) continue;
-      const double factor = -a[i * n + k];
-      a[i * n + k] = 0.0;
-      kernels.add_scaled(row, factor, n, a + i * n);
-    }
-  }
-}
-
-/// q becomes R - I = 2 ((I - Q)^-1 - I).
+/// q becomes R - I = 2 ((I - Q)^-1 - I). Where the symmetric part of a matrix is I, that of what is left after each
+/// step of its inversion is I and something positive: no pivot is below 1, and nothing need be exchanged.
 void cayley(const Kernels &kernels, double *q, std::int64_t n) {
   for (std::int64_t i = 0; i < n * n; ++i) q[i] = -q[i];
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] += 1.0;
-  invert(kernels, q, n);
+  kernels.invert(q, n);
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] -= 1.0;
   for (std::int64_t i = 0; i < n * n; ++i) q[i] *= 2.0;
 }
@@ -121,12 +105,37 @@ void neumann(const Kernels &kernels, const double *q, std::int64_t n, int terms,
   for (std::int64_t i = 0; i < n * n; ++i) sum[i] = terms == 1 ? 0.0 : terms == 2 ? 2.0 * q[i] : q[i];
   if (terms < 3) return;
   for (int step = 2; step < std::max(terms, 4); ++step) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) next[i * n + j] = 2.0 * q[i * n + j];
-      for (std::int64_t k = 0; k < n; ++k) kernels.add_scaled(sum + k * n, q[i * n + k], n, next + i * n);
-    }
+    for (std::int64_t i = 0; i < n * n; ++i) next[i] = 2.0 * q[i];
+    kernels.add_matrix_product(q, sum, n, next);
     std::copy(next, next + n * n, sum);
   }
+}
+
+// Where the matrix counts element i of the block, whose runs follow each other.
+std::int64_t place(const RotationPlan &plan, std::int64_t i) {
+  const std::int64_t length = plan.run_length();
+  return plan.rotation.order == Rotation::Order::kInterleave ? i % length * 2 + i / length : i;
+}
+
+void pack_rows(const RotationPlan &plan, const float *rest, float m, float *packed) {
+  const std::int64_t n = plan.rotation.block_size, length = plan.run_length();
+  for (std::int64_t run = 0; run < plan.runs(); ++run)
+    for (std::int64_t begin = 0; begin < length; begin += kTileRows, packed += n * kTileRows)
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        const bool inside = begin + i < length;
+        const float *row = inside ? rest + place(plan, run * length + begin + i) * n : nullptr;
+        for (std::int64_t k = 0; k < n; ++k) packed[k * kTileRows + i] = inside ? m * row[place(plan, k)] : 0.0f;
+      }
+}
+
+void pack_columns(const RotationPlan &plan, const float *rest, float m, float *packed) {
+  const std::int64_t n = plan.rotation.block_size;
+  for (std::int64_t begin = 0; begin < n; begin += kTurned, packed += n * kTurned)
+    for (std::int64_t i = 0; i < kTurned; ++i) {
+      const bool inside = begin + i < n;
+      const float *row = inside ? rest + place(plan, begin + i) * n : nullptr;
+      for (std::int64_t k = 0; k < n; ++k) packed[k * kTurned + i] = inside ? m * row[place(plan, k)] : 0.0f;
+    }
 }
 
 }  // namespace
@@ -137,6 +146,7 @@ std::int64_t RotationPlan::matrices() const {
 }
 
 std::int64_t RotationPlan::packed_floats() const {
+  if (by_rows()) return round_up(rotation.block_size, kTurned) * rotation.block_size;
   return runs() * round_up(run_length(), kTileRows) * rotation.block_size;
 }
 
@@ -211,9 +221,9 @@ void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matri
 }
 
 void derive_packed(const Kernels &kernels, const RotationPlan &plan, std::int64_t matrix, double squares,
-                   double multiplier, float *scratch, float *left) {
+                   double multiplier, float *scratch, float *packed) {
   const Rotation &rotation = plan.rotation;
-  const std::int64_t n = rotation.block_size, length = plan.run_length(), runs = plan.runs();
+  const std::int64_t n = rotation.block_size;
   const float *rest;
   if (rotation.prepared.data) {
     rest = static_cast<const float *>(rotation.prepared.data) + matrix * rotation.prepared.stride_out;
@@ -222,17 +232,10 @@ void derive_packed(const Kernels &kernels, const RotationPlan &plan, std::int64_
     derive(kernels, rotation, matrix, squares, scratch, derived);
     rest = derived;
   }
-  // Runs follow each other, while the matrix counts the order of the stage.
-  const bool interleaved = rotation.order == Rotation::Order::kInterleave;
-  const auto at = [&](std::int64_t in_runs) { return interleaved ? in_runs % length * 2 + in_runs / length : in_runs; };
-  const float m = static_cast<float>(multiplier);
-  for (std::int64_t run = 0; run < runs; ++run)
-    for (std::int64_t begin = 0; begin < length; begin += kTileRows, left += n * kTileRows)
-      for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const bool inside = begin + i < length;
-        const float *row = inside ? rest + at(run * length + begin + i) * n : nullptr;
-        for (std::int64_t k = 0; k < n; ++k) left[k * kTileRows + i] = inside ? m * row[at(k)] : 0.0f;
-      }
+  if (plan.by_rows())
+    pack_columns(plan, rest, static_cast<float>(multiplier), packed);
+  else
+    pack_rows(plan, rest, static_cast<float>(multiplier), packed);
 }
 
 double total_squares(const Rotation &rotation, std::int64_t matrices, const double *squares) {
@@ -267,25 +270,70 @@ void prepare_rotation(ops::BackendContext &context, const Rotation &given, const
 
 namespace {
 
-/// One rotation on one region, kPanel lanes at a time: a lane is the other axis of the weight. The elements of the
-/// region's windows are `begin_` .. `end_` of the rotation.
-class RotationRun {
+constexpr std::int64_t kTurnedColumns = 512;  // of kTileRows rows: with a block's matrix they stay in the nearest cache
+
+std::int64_t stride_bytes(const Rows &rows) { return rows.stride * static_cast<std::int64_t>(dtype_size(rows.dtype)); }
+
+const char *at(const Rows &rows, std::int64_t row, std::int64_t column) {
+  return static_cast<const char *>(rows.data) + row * stride_bytes(rows) +
+         column * static_cast<std::int64_t>(dtype_size(rows.dtype));
+}
+
+/// How a sum of differences takes a rotation: scale * (rescale * (W + change) - W).
+class Scaling {
  public:
-  RotationRun(const Kernels &kernels, const RotationPlan &plan, const float *left, double scale, const Region &region,
-              float *scratch)
-      : k_(kernels), plan_(plan), r_(plan.rotation), left_(left), scale_(scale), region_(region) {
+  Scaling(const Kernels &kernels, const Rotation &rotation, double scale)
+      : k_(kernels), rescale_(rotation.rescale), scale_(scale) {}
+
+  bool none() const { return scale_ == 1.0 && !rescale_.data; }
+
+  /// The weight's rows `row` and on have factors of their own.
+  void set_rows(std::int64_t row, std::int64_t n, float *weight, float *change) const {
+    for (std::int64_t i = 0; i < n; ++i) set(row + i, weight[i], change[i]);
+  }
+  void set(std::int64_t row, float &weight, float &change) const {
+    const double factor = rescale_.data ? static_cast<double>(read(rescale_, row * rescale_.stride_out)) : 1.0;
+    weight = static_cast<float>(scale_ * (factor - 1.0));
+    change = static_cast<float>(scale_ * factor);
+  }
+
+  /// One output's elements.
+  void add(std::int64_t row, const float *weight, const float *change, std::int64_t n, const Tile &to) const {
+    if (!rescale_.data) return k_.scaled(change, static_cast<float>(scale_), n, to);
+    float of_weight, of_change;
+    set(row, of_weight, of_change);
+    k_.change(weight, change, n, of_weight, of_change, to);
+  }
+
+ private:
+  const Kernels &k_;
+  const ops::Operand &rescale_;
+  double scale_;
+};
+
+/// Lines are rows of the region, or, where `along_rows`, its columns made rows; kPanel lanes at a time, a lane being
+/// the other axis of the weight. The elements of the region's windows are `begin_` .. `end_` of the rotation.
+class LineRun {
+ public:
+  LineRun(const Kernels &kernels, const RotationPlan &plan, const float *left, double scale, const Region &region,
+          float *scratch)
+      : k_(kernels),
+        plan_(plan),
+        r_(plan.rotation),
+        left_(left),
+        scaling_(kernels, plan.rotation, scale),
+        region_(region) {
     first_ = plan.along_rows ? region.column : region.row;
     const std::int64_t count = plan.along_rows ? region.columns : region.rows;
     begin_ = plan.lines.empty() ? std::max(r_.begin, first_) - r_.begin : 0;
     end_ = plan.lines.empty() ? std::min(r_.begin + r_.extent(), first_ + count) - r_.begin : r_.extent();
+    stores_ = !plan.along_rows && plan.lines.empty() && scaling_.none();
     tile_ = scratch;
     weight_factors_ = tile_ + kPanel * kPanel;
     change_factors_ = weight_factors_ + kPanel;
     gathered_ = change_factors_ + kPanel;
-    change_ = gathered_ + r_.block_size * kPanel;
-    across_ = change_ + count * kPanel;
-    direct_ = r_.stages == 1 && !plan.along_rows && plan.lines.empty() && !r_.rescale.data && scale == 1.0;
-    if (direct_) change_stride_ = region.stride;
+    weight_ = gathered_ + r_.block_size * kPanel;
+    change_ = weight_ + count * kPanel;
   }
 
   void run() {
@@ -293,18 +341,13 @@ class RotationRun {
     const std::int64_t lanes = plan_.along_rows ? region_.rows : region_.columns;
     for (lane_ = 0; lane_ < lanes; lane_ += kPanel) {
       lanes_ = std::min(kPanel, lanes - lane_);
-      take_base();
-      if (direct_)
-        change_ = region_.sum + line(begin_) * region_.stride + lane_;
-      else
-        std::fill(change_, change_ + (end_ - begin_) * kPanel, 0.0f);
+      if (plan_.along_rows) take_columns();
       for (std::int64_t at = begin_; at < end_; at += plan_.window()) turn(r_.stages - 1, at);
-      if (direct_) continue;
+      if (stores_) continue;
       if (plan_.along_rows)
         add_columns();
       else
-        for (std::int64_t at = begin_; at < end_; ++at)
-          finish(at, lanes_, region_.sum + line(at) * region_.stride + lane_, false);
+        for (std::int64_t at = begin_; at < end_; ++at) finish(at, {sum(line(at), lane_), 0, nullptr, false});
     }
   }
 
@@ -314,31 +357,28 @@ class RotationRun {
     const std::int64_t at = r_.begin + element;
     return (plan_.lines.empty() ? at : plan_.lines[static_cast<std::size_t>(at)]) - first_;
   }
-  const float *base(std::int64_t element) const {
-    return plan_.along_rows ? across_ + (element - begin_) * kPanel
-                            : region_.base + line(element) * region_.stride + lane_;
+  float *weight(std::int64_t element) const { return weight_ + (element - begin_) * kPanel; }
+  float *change(std::int64_t element) const { return change_ + (element - begin_) * kPanel; }
+  float *sum(std::int64_t row, std::int64_t column) const {
+    return reinterpret_cast<float *>(const_cast<char *>(at(region_.out, row, column)));
   }
-  float *change(std::int64_t element) const { return change_ + (element - begin_) * change_stride_; }
 
   // -- Lanes that are rows: lines become rows for the time being -----------------------------------------------
 
-  void take_base() {
-    if (!plan_.along_rows) return;
-    const float *rows = region_.base + lane_ * region_.stride;
-    if (plan_.lines.empty())
-      return k_.transpose(rows + line(begin_), region_.stride, lanes_, end_ - begin_, across_, kPanel);
+  void take_columns() {
+    const float *rows = reinterpret_cast<const float *>(at(region_.weight, lane_, 0));
+    const std::int64_t stride = region_.weight.stride;
+    if (plan_.lines.empty()) return k_.transpose(rows + line(begin_), stride, lanes_, end_ - begin_, weight_, kPanel);
     for (std::int64_t row = 0; row < lanes_; ++row)
-      for (std::int64_t at = begin_; at < end_; ++at)
-        across_[(at - begin_) * kPanel + row] = rows[row * region_.stride + line(at)];
+      for (std::int64_t at = begin_; at < end_; ++at) weight(at)[row] = rows[row * stride + line(at)];
   }
 
   void add_columns() {
-    float *rows = region_.sum + lane_ * region_.stride;
-    for (std::int64_t at = begin_; at < end_; ++at) finish(at, lanes_, change(at), true);
+    for (std::int64_t at = begin_; at < end_; ++at) finish(at, {change(at), 0, nullptr, true});
     for (std::int64_t at = begin_; at < end_; at += kPanel) {
       const std::int64_t n = std::min(kPanel, end_ - at);
       k_.transpose(change(at), kPanel, n, lanes_, tile_, kPanel);
-      for (std::int64_t row = 0; row < lanes_; ++row) add_row(tile_ + row * kPanel, at, n, rows + row * region_.stride);
+      for (std::int64_t row = 0; row < lanes_; ++row) add_row(tile_ + row * kPanel, at, n, sum(lane_ + row, 0));
     }
   }
 
@@ -361,22 +401,37 @@ class RotationRun {
 
   void turn_block(std::int64_t stage, std::int64_t window, std::int64_t block) {
     const std::int64_t n = r_.block_size, length = plan_.run_length();
-    std::int64_t starts[2];
-    for (std::int64_t run = 0; run < plan_.runs(); ++run) {
-      starts[run] = window + run_start(stage, block, run);
-      for (std::int64_t i = 0; i < length; ++i) gather(stage, starts[run] + i, gathered_ + (run * length + i) * kPanel);
-    }
+    std::int64_t starts[2] = {};
+    for (std::int64_t run = 0; run < plan_.runs(); ++run) starts[run] = window + run_start(stage, block, run);
+    const float *lines = stage == 0 ? first_lines(window) : changed_lines(starts);
     const std::int64_t matrix = stage * r_.blocks + window / n + block;
     const float *left = left_ + (plan_.matrices() == 1 ? 0 : matrix) * plan_.packed_floats();
-    for (std::int64_t run = 0; run < plan_.runs(); ++run)
-      for (std::int64_t i = 0; i < length; i += kTileRows, left += n * kTileRows)
-        add_product(left, std::min(kTileRows, length - i), change(starts[run] + i));
+    for (std::int64_t run = 0; run < plan_.runs(); ++run, left += round_up(length, kTileRows) * n) {
+      const bool last = stage + 1 == r_.stages && stores_;
+      k_.turn(left, lines, n, length, last ? lanes_ : kPanel,
+              last ? stored(stage, starts[run]) : kept(stage, starts[run]), stage == 0 ? ahead(starts[run]) : Ahead{});
+    }
   }
 
-  // A line as the stage before left it.
-  void gather(std::int64_t stage, std::int64_t element, float *to) {
-    if (stage == 0) return k_.load(LYC_DTYPE_F32, base(element), kPanel, to);
-    k_.merge(LYC_DTYPE_F32, base(element), change(element), kPanel, LYC_DTYPE_F32, to, false);
+  // A block's lines as they are, which lie side by side in the first stage.
+  const float *first_lines(std::int64_t window) {
+    const Rows &rows = region_.weight;
+    const auto load = [&](std::int64_t element, std::int64_t count) {
+      k_.load_panel(rows.dtype, at(rows, line(element), lane_), rows.stride, count, lanes_, weight(element));
+    };
+    if (!plan_.along_rows && plan_.lines.empty())
+      load(window, r_.block_size);
+    else if (!plan_.along_rows)
+      for (std::int64_t i = 0; i < r_.block_size; ++i) load(window + i, 1);
+    return weight(window);
+  }
+
+  // And as the stage before left them.
+  const float *changed_lines(const std::int64_t *starts) {
+    const std::int64_t length = plan_.run_length() * kPanel;
+    for (std::int64_t run = 0; run < plan_.runs(); ++run)
+      k_.sum(weight(starts[run]), change(starts[run]), length, gathered_ + run * length);
+    return gathered_;
   }
 
   // Where a run of a block begins, from its window's first element on.
@@ -385,60 +440,152 @@ class RotationRun {
     return (run * (std::int64_t{1} << stage) + block) * plan_.run_length();
   }
 
-  void add_product(const float *left, std::int64_t rows, float *to) {
-    if (rows == kTileRows) return k_.product(left, gathered_, r_.block_size, 1, {to, change_stride_, nullptr, false});
-    k_.product(left, gathered_, r_.block_size, 1, {tile_, kPanel, nullptr, true});
-    for (std::int64_t i = 0; i < rows; ++i)
-      k_.scaled(tile_ + i * kPanel, 1.0f, kPanel, {to + i * change_stride_, 0, nullptr, false});
+  Turned kept(std::int64_t stage, std::int64_t element) const {
+    float *to = change(element);
+    return {nullptr, 0, stage == 0 ? nullptr : to, LYC_DTYPE_F32, to, kPanel, false};
   }
 
-  // -- The difference: scale * (rescale * (W + change) - W) -----------------------------------------------------
-
-  double rescale(std::int64_t row) const { return static_cast<double>(read(r_.rescale, row * r_.rescale.stride_out)); }
-
-  void finish(std::int64_t element, std::int64_t n, float *to, bool first) {
-    const Tile tile = {to, 0, nullptr, first};
-    if (!r_.rescale.data) return k_.scaled(change(element), static_cast<float>(scale_), n, tile);
-    if (r_.axis == Rotation::Axis::kOut) {
-      const double factor = rescale(r_.begin + element);
-      return k_.change(base(element), change(element), n, static_cast<float>(scale_ * (factor - 1.0)),
-                       static_cast<float>(scale_ * factor), tile);
-    }
-    if (element == begin_) set_lane_factors();
-    k_.changes(base(element), change(element), n, weight_factors_, change_factors_, tile);
+  Turned stored(std::int64_t stage, std::int64_t element) const {
+    const bool sums = region_.onto == Region::Onto::kSum;
+    const float *base = sums                                    ? sum(line(element), lane_)
+                        : region_.onto == Region::Onto::kWeight ? weight(element)
+                                                                : nullptr;
+    return {base,
+            sums ? region_.out.stride : kPanel,
+            stage == 0 ? nullptr : change(element),
+            region_.out.dtype,
+            const_cast<char *>(at(region_.out, line(element), lane_)),
+            region_.out.stride,
+            region_.stream};
   }
 
-  void set_lane_factors() {
-    const std::int64_t row = (plan_.along_rows ? region_.row : region_.column) + lane_;
-    for (std::int64_t i = 0; i < lanes_; ++i) {
-      const double factor = rescale(row + i);
-      weight_factors_[i] = static_cast<float>(scale_ * (factor - 1.0));
-      change_factors_[i] = static_cast<float>(scale_ * factor);
-    }
+  // What the first stage takes next: the next panel of these lines or, where all lines of a panel come first, those of
+  // the next block.
+  Ahead ahead(std::int64_t element) const {
+    if (plan_.along_rows || !plan_.lines.empty()) return {};
+    const bool down = end_ - begin_ > r_.block_size;
+    return {at(region_.weight, line(element) + (down ? r_.block_size : 0), lane_ + (down ? 0 : kPanel)),
+            stride_bytes(region_.weight), kPanel * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
+  }
+
+  // -- The difference ------------------------------------------------------------------------------------------
+
+  void finish(std::int64_t element, const Tile &to) {
+    if (r_.axis == Rotation::Axis::kOut || !r_.rescale.data)
+      return scaling_.add(r_.begin + element, weight(element), change(element), lanes_, to);
+    if (element == begin_)
+      scaling_.set_rows((plan_.along_rows ? region_.row : region_.column) + lane_, lanes_, weight_factors_,
+                        change_factors_);
+    k_.changes(weight(element), change(element), lanes_, weight_factors_, change_factors_, to);
   }
 
   const Kernels &k_;
   const RotationPlan &plan_;
   const Rotation &r_;
   const float *left_;
-  double scale_;
+  const Scaling scaling_;
   const Region &region_;
-  std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0, change_stride_ = kPanel;
-  bool direct_;  // one stage, whose products go straight into the sum
-  float *tile_, *weight_factors_, *change_factors_, *gathered_, *change_, *across_;
+  std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0;
+  bool stores_;  // the last stage does
+  float *tile_, *weight_factors_, *change_factors_, *gathered_, *weight_, *change_;
+};
+
+/// Rows as they lie, kTileRows by whole blocks of columns at a time.
+class RowRun {
+ public:
+  RowRun(const Kernels &kernels, const RotationPlan &plan, const float *right, double scale, const Region &region,
+         float *scratch)
+      : k_(kernels),
+        plan_(plan),
+        r_(plan.rotation),
+        right_(right),
+        scaling_(kernels, plan.rotation, scale),
+        region_(region) {
+    begin_ = std::max(r_.begin, region.column);
+    end_ = std::min(r_.begin + r_.extent(), region.column + region.columns);
+    weight_ = scratch;
+    change_ = weight_ + kTileRows * stride(plan);
+    weight_factors_ = change_ + kTileRows * stride(plan);
+    change_factors_ = weight_factors_ + stride(plan);
+  }
+
+  /// Columns that are turned at a time, and no two rows of them in one cache set.
+  static std::int64_t columns(const RotationPlan &plan) {
+    const std::int64_t block = plan.rotation.block_size;
+    return std::max<std::int64_t>(1, kTurnedColumns / block) * block;
+  }
+  static std::int64_t stride(const RotationPlan &plan) { return round_up(columns(plan), kTurned) + kTurned; }
+
+  void run() {
+    for (std::int64_t column = begin_; column < end_; column += columns(plan_))
+      for (std::int64_t row = 0; row < region_.rows; row += kTileRows)
+        turn(row, std::min(kTileRows, region_.rows - row), column, std::min(columns(plan_), end_ - column));
+  }
+
+ private:
+  void turn(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t n) {
+    const std::int64_t own = stride(plan_), c = column - region_.column, block = r_.block_size;
+    for (std::int64_t i = 0; i < rows; ++i)
+      k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight_ + i * own);
+    const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
+    const Ahead ahead = {{at(region_.weight, row + kTileRows, c)},
+                         stride_bytes(region_.weight),
+                         block * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
+    Turned to = {
+        nullptr,       0, nullptr, region_.out.dtype, const_cast<char *>(at(region_.out, row, c)), region_.out.stride,
+        region_.stream};
+    if (!scaling_.none())
+      to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, own, false};
+    else if (region_.onto != Region::Onto::kNothing)
+      set_base(to, own);
+    k_.turn_columns(weight_, own, rows, right_ + (column - r_.begin) / block * step, block, n / block, step, to, ahead);
+    if (!scaling_.none()) add_scaled(row, rows, column, n);
+  }
+
+  void set_base(Turned &to, std::int64_t own) const {
+    const bool sums = region_.onto == Region::Onto::kSum;
+    to.base = sums ? static_cast<const float *>(to.out) : weight_;
+    to.base_stride = sums ? to.out_stride : own;
+  }
+
+  // Outputs are the rows, or the columns where those turn.
+  void add_scaled(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t n) {
+    const bool out = r_.axis == Rotation::Axis::kOut;
+    if (out) scaling_.set_rows(column, n, weight_factors_, change_factors_);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float *weight = weight_ + i * stride(plan_), *change = change_ + i * stride(plan_);
+      float *sum = reinterpret_cast<float *>(const_cast<char *>(at(region_.out, row + i, column - region_.column)));
+      if (out)
+        k_.changes(weight, change, n, weight_factors_, change_factors_, {sum, 0, nullptr, false});
+      else
+        scaling_.add(region_.row + row + i, weight, change, n, {sum, 0, nullptr, false});
+    }
+  }
+
+  const Kernels &k_;
+  const RotationPlan &plan_;
+  const Rotation &r_;
+  const float *right_;
+  const Scaling scaling_;
+  const Region &region_;
+  std::int64_t begin_, end_;
+  float *weight_, *change_, *weight_factors_, *change_factors_;
 };
 
 }  // namespace
 
 std::uint64_t region_scratch(const RotationPlan &plan, std::int64_t rows, std::int64_t columns) {
+  if (plan.by_rows()) return static_cast<std::uint64_t>((2 * kTileRows + 2) * RowRun::stride(plan));
   const std::int64_t lines = plan.along_rows ? columns : rows;
-  const std::int64_t strips = plan.along_rows ? 2 : 1;
-  return static_cast<std::uint64_t>((kPanel + 2 + plan.rotation.block_size + strips * lines) * kPanel);
+  return static_cast<std::uint64_t>((kPanel + 2 + plan.rotation.block_size + 2 * lines) * kPanel);
 }
 
-void add_rotation(const Kernels &kernels, const RotationPlan &plan, const float *left, double scale,
+void add_rotation(const Kernels &kernels, const RotationPlan &plan, const float *packed, double scale,
                   const Region &region, float *scratch) {
-  RotationRun(kernels, plan, left, scale, region, scratch).run();
+  if (plan.by_rows())
+    RowRun(kernels, plan, packed, scale, region, scratch).run();
+  else
+    LineRun(kernels, plan, packed, scale, region, scratch).run();
 }
 
 }  // namespace lyc::cpu

@@ -199,7 +199,7 @@ class TargetBuilder {
     plan.rotation = plan_rotation(batch_.rotations[term.rotation], frame_, weight_, term.row_begin);
     const RotationPlan &rotation = plan.rotation;
     if (rotation.measured()) plan.rotation.squares_at = layout_.take(multiply(rotation.matrices(), 2));
-    plan.rotation.left_at = layout_.take(multiply(rotation.matrices(), rotation.packed_floats()));
+    plan.rotation.packed_at = layout_.take(multiply(rotation.matrices(), rotation.packed_floats()));
   }
 
   void add_sparse(const ops::Term &term, TermPlan &plan) {
@@ -450,22 +450,24 @@ class TargetBuilder {
 
   // Rows and columns that turn together are computed together; other terms want whole tiles of them.
   void finish_regions() {
-    std::int64_t rows = kTileRows, columns = kPanel, at_least = kRegionRows;
+    plan_.turns_weight = whole_rows() && turns_weight();
+    std::int64_t rows = plan_.turns_weight ? 1 : kTileRows, columns = kPanel;
+    std::int64_t at_least = plan_.turns_weight ? kItemRows : kRegionRows;
     Position matrices = 0;
     for_rotations([&](const AdapterPlan &adapter, const TermPlan &term) {
       require(!adapter.dora() && !adapter.replaces,
               "DoRA does not go on top of a rotation, nor replaces it the weight");
       const bool along_rows = term.rotation.along_rows;
-      if (along_rows) at_least = kPanel;  // rows become the lanes of a panel
+      if (along_rows && !term.rotation.by_rows()) at_least = kPanel;  // rows become the lanes of a panel
       std::int64_t &lines = along_rows ? columns : rows;
       lines = common_lines(term.rotation, lines, along_rows ? round_up(plan_.columns, kPanel) : plan_.rows);
       matrices = std::max(matrices, matrix_scratch(term.rotation.rotation));
     });
     if (matrices == 0) return;
     plan_.region_rows = std::min(plan_.rows, rows * std::max<std::int64_t>(1, at_least / rows));
-    const std::int64_t more_columns = std::min(kTileColumns, kRegionSize / plan_.region_rows) / columns;
-    const bool whole_rows = plan_.tile_columns > kTileColumns;
-    if (!whole_rows)
+    const std::int64_t most = plan_.turns_weight ? kItemColumns : kTileColumns;
+    const std::int64_t more_columns = std::min(most, kRegionSize / plan_.region_rows) / columns;
+    if (plan_.tile_columns <= kTileColumns)  // otherwise they are whole rows
       plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), columns * std::max<std::int64_t>(1, more_columns));
     finish_scratch();
     plan_.region_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
@@ -477,12 +479,23 @@ class TargetBuilder {
     plan_.scratch_size = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
   }
 
-  // Rows of base and out lie in one piece each, of one type.
-  bool same_rows() const {
-    return plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
-           (!plan_.base ||
-            (plan_.base.contiguous() && plan_.base.rows.count <= 1 && plan_.base.dtype == plan_.out.dtype));
+  // One rotation and nothing else, of all its lines.
+  bool turns_weight() const {
+    const std::vector<AdapterPlan> &adapters = plan_.adapters;
+    if (adapters.size() != 1 || adapters[0].terms.size() != 1 || !adapters[0].terms[0].rotation) return false;
+    const TermPlan &term = adapters[0].terms[0];
+    const RotationPlan &plan = term.rotation;
+    return term.coefficient == 1.0 && !term.scalar.data && !plan.rotation.rescale.data &&
+           plan.rotation.extent() == (plan.along_rows ? plan_.columns : plan_.rows) &&
+           (plan.by_rows() || (!plan.along_rows && plan.lines.empty()));
   }
+
+  // Rows of base and out lie in one piece each, and of one type.
+  bool whole_rows() const {
+    return plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
+           (!plan_.base || (plan_.base.contiguous() && plan_.base.rows.count <= 1));
+  }
+  bool same_rows() const { return whole_rows() && (!plan_.base || plan_.base.dtype == plan_.out.dtype); }
 
   // One product of one adapter, or all of them joined.
   bool direct() const {

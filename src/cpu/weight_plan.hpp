@@ -162,6 +162,7 @@ struct TargetPlan {
   Position strip_at = 0;         // their deltas
   bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
   std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
+  bool turns_weight = false;     // a rotation alone: the weight's own rows are turned as they are read
   Position region_at = 0;        // in a thread's scratch
   Position sums_size = 0;        // in a thread's scratch, of projections that are repeated then
   Position packed_size = 0, scratch_size = 0;  // scratch: for one thread
@@ -169,6 +170,7 @@ struct TargetPlan {
   std::int64_t tile_stride() const { return tile_columns + 16; }  // no two rows of a tile in one cache set
   /// Floats of a region: whole tiles of rows, and panels that go beyond the last one.
   Position region_size() const {
+    if (turns_weight) return 0;
     return static_cast<Position>((round_up(region_rows, kTileRows) + 1) * round_up(tile_stride(), kPanel));
   }
 };

@@ -233,7 +233,7 @@ class TargetRun {
     const double total = plan.measured() ? total_squares(plan.rotation, plan.matrices(), squares_of(plan)) : 0.0;
     for (std::int64_t i = step.begin; i < std::min(plan.matrices(), step.begin + kMatrices); ++i)
       derive_packed(k_, plan, i, total, multiplier(*step.adapter), scratch_tile(worker, 0),
-                    packed_ + plan.left_at + i * plan.packed_floats());
+                    packed_ + plan.packed_at + i * plan.packed_floats());
   }
 
   double *squares_of(const RotationPlan &plan) const { return reinterpret_cast<double *>(packed_ + plan.squares_at); }
@@ -786,7 +786,11 @@ class TargetRun {
   void compute_regions() {
     const std::int64_t across = ceil_div(t_.columns, t_.tile_columns);
     for_range(ceil_div(t_.rows, t_.region_rows) * across, [&](std::int64_t index, int worker) {
-      compute_region(index / across * t_.region_rows, index % across * t_.tile_columns, worker);
+      const std::int64_t row = index / across * t_.region_rows, column = index % across * t_.tile_columns;
+      if (t_.turns_weight)
+        turn_weight(row, column, worker);
+      else
+        compute_region(row, column, worker);
       if (streams_) k_.flush();
     });
   }
@@ -799,12 +803,27 @@ class TargetRun {
     std::fill(sum, sum + t_.region_size(), 0.0f);
     for (std::int64_t i = 0; i < rows; i += kTileRows)
       add_adapters(row + i, column, {sum + i * stride, stride, nullptr, false}, worker);
+    const Region region = {
+        row, column, rows, n, {LYC_DTYPE_F32, base, stride}, {LYC_DTYPE_F32, sum, stride}, Region::Onto::kSum, false};
     for (const AdapterPlan &adapter : t_.adapters)
       for (const TermPlan &term : adapter.terms)
         if (term.rotation && active(adapter))
-          add_rotation(k_, term.rotation, packed_ + term.rotation.left_at, rotation_scale(term),
-                       {row, column, rows, n, base, sum, stride}, sum + t_.region_size());
+          add_rotation(k_, term.rotation, packed_ + term.rotation.packed_at, rotation_scale(term), region,
+                       sum + t_.region_size());
     for (std::int64_t i = 0; i < rows; ++i) store_row(row + i, column, sum + i * stride, worker);
+  }
+
+  void turn_weight(std::int64_t row, std::int64_t column, int worker) {
+    const RotationPlan &plan = t_.adapters[0].terms[0].rotation;
+    add_rotation(
+        k_, plan, packed_ + plan.packed_at, 1.0,
+        {row, column, std::min(t_.region_rows, t_.rows - row), span(column), rows_at(t_.base, row, column),
+         rows_at(t_.out, row, column), weights() == 0 ? Region::Onto::kNothing : Region::Onto::kWeight, streams_},
+        scratch_tile(worker, 0) + t_.region_at);
+  }
+
+  static Rows rows_at(const Matrix &matrix, std::int64_t row, std::int64_t column) {
+    return {matrix.dtype, matrix.at(row, column), matrix.rows.stride[0]};
   }
 
   static double rotation_scale(const TermPlan &term) {

@@ -229,6 +229,29 @@ TEST_F(MergeFiles, SeveralAdaptersWithOneRounding) {
   EXPECT_EQ(info_.matched_count, 5u);
 }
 
+// A file without the state that training began from: it is made of each base as it was before any adapter.
+TEST_F(MergeFiles, TloraStartsFromThePristineWeight) {
+  const Tensor weight = random_tensor({12, 20}, 1);
+  const Tensors factors = {{"p_layer.weight", random_tensor({12, 3}, 2)},
+                           {"lambda_layer", random_tensor({1, 3}, 3)},
+                           {"q_layer.weight", random_tensor({3, 20}, 4)}};
+  const Tensors more = locon(12, 20, 2, 5);
+  Tensors tlora, lora;
+  add_layer(tlora, "lycoris_x", factors);
+  add_layer(lora, "lycoris_x", more);
+  write_file(at("base.safetensors"), {{"x.weight", weight}});
+  write_file(at("a.safetensors"), tlora);
+  write_file(at("b.safetensors"), lora);
+  EXPECT_EQ(merge().at("x.weight").bytes, merged_in_memory(factors, weight).bytes);
+  options_.flags = LYC_OVERWRITE;
+  std::vector<double> want = merged_in_memory(factors, weight).values();
+  const std::vector<double> delta = locon_delta(more);
+  for (std::size_t i = 0; i < want.size(); ++i) want[i] += delta[i];
+  for (const std::vector<std::string> &order :
+       {std::vector<std::string>{"a.safetensors", "b.safetensors"}, {"b.safetensors", "a.safetensors"}})
+    expect_near(merge(order).at("x.weight"), want, 32);
+}
+
 TEST_F(MergeFiles, ConvertsFloatsAndCarriesTheRest) {
   const Tensor touched = random_tensor({12, 20}, 1), other = random_tensor({7, 3}, 2, LYC_DTYPE_F16),
                vector = random_tensor({9}, 3, LYC_DTYPE_BF16), scalar = number(1.0 / 3);
