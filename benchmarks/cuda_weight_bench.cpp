@@ -405,7 +405,8 @@ class Prepared {
         for (std::int64_t i = 0; i < b; ++i)
           for (std::int64_t j = 0; j < b; ++j)
             column[place(block * b + i)] += static_cast<double>(kMultiplier) * 2.0 *
-                                            q[static_cast<std::size_t>(i * b + j)] * turned[static_cast<std::size_t>(j)];
+                                            q[static_cast<std::size_t>(i * b + j)] *
+                                            turned[static_cast<std::size_t>(j)];
       }
     }
     for (std::size_t o = 0; o < column.size(); ++o) column[o] -= before[o];

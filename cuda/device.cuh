@@ -161,7 +161,8 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
 /// d += a b on the tensor cores, or d = a b: 16 x 16 times 16 x 8, 16-bit factors, float32 sums.
 template <bool kBf16, bool kFirst = false>
 __device__ inline void multiply(float (&d)[4], uint4 a, uint2 b) {
-  const float c0 = kFirst ? 0.0f : d[0], c1 = kFirst ? 0.0f : d[1], c2 = kFirst ? 0.0f : d[2], c3 = kFirst ? 0.0f : d[3];
+  const float c0 = kFirst ? 0.0f : d[0], c1 = kFirst ? 0.0f : d[1], c2 = kFirst ? 0.0f : d[2],
+              c3 = kFirst ? 0.0f : d[3];
   if constexpr (kBf16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%10, %11, %12, %13};"

@@ -49,18 +49,25 @@ __global__ void __launch_bounds__(kContractionThreads)
 
   float sum[kOwn] = {};
   for (int s = 0; s < c.s; s += kTile) {
+    float from_left[kOwn], from_right[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {  // from inside in any case, so that no load waits for another
+      const int line = group + i * kStep, at = min(s + line, c.s - 1);
+      const std::int64_t row = row_offset(c, min(y + line, rows - 1), c.left_a, c.left_kernel);
+      from_left[i] = load_predicated(left_data, c.left.dtype, row + min(s + lane, c.s - 1) * c.left_s);
+      from_right[i] = load_predicated(right_data, c.right.dtype, at * c.right_s + min(x + lane, c.b - 1) * c.right_b);
+    }
+    if (c.diagonal.data || c.mask.data)
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        const int at = min(s + group + i * kStep, c.s - 1);
+        from_right[i] *= element(c.diagonal, at) * element(c.mask, at);
+      }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int line = group + i * kStep;
-      left[line][lane] = y + line < rows && s + lane < c.s
-                             ? load_float(left_data, c.left.dtype,
-                                          row_offset(c, y + line, c.left_a, c.left_kernel) + (s + lane) * c.left_s)
-                             : 0.0f;
-      right[line][lane] =
-          s + line < c.s && x + lane < c.b
-              ? element(c.diagonal, s + line) * element(c.mask, s + line) *
-                    load_float(right_data, c.right.dtype, (s + line) * c.right_s + (x + lane) * c.right_b)
-              : 0.0f;
+      left[line][lane] = y + line < rows && s + lane < c.s ? from_left[i] : 0.0f;
+      right[line][lane] = s + line < c.s && x + lane < c.b ? from_right[i] : 0.0f;
     }
     __syncthreads();
 #pragma unroll
@@ -113,8 +120,8 @@ __global__ void __launch_bounds__(kPackThreads)
 #pragma unroll 8
     for (int e = static_cast<int>(threadIdx.x); e < count * kernel * kChunkRanks; e += kPackThreads) {
       const int a = e % kChunkRanks, k = e / kChunkRanks % kernel, s = e / kChunkRanks / kernel;
-      const std::int64_t offset = row_offset(c, k, 0, c.left_kernel) + (begin + s) * c.left_s +
-                                  (first_rank + min(a, ranks - 1)) * c.left_a;
+      const std::int64_t offset =
+          row_offset(c, k, 0, c.left_kernel) + (begin + s) * c.left_s + (first_rank + min(a, ranks - 1)) * c.left_a;
       const float value = load_predicated(left, c.left.dtype, offset);
       staged[e] = a < ranks ? value : 0.0f;
     }
@@ -196,9 +203,8 @@ __device__ void multiply_rows(const Contraction &c, std::int64_t first_row, char
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(two.x), "=r"(two.y), "=r"(two.z), "=r"(two.w)
                      : "r"(to + swizzled_32(depth, lane / 16)));
-        const uint4 a = part == 0
-                            ? make_uint4(now[0][step].x, now[1][step].x, now[0][step].y, now[1][step].y)
-                            : make_uint4(now[0][step].z, now[1][step].z, now[0][step].w, now[1][step].w);
+        const uint4 a = part == 0 ? make_uint4(now[0][step].x, now[1][step].x, now[0][step].y, now[1][step].y)
+                                  : make_uint4(now[0][step].z, now[1][step].z, now[0][step].w, now[1][step].w);
         multiply<kBf16>(sum[0], a, make_uint2(two.x, two.y));
         multiply<kBf16>(sum[1], a, make_uint2(two.z, two.w));
       }
@@ -211,8 +217,7 @@ __device__ void multiply_rows(const Contraction &c, std::int64_t first_row, char
   const int line = static_cast<int>(threadIdx.x / kChunkRanks), rank = static_cast<int>(threadIdx.x % kChunkRanks);
   float total = 0.0f;
   for (int w = 0; w < kTallWarps; ++w) total += sums[w][line][rank];
-  if (first_row + line < c.a)
-    store_parts<Bf16>(workspace + c.result, c.packed_lines, 1, first_row + line, rank, total);
+  if (first_row + line < c.a) store_parts<Bf16>(workspace + c.result, c.packed_lines, 1, first_row + line, rank, total);
 }
 
 __global__ void __launch_bounds__(kTallWarps * 32)

@@ -196,8 +196,7 @@ __global__ void __launch_bounds__(kRotationThreads)
   const float *rest = task.prepared + block * size;
   if (!task.prepared) {
     auto *stored = reinterpret_cast<float *>(run.workspace + task.rests) + block * size;
-    float *q = b <= kSharedBlock ? shared
-                                 : reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size;
+    float *q = b <= kSharedBlock ? shared : reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size;
     float *made = b <= kSharedBlock ? shared + 2 * size : stored;
     const float scale = shrink(task, block, run.workspace);
     for_elements(b, b, [&](int i, int j) { q[i * b + j] = scale * skew(task, block, i, j); });
@@ -246,9 +245,9 @@ __device__ Offset column_offset(const RotationTask &task, int stage, std::int64_
   return {stage == 0 ? base_column(task, column) : column, column};
 }
 
-constexpr int kStep = 32;       // elements of a block that are summed over at a time
-constexpr int kOwnPlaces = 2;   // outputs of a thread along the axis that turns
-constexpr int kOwnLines = 4;    // and along the other one
+constexpr int kStep = 32;      // elements of a block that are summed over at a time
+constexpr int kOwnPlaces = 2;  // outputs of a thread along the axis that turns
+constexpr int kOwnLines = 4;   // and along the other one
 static_assert(kTurnedPlaces * kTurnedLines == kRotationThreads * kOwnPlaces * kOwnLines);
 static_assert(kTurnedPlaces == kStep);
 
@@ -309,7 +308,8 @@ __global__ void __launch_bounds__(kRotationThreads)
     }
 #pragma unroll
     for (int load = 0; load < kRests; ++load) {
-      const int e = thread + load * kRotationThreads, j = min(first + e / kStep, b - 1), i = min(begin + e % kStep, b - 1);
+      const int e = thread + load * kRotationThreads, j = min(first + e / kStep, b - 1),
+                i = min(begin + e % kStep, b - 1);
       rest_values[load] = __ldg(rests + j * b + i);
     }
 #pragma unroll
@@ -350,8 +350,7 @@ __global__ void __launch_bounds__(kRotationThreads)
 
 cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, const Launch &on) {
   if (limited > 0) {
-    const cudaError_t status =
-        launch_kernel(squares_kernel, static_cast<unsigned>(limited), kRotationThreads, on, run);
+    const cudaError_t status = launch_kernel(squares_kernel, static_cast<unsigned>(limited), kRotationThreads, on, run);
     if (status != cudaSuccess) return status;
   }
   return launch_kernel(rests_kernel, blocks.pieces, kRotationThreads, on, run, blocks);

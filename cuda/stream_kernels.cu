@@ -65,8 +65,7 @@ struct Parameters {
 template <typename K>
 class Cursor {
  public:
-  __device__ explicit Cursor(const Parameters &p)
-      : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1) {
+  __device__ explicit Cursor(const Parameters &p) : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1) {
     const StreamTable &table = p.table;
     const std::uint64_t tiles = table.tile_count;
     tile_ = static_cast<std::uint32_t>(tiles * blockIdx.x / gridDim.x);
@@ -324,7 +323,8 @@ class LowRank {
   static constexpr int kPairs = Sum<K>::kPairs, kChunks = K::kChunks;
 
  public:
-  __device__ LowRank(const Parameters &p, int box, int first_pair, char *) : p_(p), box_(box), first_pair_(first_pair) {}
+  __device__ LowRank(const Parameters &p, int box, int first_pair, char *)
+      : p_(p), box_(box), first_pair_(first_pair) {}
 
   __device__ bool enter(const StreamTarget &target) {
     bool active = false;
@@ -504,7 +504,8 @@ class Rotation {
   static constexpr int kPairs = Sum<K>::kPairs, kDepth = kStreamRows / kChunkRanks;
 
  public:
-  __device__ Rotation(const Parameters &p, int box, int first_pair, char *) : p_(p), box_(box), first_pair_(first_pair) {}
+  __device__ Rotation(const Parameters &p, int box, int first_pair, char *)
+      : p_(p), box_(box), first_pair_(first_pair) {}
 
   __device__ bool enter(const StreamTarget &target) {
     rescale_ = target.rescale;
@@ -571,7 +572,8 @@ class Rotation {
 };
 
 template <typename K>
-using Terms = std::conditional_t<K::kRotation, Rotation<K>, std::conditional_t<K::kKronecker, Kronecker<K>, LowRank<K>>>;
+using Terms =
+    std::conditional_t<K::kRotation, Rotation<K>, std::conditional_t<K::kKronecker, Kronecker<K>, LowRank<K>>>;
 
 /// What one warp does with its columns of every tile.
 template <typename K>
@@ -788,8 +790,9 @@ class Worker {
         for (int half = 0; half < 2; ++half) {
           std::uint32_t *word = word_at(slot, y, half, n);
           const float2 base = Type::get(word, 0), d = delta.pair(half, n);
-          Type::put(word, 0, make_float2(merged(factors[kByRow ? half : 0], base.x, d.x),
-                                         merged(factors[kByRow ? half : 1], base.y, d.y)));
+          Type::put(word, 0,
+                    make_float2(merged(factors[kByRow ? half : 0], base.x, d.x),
+                                merged(factors[kByRow ? half : 1], base.y, d.y)));
         }
       }
     }
@@ -864,34 +867,26 @@ struct Instance {
 template <int kChunks, StreamForm kForm, bool kBf16Factors, bool kDora = false>
 constexpr Instance instance() {
   using K = Kind<kChunks, kForm, kBf16Factors, kDora>;
-  return {{kChunks, kForm, kBf16Factors, kDora}, stream_kernel<K>, K::kThreads,
+  return {{kChunks, kForm, kBf16Factors, kDora},
+          stream_kernel<K>,
+          K::kThreads,
           kSlots * K::kSlotBytes + K::kHeldBytes + kSwizzleAlignment};
 }
 
-// What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do with
-// the largest. Both halves of a Hadamard product have half of the chunks; chunks of a rotation are the three parts of 32
-// ranks.
+// What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do
+// with the largest. Both halves of a Hadamard product have half of the chunks; chunks of a rotation are the three parts
+// of 32 ranks.
 constexpr Instance kInstances[] = {
-    instance<1, StreamForm::kSingle, true>(),
-    instance<2, StreamForm::kSingle, true>(),
-    instance<4, StreamForm::kSingle, true>(),
-    instance<4, StreamForm::kSeveral, true>(),
-    instance<4, StreamForm::kSeveral, false>(),
-    instance<2, StreamForm::kHadamard, true>(),
-    instance<4, StreamForm::kHadamard, true>(),
-    instance<6, StreamForm::kHadamard, true>(),
-    instance<2, StreamForm::kHadamard, false>(),
-    instance<4, StreamForm::kHadamard, false>(),
-    instance<0, StreamForm::kKronecker, true>(),
-    instance<6, StreamForm::kRotation, true>(),
-    instance<6, StreamForm::kRotation, false>(),
-    instance<1, StreamForm::kSingle, true, true>(),
-    instance<4, StreamForm::kSeveral, true, true>(),
-    instance<4, StreamForm::kSeveral, false, true>(),
-    instance<2, StreamForm::kHadamard, true, true>(),
-    instance<4, StreamForm::kHadamard, true, true>(),
-    instance<2, StreamForm::kHadamard, false, true>(),
-    instance<4, StreamForm::kHadamard, false, true>(),
+    instance<1, StreamForm::kSingle, true>(),          instance<2, StreamForm::kSingle, true>(),
+    instance<4, StreamForm::kSingle, true>(),          instance<4, StreamForm::kSeveral, true>(),
+    instance<4, StreamForm::kSeveral, false>(),        instance<2, StreamForm::kHadamard, true>(),
+    instance<4, StreamForm::kHadamard, true>(),        instance<6, StreamForm::kHadamard, true>(),
+    instance<2, StreamForm::kHadamard, false>(),       instance<4, StreamForm::kHadamard, false>(),
+    instance<0, StreamForm::kKronecker, true>(),       instance<6, StreamForm::kRotation, true>(),
+    instance<6, StreamForm::kRotation, false>(),       instance<1, StreamForm::kSingle, true, true>(),
+    instance<4, StreamForm::kSeveral, true, true>(),   instance<4, StreamForm::kSeveral, false, true>(),
+    instance<2, StreamForm::kHadamard, true, true>(),  instance<4, StreamForm::kHadamard, true, true>(),
+    instance<2, StreamForm::kHadamard, false, true>(), instance<4, StreamForm::kHadamard, false, true>(),
     instance<0, StreamForm::kKronecker, true, true>(),
 };
 
@@ -906,8 +901,8 @@ const Instance &instance_of(const StreamKind &kind) {
 cudaError_t resident_blocks(StreamKind kind, int *blocks) {
   const Instance &instance = instance_of(kind);
   const auto *kernel = reinterpret_cast<const void *>(instance.kernel);
-  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  instance.shared_bytes);
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, instance.shared_bytes);
   if (status != cudaSuccess) return status;
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, instance.threads,
                                                        static_cast<std::size_t>(instance.shared_bytes));

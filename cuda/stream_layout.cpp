@@ -12,8 +12,8 @@ namespace {
 
 using ops::Operand;
 
-constexpr std::int64_t kElement = 2;                            // bytes
-constexpr std::int64_t kAlignment = 16;                         // of addresses and pitches, for the copy engine
+constexpr std::int64_t kElement = 2;                               // bytes
+constexpr std::int64_t kAlignment = 16;                            // of addresses and pitches, for the copy engine
 constexpr std::int64_t kMinBlockColumns = 32, kMinBlockRows = 16;  // smaller blocks would leave tiles empty
 
 bool is_narrow(lyc_dtype dtype) { return dtype == LYC_DTYPE_BF16 || dtype == LYC_DTYPE_F16; }
@@ -92,11 +92,11 @@ void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int
   const std::int64_t rows = std::int64_t{target.rows} * target.down;
   const std::int64_t columns = std::int64_t{target.columns} * target.across;
   const std::int64_t lines = magnitudes.by_row ? rows : columns;
-  const std::int64_t pieces = magnitudes.by_row
-                                  ? target.across * ceil_div(target.columns, kBoxColumns) * halves
-                                  : target.down * ceil_div(target.rows, kStreamRows);
+  const std::int64_t pieces = magnitudes.by_row ? target.across * ceil_div(target.columns, kBoxColumns) * halves
+                                                : target.down * ceil_div(target.rows, kStreamRows);
   const std::uint64_t partial = products.reserve(pieces * lines);
-  const std::uint64_t factors = products.reserve(lines * static_cast<std::int64_t>(sizeof(DoraFactors) / sizeof(float)));
+  const std::uint64_t factors =
+      products.reserve(lines * static_cast<std::int64_t>(sizeof(DoraFactors) / sizeof(float)));
   target.dora = {magnitudes.by_row, narrow(lines, "the number of lines"), magnitudes.dora.rule, partial, factors};
   products.add(FactorTask{magnitudes.dora, multiplier_index, 1, narrow(pieces, "the number of tiles"),
                           target.dora.lines, narrow(magnitudes.inside, "a kernel"),
@@ -154,12 +154,13 @@ class LowRankBuilder {
     const bool hadamard =
         std::any_of(terms_.begin(), terms_.end(), [](const LowRankTerm &term) { return term.role != Role::kAdd; });
     // One product of two halves, each of half the chunks.
-    if (hadamard && (terms_.size() != 2 || weight_.target.chunks[weight_.target.chunk_count / 2].product != 1 ||
-                     weight_.target.chunk_count % 2 != 0 || weight_.target.chunks[weight_.target.chunk_count / 2 - 1].product != 0))
+    if (hadamard &&
+        (terms_.size() != 2 || weight_.target.chunks[weight_.target.chunk_count / 2].product != 1 ||
+         weight_.target.chunk_count % 2 != 0 || weight_.target.chunks[weight_.target.chunk_count / 2 - 1].product != 0))
       return false;
-    const StreamForm form = hadamard              ? StreamForm::kHadamard
+    const StreamForm form = hadamard            ? StreamForm::kHadamard
                             : terms_.size() > 1 ? StreamForm::kSeveral
-                                                  : StreamForm::kSingle;
+                                                : StreamForm::kSingle;
     StreamTarget &target = weight_.target;
     weight_.kind = stream_kind(form, target.chunk_count, bf16_, dora);
     return has_instance(weight_.kind, target.chunk_count);
@@ -205,9 +206,10 @@ class LowRankBuilder {
     };
     if (!fits(row) || !fits(column) || (row.in_workspace && column.in_workspace)) return false;
     const std::int64_t rows = matrix_.rows.size, columns = matrix_.columns.size;
-    const auto row_map = row.in_workspace ? packed_map(row, rows, term.rank) : factor_map(row, rows, term.rank, kStreamRows);
-    const auto column_map =
-        column.in_workspace ? packed_map(column, columns, term.rank) : factor_map(column, columns, term.rank, kBoxColumns);
+    const auto row_map =
+        row.in_workspace ? packed_map(row, rows, term.rank) : factor_map(row, rows, term.rank, kStreamRows);
+    const auto column_map = column.in_workspace ? packed_map(column, columns, term.rank)
+                                                : factor_map(column, columns, term.rank, kBoxColumns);
     if (!row_map || !column_map) return false;
     weight_.row[index] = row_map->map;
     weight_.column[index] = column_map->map;
@@ -238,7 +240,8 @@ class LowRankBuilder {
   bool bf16_ = false;
 };
 
-// -- one term on a grid of blocks, or on blocks of rows -------------------------------------------------------------------
+// -- one term on a grid of blocks, or on blocks of rows
+// -------------------------------------------------------------------
 
 /// Columns of [I, K] in that order, contiguous.
 bool has_plain_columns(const Operand &t) {
@@ -295,9 +298,8 @@ class TermBuilder {
     set_grid(target, grid, form);
     target.bf16 = target_.out.dtype == LYC_DTYPE_BF16;
     target.term_count = 1;
-    target.terms[0] = {{term_.scalar.data, term_.scalar.dtype, 0},
-                       static_cast<float>(term_.coefficient),
-                       adapter_.multiplier_index};
+    target.terms[0] = {
+        {term_.scalar.data, term_.scalar.dtype, 0}, static_cast<float>(term_.coefficient), adapter_.multiplier_index};
     return true;
   }
 
@@ -353,9 +355,9 @@ class TermBuilder {
     if (!term_.p.whole() || adapter_.dora_axis != ops::DoraAxis::kNone || columns % 2 != 0) return std::nullopt;
     check_product(term_.p);
     Source right{term_.p.down};
-    right.operand.data = static_cast<char *>(right.operand.data) +
-                         term_.row_begin * right.operand.stride_out *
-                             static_cast<std::int64_t>(dtype_size(right.operand.dtype));
+    right.operand.data =
+        static_cast<char *>(right.operand.data) +
+        term_.row_begin * right.operand.stride_out * static_cast<std::int64_t>(dtype_size(right.operand.dtype));
     const Operand t = seen(right.operand);
     const bool by_row = column_step(t) == 0 && (t.in == 1 || stride(t, kInAxis) == 0);
     const bool by_column = stride(t, kOutAxis) == 0;

@@ -69,14 +69,14 @@ struct StreamTerm {
   std::int32_t multiplier_index;
 };
 
-/// left[i, j] * right[y, x] on block (i, j), times the weight's element where `times_base` is 1. A half in the workspace
-/// is an offset. A whole difference, or a vector that scales rows or columns, has no left half.
+/// left[i, j] * right[y, x] on block (i, j), times the weight's element where `times_base` is 1. A half in the
+/// workspace is an offset. A whole difference, or a vector that scales rows or columns, has no left half.
 struct StreamKronecker {
   const void *left, *right;
   lyc_dtype left_dtype, right_dtype;  // left NONE: 1
   std::int32_t left_in_workspace, right_in_workspace;
   std::int64_t left_row, left_column, right_row, right_column;  // strides
-  std::int32_t right_pairs;  // 1: two neighbours of a row can be loaded at once
+  std::int32_t right_pairs;                                     // 1: two neighbours of a row can be loaded at once
   std::int32_t times_base;
 };
 
@@ -91,8 +91,8 @@ struct StreamDora {
 struct StreamTarget {
   TensorMap base, out, row[kMaxStreamProducts], column[kMaxStreamProducts];
   std::uint64_t packed_row[kMaxStreamProducts], packed_column[kMaxStreamProducts];  // offsets into the workspace
-  std::int32_t rows, columns;   // of a block
-  std::int32_t down, across;    // blocks
+  std::int32_t rows, columns;                                                       // of a block
+  std::int32_t down, across;                                                        // blocks
   std::int32_t boxes_across;    // of a tile's boxes, those that are neighbours in one block
   std::int32_t strips, height;  // tiles of a strip
   std::int32_t bf16;            // the weight's dtype; else f16

@@ -130,7 +130,7 @@ Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tenso
 Factor make_factor(const Source &source, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
                    std::size_t part) {
   const Operand &t = source.operand;
-  return {t.data, t.dtype, source.in_workspace, 0,           rank_stride, strides_of(nested, kFirstFactor + part),
+  return {t.data, t.dtype,      source.in_workspace, 0, rank_stride, strides_of(nested, kFirstFactor + part),
           0,      source.stage, source.contraction};
 }
 
@@ -281,8 +281,8 @@ class Builder {
   }
 
   void add(const StreamWeight &weight) {
-    layout_.reads_base |= weight.kind.dora || weight.kind.form == StreamForm::kRotation ||
-                          weight.target.kronecker.times_base;
+    layout_.reads_base |=
+        weight.kind.dora || weight.kind.form == StreamForm::kRotation || weight.target.kronecker.times_base;
     auto &groups = layout_.streams;
     auto group =
         std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });

@@ -52,7 +52,7 @@ struct Factor {
   std::int32_t vectors;  // 1: what a thread takes at once is contiguous and aligned: columns, or four ranks of a row
   std::int64_t rank_stride;
   AxisStrides axis;
-  std::int32_t row_bytes;  // of a regular target's row factor: from row to row
+  std::int32_t row_bytes;           // of a regular target's row factor: from row to row
   std::int32_t stage, contraction;  // that computes it, if in the workspace
 };
 

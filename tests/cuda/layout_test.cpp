@@ -273,8 +273,8 @@ TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
   const StreamTarget &target = layout.streams.at(0).weights.at(0).target;
   EXPECT_EQ(target.rows, 40);
   EXPECT_EQ(target.columns, 64);
-  EXPECT_EQ(target.boxes_across, 1);   // so a tile takes four neighbouring blocks
-  EXPECT_EQ(target.strips, 2);         // 40 rows
+  EXPECT_EQ(target.boxes_across, 1);  // so a tile takes four neighbouring blocks
+  EXPECT_EQ(target.strips, 2);        // 40 rows
   EXPECT_EQ(target.height, 4 * 2);
   EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term).streams.size(), 0u);  // blocks too low
   const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut, Order::kHWIO);
