@@ -222,128 +222,191 @@ __device__ std::int64_t element_at(const RotationTask &task, int stage, std::int
   return begin + (at % 2 * parts + at / 2) * part + inside % part;
 }
 
-__device__ std::int64_t base_column(const RotationTask &task, std::int64_t column) {
+/// An input feature and a place in the kernel, counted together.
+__device__ std::int64_t column_offset(const Strided &t, const RotationTask &task, std::int64_t column) {
   std::int64_t offset = 0;
 #pragma unroll
   for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
-    offset += column % task.kernel[k] * task.base_kernel[k];
+    offset += column % task.kernel[k] * t.kernel[k];
     column /= task.kernel[k];
   }
-  return offset + column * task.base_in;
+  return offset + column * t.in;
 }
 
-/// Where a row or a column lies in what a stage reads and in what it writes.
+/// Where a row or a column lies in what a stage reads, in what it writes, and in the weight.
 struct Offset {
-  std::int64_t from, to;
+  std::int64_t from, to, base;
 };
 
-__device__ Offset row_offset(const RotationTask &task, int stage, std::int64_t row) {
-  return {row * (stage == 0 ? task.base_out : task.columns), row * task.columns};
+/// What a stage reads and writes: float32 copies of the weight, [rows, columns], but for the weight itself at first and
+/// the result at last.
+struct Stage {
+  const RotationTask &task;
+  int number;
+  bool last;  // and ends in the result
+
+  __device__ Offset row(std::int64_t row) const {
+    const std::int64_t base = row * task.base.out, copy = row * task.columns;
+    return {number == 0 ? base : copy, last ? row * task.result.out : copy, base};
+  }
+  __device__ Offset column(std::int64_t column) const {
+    const std::int64_t base = number == 0 || last ? column_offset(task.base, task, column) : 0;
+    return {number == 0 ? base : column, last ? column_offset(task.result, task, column) : column, base};
+  }
+  __device__ Offset at(bool is_row, std::int64_t index) const { return is_row ? row(index) : column(index); }
+};
+
+constexpr int kStep = 32;              // elements of a block that are summed over at a time
+constexpr int kStageThreads = 128;
+constexpr int kOwnPlaces = 8;          // outputs of a thread along the axis that turns
+constexpr int kOwnLines = 4;           // and along the other one
+constexpr int kLineLanes = kTurnedLines / kOwnLines;
+static_assert(kTurnedPlaces * kTurnedLines == kStageThreads * kOwnPlaces * kOwnLines);
+static_assert(kTurnedPlaces == kStep && kLineLanes == 32);
+
+__device__ void store_value(const Strided &to, std::int64_t offset, float value) {
+  if (to.dtype == LYC_DTYPE_F32)
+    static_cast<float *>(to.data)[offset] = value;
+  else if (to.dtype == LYC_DTYPE_BF16)
+    static_cast<__nv_bfloat16 *>(to.data)[offset] = __float2bfloat16_rn(value);
+  else
+    static_cast<__half *>(to.data)[offset] = __float2half_rn(value);
 }
 
-__device__ Offset column_offset(const RotationTask &task, int stage, std::int64_t column) {
-  return {stage == 0 ? base_column(task, column) : column, column};
+/// At multiplier 0, the weight bit for bit, or no difference.
+__device__ void keep_value(const RotationTask &task, ops::WeightOp op, const Offset &place, const Offset &line) {
+  const std::int64_t from = place.base + line.base, to = place.to + line.to;
+  if (op == ops::WeightOp::kDiff)
+    store_value(task.result, to, 0.0f);
+  else if (task.base.dtype != task.result.dtype)
+    store_value(task.result, to, load_predicated(task.base.data, task.base.dtype, from));
+  else if (task.base.dtype == LYC_DTYPE_F32)
+    static_cast<std::uint32_t *>(task.result.data)[to] = static_cast<const std::uint32_t *>(task.base.data)[from];
+  else
+    static_cast<std::uint16_t *>(task.result.data)[to] = static_cast<const std::uint16_t *>(task.base.data)[from];
 }
-
-constexpr int kStep = 32;      // elements of a block that are summed over at a time
-constexpr int kOwnPlaces = 2;  // outputs of a thread along the axis that turns
-constexpr int kOwnLines = 4;   // and along the other one
-static_assert(kTurnedPlaces * kTurnedLines == kRotationThreads * kOwnPlaces * kOwnLines);
-static_assert(kTurnedPlaces == kStep);
 
 /// out[j] = in[j] + m sum_i (R - I)[j, i] in[i]: kTurnedPlaces elements of a block on kTurnedLines lines.
-__global__ void __launch_bounds__(kRotationThreads)
-    stage_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule, int stage) {
+__global__ void __launch_bounds__(kStageThreads)
+    stage_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule, int number) {
   begin_kernel();
-  __shared__ float in[kStep][kTurnedLines + 4];
-  __shared__ float rest[kTurnedPlaces][kStep + 1];
+  __shared__ alignas(16) float in[kStep][kTurnedLines + 4];
+  __shared__ alignas(16) float rest[kStep][kTurnedPlaces + 4];  // transposed
   __shared__ Offset place[kStep], own[kTurnedPlaces], line[kTurnedLines];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const RotationTask &task = run.rotations[index];
   const float m = multiplier_at(run.multipliers, task.multiplier_index);
-  if (m == 0.0f) return;
+  const Stage stage{task, number, number + 1 == task.stages && task.result.data};
+  const bool by_out = task.by_out, copies = m == 0.0f;
+  if (copies && (!stage.last || (run.op != ops::WeightOp::kDiff && task.base.data == task.result.data))) return;
   const int b = task.block_size, thread = static_cast<int>(threadIdx.x);
   const int parts = (b + kTurnedPlaces - 1) / kTurnedPlaces;  // of a block
-  const std::int64_t number = blockIdx.x - schedule.first[index], lines = task.by_out ? task.columns : task.rows;
+  const std::int64_t piece = blockIdx.x - schedule.first[index], lines = by_out ? task.columns : task.rows;
   const std::int64_t line_groups = (lines + kTurnedLines - 1) / kTurnedLines;
   // Neighbours along columns in neighbouring blocks of threads.
-  const std::int64_t turn = task.by_out ? number / line_groups : number % (std::int64_t{task.blocks} * parts);
-  const std::int64_t group = task.by_out ? number % line_groups : number / (std::int64_t{task.blocks} * parts);
+  const std::int64_t turn = by_out ? piece / line_groups : piece % (std::int64_t{task.blocks} * parts);
+  const std::int64_t group = by_out ? piece % line_groups : piece / (std::int64_t{task.blocks} * parts);
   const std::int64_t block = turn / parts, first_line = group * kTurnedLines;
   const int first = static_cast<int>(turn % parts) * kTurnedPlaces;
-  const auto *before = reinterpret_cast<const float *>(run.workspace + task.turned[(stage + 1) % 2]);
-  const float *rests = task.prepared ? task.prepared : reinterpret_cast<const float *>(run.workspace + task.rests);
-  rests += (std::int64_t{stage} * task.blocks + block) * b * b;
 
   const auto offset_of_place = [&](int i) {
-    const std::int64_t at = task.begin + element_at(task, stage, block * b + min(i, b - 1));
-    return task.by_out ? row_offset(task, stage, at) : column_offset(task, stage, at);
+    return stage.at(by_out, task.begin + element_at(task, number, block * b + min(i, b - 1)));
   };
-  if (thread < kTurnedLines) {
-    const std::int64_t at = min(first_line + thread, lines - 1);
-    line[thread] = task.by_out ? column_offset(task, stage, at) : row_offset(task, stage, at);
-  } else if (thread < kTurnedLines + kTurnedPlaces) {
-    own[thread - kTurnedLines] = offset_of_place(first + thread - kTurnedLines);
+  line[thread] = stage.at(!by_out, min(first_line + thread, lines - 1));
+  if (thread < kTurnedPlaces) own[thread] = offset_of_place(first + thread);
+  __syncthreads();
+  const int first_place = thread / kLineLanes * kOwnPlaces, own_line = thread % kLineLanes * kOwnLines;
+  if (copies) {
+    for (int j = first_place; j < min(first_place + kOwnPlaces, b - first); ++j)
+      for (int l = own_line; l < own_line + kOwnLines; ++l)
+        if (first_line + l < lines) keep_value(task, run.op, own[j], line[l]);
+    return;
   }
-  const void *source = stage == 0 ? task.base : before;
-  const lyc_dtype source_dtype = stage == 0 ? task.base_dtype : LYC_DTYPE_F32;
-  const auto value_at = [&](std::int64_t offset) { return load_predicated(source, source_dtype, offset); };
 
-  const int places = thread / (kTurnedLines / kOwnLines) * kOwnPlaces, own_line = thread % (kTurnedLines / kOwnLines);
+  const void *source = number == 0 ? task.base.data : run.workspace + task.turned[(number + 1) % 2];
+  const lyc_dtype source_dtype = number == 0 ? task.base.dtype : LYC_DTYPE_F32;
+  const float *rests = task.prepared ? task.prepared : reinterpret_cast<const float *>(run.workspace + task.rests);
+  rests += (std::int64_t{number} * task.blocks + block) * b * b;
   float sum[kOwnPlaces][kOwnLines] = {};
   for (int begin = 0; begin < b; begin += kStep) {
     const int count = min(kStep, b - begin);
     if (thread < kStep) place[thread] = offset_of_place(begin + thread);
     __syncthreads();
-    constexpr int kLoads = kStep * kTurnedLines / kRotationThreads, kRests = kTurnedPlaces * kStep / kRotationThreads;
-    const auto cell = [&](int load) {  // neighbours in memory in neighbouring threads
-      const int e = thread + load * kRotationThreads;
-      return task.by_out ? make_int2(e / kTurnedLines, e % kTurnedLines) : make_int2(e % kStep, e / kStep);
-    };
-    float values[kLoads], rest_values[kRests];
+    constexpr int kTogether = 8;  // loads under way
+    for (int first_load = 0; first_load < kStep * kTurnedLines; first_load += kTogether * kStageThreads) {
+      float values[kTogether];
+      const auto cell = [&](int load) {  // neighbours in memory in neighbouring threads
+        const int e = first_load + load * kStageThreads + thread;
+        return by_out ? make_int2(e / kTurnedLines, e % kTurnedLines) : make_int2(e % kStep, e / kStep);
+      };
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const int2 at = cell(load);
-      values[load] = value_at(place[at.x].from + line[at.y].from);
+      for (int load = 0; load < kTogether; ++load) {
+        const int2 at = cell(load);
+        values[load] = load_predicated(source, source_dtype, place[at.x].from + line[at.y].from);
+      }
+#pragma unroll
+      for (int load = 0; load < kTogether; ++load) {
+        const int2 at = cell(load);
+        in[at.x][at.y] = at.x < count ? values[load] : 0.0f;
+      }
+    }
+    constexpr int kRests = kTurnedPlaces * kStep / kStageThreads;
+    float rest_values[kRests];
+#pragma unroll
+    for (int load = 0; load < kRests; ++load) {
+      const int e = thread + load * kStageThreads;
+      rest_values[load] = __ldg(rests + min(first + e / kStep, b - 1) * b + min(begin + e % kStep, b - 1));
     }
 #pragma unroll
     for (int load = 0; load < kRests; ++load) {
-      const int e = thread + load * kRotationThreads, j = min(first + e / kStep, b - 1),
-                i = min(begin + e % kStep, b - 1);
-      rest_values[load] = __ldg(rests + j * b + i);
-    }
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const int2 at = cell(load);
-      in[at.x][at.y] = at.x < count ? values[load] : 0.0f;
-    }
-#pragma unroll
-    for (int load = 0; load < kRests; ++load) {
-      const int e = thread + load * kRotationThreads;
-      rest[e / kStep][e % kStep] = e % kStep < count ? rest_values[load] : 0.0f;
+      const int e = thread + load * kStageThreads;
+      rest[e % kStep][e / kStep] = e % kStep < count ? rest_values[load] : 0.0f;
     }
     __syncthreads();
-#pragma unroll 8
-    for (int i = 0; i < kStep; ++i) {
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      const float4 values = *reinterpret_cast<const float4 *>(&in[i][own_line]);
+      const float of_line[kOwnLines] = {values.x, values.y, values.z, values.w};
+      float of_place[kOwnPlaces];
 #pragma unroll
-      for (int l = 0; l < kOwnLines; ++l) {
-        const float value = in[i][own_line + l * (kTurnedLines / kOwnLines)];
-#pragma unroll
-        for (int j = 0; j < kOwnPlaces; ++j) sum[j][l] = fmaf(rest[places + j][i], value, sum[j][l]);
+      for (int j = 0; j < kOwnPlaces; j += 4) {
+        const float4 four = *reinterpret_cast<const float4 *>(&rest[i][first_place + j]);
+        of_place[j] = four.x, of_place[j + 1] = four.y, of_place[j + 2] = four.z, of_place[j + 3] = four.w;
       }
+#pragma unroll
+      for (int j = 0; j < kOwnPlaces; ++j)
+#pragma unroll
+        for (int l = 0; l < kOwnLines; ++l) sum[j][l] = fmaf(of_place[j], of_line[l], sum[j][l]);
     }
     __syncthreads();
   }
-  auto *turned = reinterpret_cast<float *>(run.workspace + task.turned[stage % 2]);
+
+  const Strided copy{run.workspace + task.turned[number % 2], LYC_DTYPE_F32, 0, 0, {}};
+  const Strided &to = stage.last ? task.result : copy;
 #pragma unroll
-  for (int j = 0; j < kOwnPlaces; ++j)
+  for (int j = 0; j < kOwnPlaces; ++j) {
+    const int at = first_place + j;
+    if (first + at >= b) break;
+    const Offset where = own[at];
+    float before[kOwnLines];
+#pragma unroll
+    for (int l = 0; l < kOwnLines; ++l)
+      before[l] = b <= kStep ? in[at][own_line + l]
+                             : load_predicated(source, source_dtype, where.from + line[own_line + l].from);
 #pragma unroll
     for (int l = 0; l < kOwnLines; ++l) {
-      const int at = own_line + l * (kTurnedLines / kOwnLines);
-      if (first + places + j >= b || first_line + at >= lines) continue;
-      const Offset where = own[places + j];
-      turned[where.to + line[at].to] = fmaf(m, sum[j][l], value_at(where.from + line[at].from));
+      if (first_line + own_line + l >= lines) break;
+      const Offset &of_line = line[own_line + l];
+      float value = fmaf(m, sum[j][l], before[l]);
+      if (stage.last) {
+        const std::int64_t row = by_out ? element_at(task, number, block * b + first + at) : first_line + own_line + l;
+        if (task.rescale.data) value *= element(task.rescale, row);
+        if (run.op == ops::WeightOp::kDiff)
+          value -= load_predicated(task.base.data, task.base.dtype, where.base + of_line.base);
+      }
+      store_value(to, where.to + of_line.to, value);
     }
+  }
 }
 
 }  // namespace
@@ -357,7 +420,7 @@ cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule
 }
 
 cudaError_t launch_stage(const RotationRun &run, const Schedule &schedule, int stage, const Launch &on) {
-  return launch_kernel(stage_kernel, schedule.pieces, kRotationThreads, on, run, schedule, stage);
+  return launch_kernel(stage_kernel, schedule.pieces, kStageThreads, on, run, schedule, stage);
 }
 
 }  // namespace lyc::cuda

@@ -9,6 +9,7 @@ namespace lyc::cuda {
 struct RotationRun {
   const RotationTask *rotations;
   char *workspace;
+  ops::WeightOp op;
   Multipliers multipliers;
 };
 

@@ -120,7 +120,7 @@ class TargetBuilder {
     columns_ = target.columns.size;
     for (std::int32_t a = 0; a < target_.adapter_count; ++a) add_adapter(batch_.adapters[target_.first_adapter + a]);
     layout_.targets.push_back(target);
-    layout_.tiles.add(strips_ * ceil_div(rows_, kTermTileRows));
+    layout_.tiles.add(merged_by_rotation_ ? 0 : strips_ * ceil_div(rows_, kTermTileRows));
   }
 
  private:
@@ -193,28 +193,38 @@ class TargetBuilder {
         break;
       case TermKind::kRotation:
         need_base("a rotation");
-        add_rotation(batch_.rotations[term.rotation], term.row_begin, multiplier_index, entry);
+        add_rotation(term, multiplier_index, entry);
     }
     layout_.terms.push_back(entry);
   }
 
-  void add_rotation(const ops::Rotation &rotation, std::int64_t row_begin, std::int32_t multiplier_index,
-                    TermEntry &entry) {
+  static Strided strided(const Operand &t) {
+    return {t.data, t.dtype, t.stride_out, t.stride_in, {t.stride_kernel[0], t.stride_kernel[1], t.stride_kernel[2]}};
+  }
+
+  bool is_all_there_is(const ops::Term &term) const {
+    const ops::Adapter &adapter = batch_.adapters[target_.first_adapter];
+    return target_.adapter_count == 1 && adapter.term_count == 1 && adapter.dora_axis == ops::DoraAxis::kNone &&
+           !adapter.replaces && term.coefficient == 1.0 && !term.scalar.data;
+  }
+
+  void add_rotation(const ops::Term &term, std::int32_t multiplier_index, TermEntry &entry) {
+    const ops::Rotation &rotation = batch_.rotations[term.rotation];
     const bool by_out = rotation.axis == ops::Rotation::Axis::kOut;
     const std::int64_t columns = weight_.in * weight_.kernel_size(), lines = by_out ? weight_.out : columns;
     require(rotation.begin >= 0 && rotation.begin + rotation.extent() <= lines, "a rotation of ", rotation.extent(),
             " elements from ", rotation.begin, " on, along an axis of ", lines);
-    const Operand &base = target_.base;
     RotationTask task = products_.rotation(rotation, multiplier_index);
     task.staged = 1;
     for (std::uint64_t &turned : task.turned) turned = products_.reserve(weight_.numel());
-    task.base = base.data;
-    task.base_dtype = base.dtype;
-    task.base_out = base.stride_out;
-    task.base_in = base.stride_in;
-    for (int k = 0; k < ops::kMaxKernelDims; ++k) {
-      task.base_kernel[k] = base.stride_kernel[k];
-      task.kernel[k] = narrow(base.kernel[k], "a kernel");
+    task.base = strided(target_.base);
+    for (int k = 0; k < ops::kMaxKernelDims; ++k) task.kernel[k] = narrow(weight_.kernel[k], "a kernel");
+    // Other blocks may still read what a single stage would write in place.
+    const bool apart = rotation.stages > 1 || target_.base.data != weight_.data;
+    if (is_all_there_is(term) && apart && rotation.begin == 0 && rotation.extent() == lines) {
+      task.result = strided(weight_);
+      task.rescale = rescale_of(rotation, term.row_begin);
+      merged_by_rotation_ = true;
     }
     task.rows = weight_.out;
     task.columns = columns;
@@ -230,7 +240,7 @@ class TargetBuilder {
     for (int k = ops::kMaxKernelDims - 1; k >= 0; --k)
       turned.stride_kernel[k] = std::exchange(step, step * turned.kernel[k]);
     entry.p.row = frame_.view({turned, true});
-    entry.rotated = {by_out, rotation.begin, rotation.begin + rotation.extent(), rescale_of(rotation, row_begin)};
+    entry.rotated = {by_out, rotation.begin, rotation.begin + rotation.extent(), rescale_of(rotation, term.row_begin)};
   }
 
   void need_base(const char *what) {
@@ -272,6 +282,7 @@ class TargetBuilder {
   Products &products_;
   TermLayout &layout_;
   std::int64_t strips_ = 0, rows_ = 0, columns_ = 0;
+  bool merged_by_rotation_ = false;
 };
 
 }  // namespace

@@ -119,6 +119,13 @@ struct Contraction {
   ContractionKind kind;
 };
 
+/// A weight by its strides.
+struct Strided {
+  void *data;
+  lyc_dtype dtype;
+  std::int64_t out, in, kernel[ops::kMaxKernelDims];
+};
+
 /// R - I of all stages and blocks, and what they make of a weight, stage after stage.
 struct RotationTask {
   ops::Rotation::Storage storage;
@@ -139,10 +146,10 @@ struct RotationTask {
   lyc_dtype packed_dtype;         // NONE: not packed
   std::int32_t staged;            // 1: turn the weight by stages, with what follows
   std::uint64_t turned[2];        // stage t goes into t % 2
-  const void *base;
-  lyc_dtype base_dtype;
-  std::int64_t base_out, base_in, base_kernel[ops::kMaxKernelDims];
   std::int32_t kernel[ops::kMaxKernelDims];
+  Strided base;
+  Strided result;  // where the last stage ends, rows times `rescale`; no data: in `turned`, for the terms' kernel
+  Vector rescale;
   std::int64_t rows, columns;
 };
 
@@ -163,7 +170,7 @@ struct TermTables {
 inline constexpr int kContractionTile = 32;                  // a and k together, and b, that a block computes
 inline constexpr int kNormRows = 64;                         // rows whose squares a warp sums
 inline constexpr int kTermTileRows = 32;                     // rows of a tile, a warp's piece of work, 64 columns wide
-inline constexpr int kTurnedPlaces = 32, kTurnedLines = 64;  // of a stage: places of a block, and lines across
+inline constexpr int kTurnedPlaces = 32, kTurnedLines = 128;  // of a stage: places of a block, and lines across
 inline constexpr int kPackThreads = 64;                      // lines that a block packs
 inline constexpr int kPackStaged = 4096;                     // elements of the other factor that it has at hand
 inline constexpr int kTallRows = 16;                         // of a long matrix, that a block takes

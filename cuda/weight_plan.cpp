@@ -320,7 +320,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const TermRun terms{plan.terms, workspace, options.op, multipliers};
   const StreamRun streams{options.op, StreamPass::kMerge, multipliers, workspace};
   run_products(plan, workspace, on);
-  run_rotations(plan, {plan.rotations, workspace, multipliers}, on);
+  run_rotations(plan, {plan.rotations, workspace, options.op, multipliers}, on);
   run_norms(plan, terms, streams, on);
   run_streams(plan, StreamPass::kMerge, streams, on);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
