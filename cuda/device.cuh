@@ -35,27 +35,6 @@ __device__ inline float load_float(const void *data, lyc_dtype dtype, std::int64
   return to_float(__ldg(static_cast<const unsigned short *>(data) + offset), dtype);
 }
 
-/// load_float() with predicates in the place of branches, so that the loads of many elements are under way together.
-__device__ inline float load_predicated(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  std::uint32_t bits;
-  asm("{\n .reg .pred wide;\n setp.ne.s32 wide, %2, 0;\n"
-      " @wide ld.global.nc.b32 %0, [%1];\n @!wide ld.global.nc.u16 %0, [%1];\n}"
-      : "=r"(bits)
-      : "l"(address_of(data, dtype, offset)), "r"(static_cast<int>(dtype == LYC_DTYPE_F32)));
-  return to_float(bits, dtype);
-}
-
-/// The same for two neighbours, aligned.
-__device__ inline float2 load_pair(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  std::uint32_t low, high;
-  asm("{\n .reg .pred wide;\n setp.ne.s32 wide, %3, 0;\n"
-      " @wide ld.global.nc.v2.b32 {%0, %1}, [%2];\n @!wide ld.global.nc.b32 %0, [%2];\n}"
-      : "=r"(low), "=r"(high)
-      : "l"(address_of(data, dtype, offset)), "r"(static_cast<int>(dtype == LYC_DTYPE_F32)));
-  if (dtype == LYC_DTYPE_F32) return make_float2(__uint_as_float(low), __uint_as_float(high));
-  return make_float2(to_float(low & 0xffffu, dtype), to_float(low >> 16, dtype));
-}
-
 /// Of a vector that may be absent.
 __device__ inline float element(const Vector &vector, std::int64_t index) {
   return vector.data ? load_float(vector.data, vector.dtype, index * vector.stride) : 1.0f;
@@ -127,6 +106,12 @@ struct F32 {
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     word[2 * pair] = __float_as_uint(value.x), word[2 * pair + 1] = __float_as_uint(value.y);
   }
+  static __device__ float load(const void *data, std::int64_t offset) {
+    return __ldg(static_cast<const float *>(data) + offset);
+  }
+  static __device__ float2 load_pair(const void *data, std::int64_t offset) {
+    return __ldg(reinterpret_cast<const float2 *>(static_cast<const float *>(data) + offset));
+  }
 };
 struct F16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
@@ -136,6 +121,15 @@ struct F16 {
     const __half2 rounded = __float22half2_rn(value);
     word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
   }
+  static __device__ float load(const void *data, std::int64_t offset) {
+    const std::uint32_t word = __ldg(static_cast<const std::uint16_t *>(data) + offset);
+    return get(&word, 0).x;
+  }
+  static __device__ float2 load_pair(const void *data, std::int64_t offset) {
+    const auto *at = reinterpret_cast<const std::uint32_t *>(static_cast<const std::uint16_t *>(data) + offset);
+    const std::uint32_t word = __ldg(at);
+    return get(&word, 0);
+  }
 };
 struct Bf16 {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
@@ -144,6 +138,15 @@ struct Bf16 {
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __nv_bfloat162 rounded = __float22bfloat162_rn(value);
     word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
+  }
+  static __device__ float load(const void *data, std::int64_t offset) {
+    const std::uint32_t word = __ldg(static_cast<const std::uint16_t *>(data) + offset);
+    return get(&word, 0).x;
+  }
+  static __device__ float2 load_pair(const void *data, std::int64_t offset) {
+    const auto *at = reinterpret_cast<const std::uint32_t *>(static_cast<const std::uint16_t *>(data) + offset);
+    const std::uint32_t word = __ldg(at);
+    return get(&word, 0);
   }
 };
 
@@ -156,6 +159,16 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
     body(Bf16{});
   else
     body(F16{});
+}
+
+/// Elements at `offset_of(i)` of what no kernel of this launch writes: one dispatch for all of them, so that their loads
+/// are under way together.
+template <int kCount, typename Offset>
+__device__ void load_floats(const void *data, lyc_dtype dtype, float (&value)[kCount], Offset offset_of) {
+  with_type<true>(dtype, [&](auto type) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) value[i] = type.load(data, offset_of(i));
+  });
 }
 
 /// d += a b on the tensor cores, or d = a b: 16 x 16 times 16 x 8, 16-bit factors, float32 sums.

@@ -203,7 +203,7 @@ struct Work {
 
   __device__ float left_at(const ElementwiseTerm &term, int y, int x) const {
     if (term.left_dtype == LYC_DTYPE_NONE) return 1.0f;
-    return load_predicated(resolve(term.left, term.left_in_workspace, run.workspace), term.left_dtype,
+    return load_float(resolve(term.left, term.left_in_workspace, run.workspace), term.left_dtype,
                            y * term.left_row + x / term.right_columns * term.left_column);
   }
 
@@ -216,9 +216,8 @@ struct Work {
     const void *left = resolve(term.left, term.left_in_workspace, run.workspace);
     const std::int64_t left_x = x / term.right_columns * term.left_column;
     float value[K::kBatch];
-#pragma unroll
-    for (int j = 0; j < K::kBatch; ++j)
-      value[j] = load_predicated(left, term.left_dtype, (y + min(j, last) * step) * term.left_row + left_x);
+    load_floats(left, term.left_dtype, value,
+                [&](int j) { return (y + min(j, last) * step) * term.left_row + left_x; });
 #pragma unroll
     for (int j = 0; j < K::kBatch; ++j) factor[j] *= value[j];
   }

@@ -50,13 +50,14 @@ __global__ void __launch_bounds__(kContractionThreads)
   float sum[kOwn] = {};
   for (int s = 0; s < c.s; s += kTile) {
     float from_left[kOwn], from_right[kOwn];
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {  // from inside in any case, so that no load waits for another
-      const int line = group + i * kStep, at = min(s + line, c.s - 1);
-      const std::int64_t row = row_offset(c, min(y + line, rows - 1), c.left_a, c.left_kernel);
-      from_left[i] = load_predicated(left_data, c.left.dtype, row + min(s + lane, c.s - 1) * c.left_s);
-      from_right[i] = load_predicated(right_data, c.right.dtype, at * c.right_s + min(x + lane, c.b - 1) * c.right_b);
-    }
+    // From inside in any case.
+    load_floats(left_data, c.left.dtype, from_left, [&](int i) {
+      const int line = min(y + group + i * kStep, rows - 1);
+      return row_offset(c, line, c.left_a, c.left_kernel) + min(s + lane, c.s - 1) * c.left_s;
+    });
+    load_floats(right_data, c.right.dtype, from_right, [&](int i) {
+      return min(s + group + i * kStep, c.s - 1) * c.right_s + min(x + lane, c.b - 1) * c.right_b;
+    });
     if (c.diagonal.data || c.mask.data)
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
@@ -97,6 +98,7 @@ __device__ std::int64_t place_of(const Contraction &c, std::int64_t line, std::i
 __global__ void __launch_bounds__(kPackThreads)
     pack_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
   begin_kernel();
+  constexpr int kTogether = 8;  // loads under way
   __shared__ alignas(16) float staged[kPackStaged];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const Contraction &c = contractions[index];
@@ -117,24 +119,34 @@ __global__ void __launch_bounds__(kPackThreads)
   for (int begin = 0; begin < c.s; begin += depth) {
     const int count = min(depth, c.s - begin);
     __syncthreads();
-#pragma unroll 8
-    for (int e = static_cast<int>(threadIdx.x); e < count * kernel * kChunkRanks; e += kPackThreads) {
-      const int a = e % kChunkRanks, k = e / kChunkRanks % kernel, s = e / kChunkRanks / kernel;
-      const std::int64_t offset =
-          row_offset(c, k, 0, c.left_kernel) + (begin + s) * c.left_s + (first_rank + min(a, ranks - 1)) * c.left_a;
-      const float value = load_predicated(left, c.left.dtype, offset);
-      staged[e] = a < ranks ? value : 0.0f;
+    const int elements = count * kernel * kChunkRanks;
+    for (int first = static_cast<int>(threadIdx.x); first < elements; first += kTogether * kPackThreads) {
+      float values[kTogether];
+      const auto element_at = [&](int i) { return min(first + i * kPackThreads, elements - 1); };
+      load_floats(left, c.left.dtype, values, [&](int i) {
+        const int e = element_at(i), a = e % kChunkRanks, k = e / kChunkRanks % kernel, s = e / kChunkRanks / kernel;
+        return row_offset(c, k, 0, c.left_kernel) + (begin + s) * c.left_s +
+               (first_rank + min(a, ranks - 1)) * c.left_a;
+      });
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        staged[element_at(i)] = element_at(i) % kChunkRanks < ranks ? values[i] : 0.0f;
     }
     __syncthreads();
-#pragma unroll 8
-    for (int s = 0; s < count; ++s) {
-      const float value = load_predicated(right, c.right.dtype, right_offset + (begin + s) * c.right_s);
-      const auto *row = reinterpret_cast<const float4 *>(staged + (s * kernel + own_kernel) * kChunkRanks);
+    for (int first = 0; first < count; first += kTogether) {
+      float values[kTogether];
+      load_floats(right, c.right.dtype, values,
+                  [&](int i) { return right_offset + (begin + min(first + i, count - 1)) * c.right_s; });
 #pragma unroll
-      for (int a = 0; a < kChunkRanks; a += 4) {
-        const float4 four = row[a / 4];
-        sum[a] = fmaf(four.x, value, sum[a]), sum[a + 1] = fmaf(four.y, value, sum[a + 1]);
-        sum[a + 2] = fmaf(four.z, value, sum[a + 2]), sum[a + 3] = fmaf(four.w, value, sum[a + 3]);
+      for (int i = 0; i < kTogether; ++i) {
+        if (first + i >= count) break;
+        const auto *row = reinterpret_cast<const float4 *>(staged + ((first + i) * kernel + own_kernel) * kChunkRanks);
+#pragma unroll
+        for (int a = 0; a < kChunkRanks; a += 4) {
+          const float4 four = row[a / 4];
+          sum[a] = fmaf(four.x, values[i], sum[a]), sum[a + 1] = fmaf(four.y, values[i], sum[a + 1]);
+          sum[a + 2] = fmaf(four.z, values[i], sum[a + 2]), sum[a + 3] = fmaf(four.w, values[i], sum[a + 3]);
+        }
       }
     }
   }

@@ -32,7 +32,7 @@ __device__ void for_elements(int rows, int columns, Visit visit) {
 __device__ float skew(const RotationTask &task, std::int64_t block, int i, int j) {
   const int b = task.block_size, low = min(i, j), high = max(i, j);
   const auto x = [&](int index) {
-    return load_predicated(task.generators.data, task.generators.dtype,
+    return load_float(task.generators.data, task.generators.dtype,
                            block * task.generators.stride + index * task.generator_stride);
   };
   if (i == j) return 0.0f;
@@ -279,7 +279,7 @@ __device__ void keep_value(const RotationTask &task, ops::WeightOp op, const Off
   if (op == ops::WeightOp::kDiff)
     store_value(task.result, to, 0.0f);
   else if (task.base.dtype != task.result.dtype)
-    store_value(task.result, to, load_predicated(task.base.data, task.base.dtype, from));
+    store_value(task.result, to, load_float(task.base.data, task.base.dtype, from));
   else if (task.base.dtype == LYC_DTYPE_F32)
     static_cast<std::uint32_t *>(task.result.data)[to] = static_cast<const std::uint32_t *>(task.base.data)[from];
   else
@@ -339,11 +339,10 @@ __global__ void __launch_bounds__(kStageThreads)
         const int e = first_load + load * kStageThreads + thread;
         return by_out ? make_int2(e / kTurnedLines, e % kTurnedLines) : make_int2(e % kStep, e / kStep);
       };
-#pragma unroll
-      for (int load = 0; load < kTogether; ++load) {
+      load_floats(source, source_dtype, values, [&](int load) {
         const int2 at = cell(load);
-        values[load] = load_predicated(source, source_dtype, place[at.x].from + line[at.y].from);
-      }
+        return place[at.x].from + line[at.y].from;
+      });
 #pragma unroll
       for (int load = 0; load < kTogether; ++load) {
         const int2 at = cell(load);
@@ -389,10 +388,11 @@ __global__ void __launch_bounds__(kStageThreads)
     if (first + at >= b) break;
     const Offset where = own[at];
     float before[kOwnLines];
+    if (b > kStep)
+      load_floats(source, source_dtype, before, [&](int l) { return where.from + line[own_line + l].from; });
+    else
 #pragma unroll
-    for (int l = 0; l < kOwnLines; ++l)
-      before[l] = b <= kStep ? in[at][own_line + l]
-                             : load_predicated(source, source_dtype, where.from + line[own_line + l].from);
+      for (int l = 0; l < kOwnLines; ++l) before[l] = in[at][own_line + l];
 #pragma unroll
     for (int l = 0; l < kOwnLines; ++l) {
       if (first_line + own_line + l >= lines) break;
@@ -402,7 +402,7 @@ __global__ void __launch_bounds__(kStageThreads)
         const std::int64_t row = by_out ? element_at(task, number, block * b + first + at) : first_line + own_line + l;
         if (task.rescale.data) value *= element(task.rescale, row);
         if (run.op == ops::WeightOp::kDiff)
-          value -= load_predicated(task.base.data, task.base.dtype, where.base + of_line.base);
+          value -= load_float(task.base.data, task.base.dtype, where.base + of_line.base);
       }
       store_value(to, where.to + of_line.to, value);
     }

@@ -475,16 +475,26 @@ class Kronecker {
     const lyc_dtype dtype = halves_->right_dtype;
     const std::int64_t row_stride = halves_->right_row, column_stride = halves_->right_column;
     const bool pairs = halves_->right_pairs;
-#pragma unroll 8
-    for (int e = 0; e < kStreamRows / 8 * kPairs; ++e) {
-      const int row = place.y + e / kPairs * 8 + g, column = place.x + (first_pair_ + e % kPairs) * 8 + q * 2;
-      const bool inside = row < at.rows() && column < at.columns() && scale_ != 0.0f;
-      // From inside in any case, so that no load waits for another.
-      const std::int64_t offset = min(row, at.rows() - 1) * row_stride + min(column, at.columns() - 2) * column_stride;
-      const float2 two = pairs ? load_pair(right, dtype, offset)
-                               : make_float2(load_predicated(right, dtype, offset),
-                                             load_predicated(right, dtype, offset + column_stride));
-      right_[e * 32] = inside ? two : make_float2(0.0f, 0.0f);
+    constexpr int kTogether = 8;  // loads under way, all from inside in any case
+    for (int first = 0; first < kStreamRows / 8 * kPairs; first += kTogether) {
+      float2 values[kTogether];
+      const auto row_of = [&](int e) { return place.y + e / kPairs * 8 + g; };
+      const auto column_of = [&](int e) { return place.x + (first_pair_ + e % kPairs) * 8 + q * 2; };
+      with_type<true>(dtype, [&](auto type) {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const std::int64_t offset = min(row_of(first + i), at.rows() - 1) * row_stride +
+                                      min(column_of(first + i), at.columns() - 2) * column_stride;
+          values[i] = pairs ? type.load_pair(right, offset)
+                            : make_float2(type.load(right, offset), type.load(right, offset + column_stride));
+        }
+      });
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int e = first + i;
+        const bool inside = row_of(e) < at.rows() && column_of(e) < at.columns() && scale_ != 0.0f;
+        right_[e * 32] = inside ? values[i] : make_float2(0.0f, 0.0f);
+      }
     }
   }
 
