@@ -220,8 +220,7 @@ class TargetBuilder {
     task.base = strided(target_.base);
     for (int k = 0; k < ops::kMaxKernelDims; ++k) task.kernel[k] = narrow(weight_.kernel[k], "a kernel");
     // Other blocks may still read what a single stage would write in place.
-    const bool apart = rotation.stages > 1 || target_.base.data != weight_.data;
-    if (is_all_there_is(term) && apart && rotation.begin == 0 && rotation.extent() == lines) {
+    if (is_all_there_is(term) && rotation.stages > 1 && rotation.begin == 0 && rotation.extent() == lines) {
       task.result = strided(weight_);
       task.rescale = rescale_of(rotation, term.row_begin);
       merged_by_rotation_ = true;
