@@ -161,8 +161,8 @@ __device__ void with_type(lyc_dtype dtype, Body body) {
     body(F16{});
 }
 
-/// Elements at `offset_of(i)` of what no kernel of this launch writes: one dispatch for all of them, so that their loads
-/// are under way together.
+/// Elements at `offset_of(i)` of what no kernel of this launch writes: one dispatch for all of them, so that their
+/// loads are under way together.
 template <int kCount, typename Offset>
 __device__ void load_floats(const void *data, lyc_dtype dtype, float (&value)[kCount], Offset offset_of) {
   with_type<true>(dtype, [&](auto type) {

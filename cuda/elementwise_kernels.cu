@@ -204,7 +204,7 @@ struct Work {
   __device__ float left_at(const ElementwiseTerm &term, int y, int x) const {
     if (term.left_dtype == LYC_DTYPE_NONE) return 1.0f;
     return load_float(resolve(term.left, term.left_in_workspace, run.workspace), term.left_dtype,
-                           y * term.left_row + x / term.right_columns * term.left_column);
+                      y * term.left_row + x / term.right_columns * term.left_column);
   }
 
   /// `weight` times the left half's elements for rows y, y + step, ...

@@ -33,7 +33,7 @@ __device__ float skew(const RotationTask &task, std::int64_t block, int i, int j
   const int b = task.block_size, low = min(i, j), high = max(i, j);
   const auto x = [&](int index) {
     return load_float(task.generators.data, task.generators.dtype,
-                           block * task.generators.stride + index * task.generator_stride);
+                      block * task.generators.stride + index * task.generator_stride);
   };
   if (i == j) return 0.0f;
   const float above = task.storage == ops::Rotation::Storage::kTriangle
@@ -256,10 +256,10 @@ struct Stage {
   __device__ Offset at(bool is_row, std::int64_t index) const { return is_row ? row(index) : column(index); }
 };
 
-constexpr int kStep = 32;              // elements of a block that are summed over at a time
+constexpr int kStep = 32;  // elements of a block that are summed over at a time
 constexpr int kStageThreads = 128;
-constexpr int kOwnPlaces = 8;          // outputs of a thread along the axis that turns
-constexpr int kOwnLines = 4;           // and along the other one
+constexpr int kOwnPlaces = 8;  // outputs of a thread along the axis that turns
+constexpr int kOwnLines = 4;   // and along the other one
 constexpr int kLineLanes = kTurnedLines / kOwnLines;
 static_assert(kTurnedPlaces * kTurnedLines == kStageThreads * kOwnPlaces * kOwnLines);
 static_assert(kTurnedPlaces == kStep && kLineLanes == 32);

@@ -167,13 +167,13 @@ struct TermTables {
   const NormTask *norms;
 };
 
-inline constexpr int kContractionTile = 32;                  // a and k together, and b, that a block computes
-inline constexpr int kNormRows = 64;                         // rows whose squares a warp sums
-inline constexpr int kTermTileRows = 32;                     // rows of a tile, a warp's piece of work, 64 columns wide
+inline constexpr int kContractionTile = 32;                   // a and k together, and b, that a block computes
+inline constexpr int kNormRows = 64;                          // rows whose squares a warp sums
+inline constexpr int kTermTileRows = 32;                      // rows of a tile, a warp's piece of work, 64 columns wide
 inline constexpr int kTurnedPlaces = 32, kTurnedLines = 128;  // of a stage: places of a block, and lines across
-inline constexpr int kPackThreads = 64;                      // lines that a block packs
-inline constexpr int kPackStaged = 4096;                     // elements of the other factor that it has at hand
-inline constexpr int kTallRows = 16;                         // of a long matrix, that a block takes
+inline constexpr int kPackThreads = 64;                       // lines that a block packs
+inline constexpr int kPackStaged = 4096;                      // elements of the other factor that it has at hand
+inline constexpr int kTallRows = 16;                          // of a long matrix, that a block takes
 inline constexpr int kMaxStages = 24;
 inline constexpr int kPackedTurn = 32;  // a block's columns in a packed rotation, those of other blocks 0
 inline constexpr int kMagnitudesPerBlock = 32;
