@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kPackThreads)
   begin_kernel();
   constexpr int kTogether = 8;  // loads under way
   __shared__ alignas(16) float staged[kPackStaged];
+  __shared__ std::int64_t kernel_offset[kPackStaged / kChunkRanks];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const Contraction &c = contractions[index];
   const int chunks = (c.packed_ranks + kChunkRanks - 1) / kChunkRanks, kernel = c.kernel[0] * c.kernel[1] * c.kernel[2];
@@ -115,23 +116,24 @@ __global__ void __launch_bounds__(kPackThreads)
     own_kernel = own_kernel * c.kernel[k] + static_cast<int>(place_of(c, near_line, c.result_kernel[k], c.kernel[k]));
   const std::int64_t right_offset = place_of(c, near_line, c.result_b, c.b) * c.right_b;
   const int depth = min(c.s, kPackStaged / (kChunkRanks * kernel));
+  for (int k = static_cast<int>(threadIdx.x); k < kernel; k += kPackThreads)
+    kernel_offset[k] = row_offset(c, k, 0, c.left_kernel);
   float sum[kChunkRanks] = {};
   for (int begin = 0; begin < c.s; begin += depth) {
     const int count = min(depth, c.s - begin);
     __syncthreads();
-    const int elements = count * kernel * kChunkRanks;
-    for (int first = static_cast<int>(threadIdx.x); first < elements; first += kTogether * kPackThreads) {
-      float values[kTogether];
-      const auto element_at = [&](int i) { return min(first + i * kPackThreads, elements - 1); };
-      load_floats(left, c.left.dtype, values, [&](int i) {
-        const int e = element_at(i), a = e % kChunkRanks, k = e / kChunkRanks % kernel, s = e / kChunkRanks / kernel;
-        return row_offset(c, k, 0, c.left_kernel) + (begin + s) * c.left_s +
-               (first_rank + min(a, ranks - 1)) * c.left_a;
-      });
+    const int a = static_cast<int>(threadIdx.x % kChunkRanks);
+    for (int s = static_cast<int>(threadIdx.x / kChunkRanks); s < count; s += kPackThreads / kChunkRanks)
+      for (int first = 0; first < kernel; first += kTogether) {
+        float values[kTogether];
+        load_floats(left, c.left.dtype, values, [&](int i) {
+          return kernel_offset[min(first + i, kernel - 1)] + (begin + s) * c.left_s +
+                 (first_rank + min(a, ranks - 1)) * c.left_a;
+        });
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i)
-        staged[element_at(i)] = element_at(i) % kChunkRanks < ranks ? values[i] : 0.0f;
-    }
+        for (int i = 0; i < kTogether; ++i)
+          if (first + i < kernel) staged[(s * kernel + first + i) * kChunkRanks + a] = a < ranks ? values[i] : 0.0f;
+      }
     __syncthreads();
     for (int first = 0; first < count; first += kTogether) {
       float values[kTogether];

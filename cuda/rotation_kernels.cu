@@ -286,11 +286,52 @@ __device__ void keep_value(const RotationTask &task, ops::WeightOp op, const Off
     static_cast<std::uint16_t *>(task.result.data)[to] = static_cast<const std::uint16_t *>(task.base.data)[from];
 }
 
+/// What a stage reads of a block's elements and of the lines across; the rest of them 0.
+using StageTile = float[kStep][kTurnedLines + 4];
+
+__device__ void load_elements(StageTile &in, const RotationTask &task, const void *source, lyc_dtype dtype,
+                              const Offset *place, const Offset *line, int count) {
+  constexpr int kTogether = 8;  // loads under way
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int first = thread; first < kStep * kTurnedLines; first += kTogether * kStageThreads) {
+    float values[kTogether];
+    const auto cell = [&](int load) {  // neighbours in memory in neighbouring threads
+      const int e = first + load * kStageThreads;
+      return task.by_out ? make_int2(e / kTurnedLines, e % kTurnedLines) : make_int2(e % kStep, e / kStep);
+    };
+    load_floats(source, dtype, values, [&](int load) {
+      const int2 at = cell(load);
+      return place[at.x].from + line[at.y].from;
+    });
+#pragma unroll
+    for (int load = 0; load < kTogether; ++load) {
+      const int2 at = cell(load);
+      in[at.x][at.y] = at.x < count ? values[load] : 0.0f;
+    }
+  }
+}
+
+/// The same from a float32 copy, `lines` being the thread's own.
+__device__ void load_vectors(StageTile &in, const Offset *place, int count, const float *lines) {
+  constexpr int kWarps = kStageThreads / 32, kLoads = kStep / kWarps;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  float4 values[kLoads];
+#pragma unroll
+  for (int load = 0; load < kLoads; ++load)
+    values[load] = __ldg(reinterpret_cast<const float4 *>(lines + place[warp + load * kWarps].from));
+#pragma unroll
+  for (int load = 0; load < kLoads; ++load) {
+    const bool there = warp + load * kWarps < count;
+    *reinterpret_cast<float4 *>(&in[warp + load * kWarps][lane * kOwnLines]) =
+        there ? values[load] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+}
+
 /// out[j] = in[j] + m sum_i (R - I)[j, i] in[i]: kTurnedPlaces elements of a block on kTurnedLines lines.
 __global__ void __launch_bounds__(kStageThreads)
     stage_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule, int number) {
   begin_kernel();
-  __shared__ alignas(16) float in[kStep][kTurnedLines + 4];
+  __shared__ alignas(16) StageTile in;
   __shared__ alignas(16) float rest[kStep][kTurnedPlaces + 4];  // transposed
   __shared__ Offset place[kStep], own[kTurnedPlaces], line[kTurnedLines];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
@@ -327,28 +368,18 @@ __global__ void __launch_bounds__(kStageThreads)
   const lyc_dtype source_dtype = number == 0 ? task.base.dtype : LYC_DTYPE_F32;
   const float *rests = task.prepared ? task.prepared : reinterpret_cast<const float *>(run.workspace + task.rests);
   rests += (std::int64_t{number} * task.blocks + block) * b * b;
+  // Columns of the copies are neighbours in memory; a thread's four are all inside or all outside.
+  const bool whole_vectors = by_out && task.columns % kOwnLines == 0;
+  const std::int64_t near_lines = min(first_line + own_line, lines - kOwnLines);
   float sum[kOwnPlaces][kOwnLines] = {};
   for (int begin = 0; begin < b; begin += kStep) {
     const int count = min(kStep, b - begin);
     if (thread < kStep) place[thread] = offset_of_place(begin + thread);
     __syncthreads();
-    constexpr int kTogether = 8;  // loads under way
-    for (int first_load = 0; first_load < kStep * kTurnedLines; first_load += kTogether * kStageThreads) {
-      float values[kTogether];
-      const auto cell = [&](int load) {  // neighbours in memory in neighbouring threads
-        const int e = first_load + load * kStageThreads + thread;
-        return by_out ? make_int2(e / kTurnedLines, e % kTurnedLines) : make_int2(e % kStep, e / kStep);
-      };
-      load_floats(source, source_dtype, values, [&](int load) {
-        const int2 at = cell(load);
-        return place[at.x].from + line[at.y].from;
-      });
-#pragma unroll
-      for (int load = 0; load < kTogether; ++load) {
-        const int2 at = cell(load);
-        in[at.x][at.y] = at.x < count ? values[load] : 0.0f;
-      }
-    }
+    if (whole_vectors && number > 0)
+      load_vectors(in, place, count, static_cast<const float *>(source) + near_lines);
+    else
+      load_elements(in, task, source, source_dtype, place, line, count);
     constexpr int kRests = kTurnedPlaces * kStep / kStageThreads;
     float rest_values[kRests];
 #pragma unroll
@@ -380,31 +411,39 @@ __global__ void __launch_bounds__(kStageThreads)
     __syncthreads();
   }
 
-  const Strided copy{run.workspace + task.turned[number % 2], LYC_DTYPE_F32, 0, 0, {}};
-  const Strided &to = stage.last ? task.result : copy;
+  auto *turned = reinterpret_cast<float *>(run.workspace + task.turned[number % 2]);
 #pragma unroll
   for (int j = 0; j < kOwnPlaces; ++j) {
     const int at = first_place + j;
     if (first + at >= b) break;
     const Offset where = own[at];
-    float before[kOwnLines];
+    float values[kOwnLines];
     if (b > kStep)
-      load_floats(source, source_dtype, before, [&](int l) { return where.from + line[own_line + l].from; });
+      load_floats(source, source_dtype, values, [&](int l) { return where.from + line[own_line + l].from; });
     else
 #pragma unroll
-      for (int l = 0; l < kOwnLines; ++l) before[l] = in[at][own_line + l];
+      for (int l = 0; l < kOwnLines; ++l) values[l] = in[at][own_line + l];
+#pragma unroll
+    for (int l = 0; l < kOwnLines; ++l) values[l] = fmaf(m, sum[j][l], values[l]);
+    if (!stage.last && whole_vectors) {
+      if (first_line + own_line < lines)
+        *reinterpret_cast<float4 *>(turned + where.to + near_lines) =
+            make_float4(values[0], values[1], values[2], values[3]);
+      continue;
+    }
 #pragma unroll
     for (int l = 0; l < kOwnLines; ++l) {
       if (first_line + own_line + l >= lines) break;
       const Offset &of_line = line[own_line + l];
-      float value = fmaf(m, sum[j][l], before[l]);
-      if (stage.last) {
-        const std::int64_t row = by_out ? element_at(task, number, block * b + first + at) : first_line + own_line + l;
-        if (task.rescale.data) value *= element(task.rescale, row);
-        if (run.op == ops::WeightOp::kDiff)
-          value -= load_float(task.base.data, task.base.dtype, where.base + of_line.base);
+      if (!stage.last) {
+        turned[where.to + of_line.to] = values[l];
+        continue;
       }
-      store_value(to, where.to + of_line.to, value);
+      const std::int64_t row = by_out ? element_at(task, number, block * b + first + at) : first_line + own_line + l;
+      if (task.rescale.data) values[l] *= element(task.rescale, row);
+      if (run.op == ops::WeightOp::kDiff)
+        values[l] -= load_float(task.base.data, task.base.dtype, where.base + of_line.base);
+      store_value(task.result, where.to + of_line.to, values[l]);
     }
   }
 }
