@@ -3,8 +3,9 @@
 //
 // Work.     One thread of a block's last warp feeds a ring of slots in shared memory by bulk tensor copies and sends
 //           finished slots back to memory; the other warps compute a tile where it lies. Tiles are dealt out evenly,
-//           whatever weights they belong to; where a strip begins, what its tiles share is taken into registers:
-//           column factors, which come through the ring, too, or a part of a Kronecker product's right half.
+//           whatever weights they belong to; where a strip begins, what its tiles share is taken up: column factors,
+//           which come through the ring, too, into registers, a part of a Kronecker product's right half into shared
+//           memory.
 // Traffic.  base read once, out written once, row factors once a strip (rank / 256 of the base), column factors once.
 //           What limits is memory: three blocks on a multiprocessor keep some 100 KB on the way. With DoRA the base is
 //           read twice, the second time from the end, where the caches still hold it.
