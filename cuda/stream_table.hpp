@@ -3,8 +3,8 @@
 // A weight is a matrix as in weight_table.hpp, cut into a grid of equal blocks: one block, but for a Kronecker product,
 // whose right half is as large as a block. A tile is kStreamRows rows of kBoxes boxes of kBoxColumns columns each, side
 // by side: neighbours in a block, or, where blocks are narrow, of neighbouring blocks. Tiles are numbered strip by
-// strip, weight by weight. The tiles of a strip share what is held at hand: the column factors of kStreamColumns columns,
-// from top to bottom, or the same part of the right half, in every block.
+// strip, weight by weight. The tiles of a strip share what is held at hand: the column factors of kStreamColumns
+// columns, from top to bottom, or the same part of the right half, in every block.
 #pragma once
 
 #include <cstdint>
