@@ -14,16 +14,9 @@ constexpr std::int64_t kAccess = 16;  // bytes
 
 /// Rows of contiguous memory, [O, I, K] in that order, that begin at multiples of an access.
 bool has_plain_rows(const Operand &t) {
-  std::int64_t step = 1;
-  for (int axis = kAxes - 1; axis > kOutAxis; --axis) {
-    if (extent(t, axis) > 1 && stride(t, axis) != step) return false;
-    step *= extent(t, axis);
-  }
-  return reinterpret_cast<std::uintptr_t>(t.data) % kAccess == 0 &&
+  return has_plain_columns(t) && reinterpret_cast<std::uintptr_t>(t.data) % kAccess == 0 &&
          stride(t, kOutAxis) * static_cast<std::int64_t>(dtype_size(t.dtype)) % kAccess == 0;
 }
-
-std::int64_t columns_of(const Operand &t) { return t.in * t.kernel_size(); }
 
 /// One value for all columns of a row.
 bool is_column(const Operand &t) {
@@ -32,22 +25,15 @@ bool is_column(const Operand &t) {
   return true;
 }
 
-Operand rows_from(const ops::Product &product, std::int64_t begin) {
-  Operand rows = product.down;
-  rows.data =
-      static_cast<char *>(rows.data) + begin * rows.stride_out * static_cast<std::int64_t>(dtype_size(rows.dtype));
-  return rows;
-}
-
 bool takes_term(const ops::Term &term) {
   switch (term.kind) {
     case ops::TermKind::kKronecker:
       return term.row_begin == 0 && term.q.in() * term.q.kernel_holder().kernel_size() % kElementwiseVector == 0 &&
              (!term.q.whole() || has_plain_rows(term.q.down));
     case ops::TermKind::kProduct:
-      return term.p.whole() && has_plain_rows(rows_from(term.p, term.row_begin));
+      return term.p.whole() && has_plain_rows(rows_from(term.p.down, term.row_begin));
     case ops::TermKind::kBaseHadamard:
-      return term.p.whole() && (is_column(term.p.down) || has_plain_rows(rows_from(term.p, term.row_begin)));
+      return term.p.whole() && (is_column(term.p.down) || has_plain_rows(rows_from(term.p.down, term.row_begin)));
     default:
       return false;
   }
@@ -132,7 +118,7 @@ void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const o
     check_fit(term.p.out(), term.p.in(), term.p.down, term, target.out);
     entry.times_base = term.kind == ops::TermKind::kBaseHadamard;
     const bool by_row = entry.times_base && is_column(term.p.down);
-    (by_row ? left : right).operand = rows_from(term.p, term.row_begin);
+    (by_row ? left : right).operand = rows_from(term.p.down, term.row_begin);
     if (by_row || stride(term.p.down, kOutAxis) == 0) right_rows = 1;
   }
   entry.right_rows = narrow(right_rows, "the number of rows");

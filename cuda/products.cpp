@@ -14,13 +14,6 @@ using ops::Operand;
 
 constexpr std::uint64_t kAlignment = 256;
 
-Operand rows_from(Operand operand, std::int64_t begin) {
-  operand.data = static_cast<char *>(operand.data) +
-                 begin * operand.stride_out * static_cast<std::int64_t>(dtype_size(operand.dtype));
-  operand.out -= begin;
-  return operand;
-}
-
 /// Contiguous strides in the memory order of `weight`.
 Operand laid_out_alike(Operand t, const Operand &weight) {
   std::vector<int> order = axes_by_stride(weight);
@@ -287,6 +280,28 @@ std::int64_t extent(const Operand &t, int axis) {
 std::int64_t stride(const Operand &t, int axis) {
   if (extent(t, axis) == 1) return 0;
   return axis == kOutAxis ? t.stride_out : axis == kInAxis ? t.stride_in : t.stride_kernel[axis - kFirstKernelAxis];
+}
+
+std::int64_t column_step(const Operand &t) {
+  for (int axis = kAxes - 1; axis > kOutAxis; --axis)
+    if (extent(t, axis) > 1) return stride(t, axis);
+  return 1;
+}
+
+bool has_even_columns(const Operand &t) {
+  std::int64_t step = column_step(t);
+  for (int axis = kAxes - 1; axis > kOutAxis; --axis) {
+    if (extent(t, axis) > 1 && stride(t, axis) != step) return false;
+    step *= extent(t, axis);
+  }
+  return true;
+}
+
+Operand rows_from(Operand operand, std::int64_t begin) {
+  operand.data = static_cast<char *>(operand.data) +
+                 begin * operand.stride_out * static_cast<std::int64_t>(dtype_size(operand.dtype));
+  operand.out -= begin;
+  return operand;
 }
 
 std::vector<int> axes_by_stride(const Operand &t) {

@@ -87,6 +87,13 @@ inline constexpr int kAxes = kFirstKernelAxis + ops::kMaxKernelDims;
 
 std::int64_t extent(const ops::Operand &t, int axis);
 std::int64_t stride(const ops::Operand &t, int axis);  // 0 for one element
+/// Columns of [O, I, K]: input feature and place in the kernel together, the latter the inner one.
+inline std::int64_t columns_of(const ops::Operand &t) { return t.in * t.kernel_size(); }
+std::int64_t column_step(const ops::Operand &t);  // from one to the next, if that is the same everywhere
+bool has_even_columns(const ops::Operand &t);     // it is
+inline bool has_plain_columns(const ops::Operand &t) { return has_even_columns(t) && column_step(t) == 1; }
+/// Without the first `begin` rows.
+ops::Operand rows_from(ops::Operand operand, std::int64_t begin);
 /// All axes of more than one element, those with the smallest steps first.
 std::vector<int> axes_by_stride(const ops::Operand &t);
 

@@ -243,16 +243,6 @@ class LowRankBuilder {
 // -- one term on a grid of blocks, or on blocks of rows
 // -------------------------------------------------------------------
 
-/// Columns of [I, K] in that order, contiguous.
-bool has_plain_columns(const Operand &t) {
-  std::int64_t step = 1;
-  for (int axis = kAxes - 1; axis > kOutAxis; --axis) {
-    if (extent(t, axis) > 1 && stride(t, axis) != step) return false;
-    step *= extent(t, axis);
-  }
-  return true;
-}
-
 /// [I, O] as [O, I].
 Operand transposed(Operand t) {
   std::swap(t.out, t.in);
@@ -282,7 +272,6 @@ class TermBuilder {
 
  private:
   Operand seen(const Operand &t) const { return turned_ ? transposed(t) : t; }
-  static std::int64_t columns_of(const Operand &t) { return t.in * t.kernel_size(); }
 
   bool add_weight(const Grid &grid, StreamForm form) {
     const auto map = [&](const Operand &t) -> std::optional<MapSpec> {
@@ -316,7 +305,7 @@ class TermBuilder {
     const std::int64_t columns = turned_ ? term_.q.out() : term_.q.in() * term_.q.kernel_holder().kernel_size();
     const Operand out = seen(target_.out);
     if (term_.row_begin != 0 || rows < kMinBlockRows || columns < kMinBlockColumns || columns % 2 != 0 ||
-        left_rows * rows != out.out || left_columns * columns != columns_of(out) || !has_plain_steps(term_.q) ||
+        left_rows * rows != out.out || left_columns * columns != columns_of(out) || !has_even_steps(term_.q) ||
         !add_weight({rows, columns, left_rows, left_columns}, StreamForm::kKronecker))
       return std::nullopt;
     check_term();
@@ -354,17 +343,14 @@ class TermBuilder {
     const std::int64_t rows = out.out, columns = columns_of(out);
     if (!term_.p.whole() || adapter_.dora_axis != ops::DoraAxis::kNone || columns % 2 != 0) return std::nullopt;
     check_product(term_.p);
-    Source right{term_.p.down};
-    right.operand.data =
-        static_cast<char *>(right.operand.data) +
-        term_.row_begin * right.operand.stride_out * static_cast<std::int64_t>(dtype_size(right.operand.dtype));
+    const Source right{rows_from(term_.p.down, term_.row_begin)};
     const Operand t = seen(right.operand);
     const bool by_row = column_step(t) == 0 && (t.in == 1 || stride(t, kInAxis) == 0);
     const bool by_column = stride(t, kOutAxis) == 0;
     Grid grid{rows, columns};
     if (by_row && columns % kBoxColumns == 0) grid = {rows, kBoxColumns, 1, columns / kBoxColumns};
     if (by_column && !by_row && rows % kStreamRows == 0) grid = {kStreamRows, columns, rows / kStreamRows, 1};
-    if ((!by_row && !has_plain_steps(term_.p)) || !add_weight(grid, StreamForm::kKronecker)) return std::nullopt;
+    if ((!by_row && !has_even_steps(term_.p)) || !add_weight(grid, StreamForm::kKronecker)) return std::nullopt;
     check_term();
     check_fit(term_.p.out(), term_.p.in(), term_.p.down, term_, target_.out);
     weight_.target.kronecker.times_base = term_.kind == ops::TermKind::kBaseHadamard;
@@ -376,24 +362,8 @@ class TermBuilder {
     return weight_;
   }
 
-  /// From one column, input feature and kernel together, to the next.
-  static std::int64_t column_step(const Operand &t) {
-    for (int axis = kAxes - 1; axis > kOutAxis; --axis)
-      if (extent(t, axis) > 1) return stride(t, axis);
-    return 1;
-  }
-
   /// Whether columns of the right half lie equally far apart; a run makes its own halves so.
-  bool has_plain_steps(const ops::Product &right) const {
-    if (!right.whole()) return true;
-    const Operand t = seen(right.down);
-    std::int64_t next = column_step(t);
-    for (int axis = kAxes - 1; axis > kOutAxis; --axis) {
-      if (extent(t, axis) > 1 && stride(t, axis) != next) return false;
-      next *= extent(t, axis);
-    }
-    return true;
-  }
+  bool has_even_steps(const ops::Product &right) const { return !right.whole() || has_even_columns(seen(right.down)); }
 
   StreamMagnitudes magnitudes() const {
     require(target_.base.data, "DoRA needs the base weight");
