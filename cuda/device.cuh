@@ -113,7 +113,20 @@ struct F32 {
     return __ldg(reinterpret_cast<const float2 *>(static_cast<const float *>(data) + offset));
   }
 };
-struct F16 {
+/// How 16-bit elements are loaded, whichever type they have.
+template <typename Type>
+struct Narrow {
+  static __device__ float load(const void *data, std::int64_t offset) {
+    const std::uint32_t word = __ldg(static_cast<const std::uint16_t *>(data) + offset);
+    return Type::get(&word, 0).x;
+  }
+  static __device__ float2 load_pair(const void *data, std::int64_t offset) {
+    const auto *at = reinterpret_cast<const std::uint32_t *>(static_cast<const std::uint16_t *>(data) + offset);
+    const std::uint32_t word = __ldg(at);
+    return Type::get(&word, 0);
+  }
+};
+struct F16 : Narrow<F16> {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return __half22float2(*reinterpret_cast<const __half2 *>(&word[pair]));
   }
@@ -121,32 +134,14 @@ struct F16 {
     const __half2 rounded = __float22half2_rn(value);
     word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
   }
-  static __device__ float load(const void *data, std::int64_t offset) {
-    const std::uint32_t word = __ldg(static_cast<const std::uint16_t *>(data) + offset);
-    return get(&word, 0).x;
-  }
-  static __device__ float2 load_pair(const void *data, std::int64_t offset) {
-    const auto *at = reinterpret_cast<const std::uint32_t *>(static_cast<const std::uint16_t *>(data) + offset);
-    const std::uint32_t word = __ldg(at);
-    return get(&word, 0);
-  }
 };
-struct Bf16 {
+struct Bf16 : Narrow<Bf16> {
   static __device__ float2 get(const std::uint32_t *word, int pair) {
     return make_float2(__uint_as_float(word[pair] << 16), __uint_as_float(word[pair] & 0xffff0000u));
   }
   static __device__ void put(std::uint32_t *word, int pair, float2 value) {
     const __nv_bfloat162 rounded = __float22bfloat162_rn(value);
     word[pair] = *reinterpret_cast<const std::uint32_t *>(&rounded);
-  }
-  static __device__ float load(const void *data, std::int64_t offset) {
-    const std::uint32_t word = __ldg(static_cast<const std::uint16_t *>(data) + offset);
-    return get(&word, 0).x;
-  }
-  static __device__ float2 load_pair(const void *data, std::int64_t offset) {
-    const auto *at = reinterpret_cast<const std::uint32_t *>(static_cast<const std::uint16_t *>(data) + offset);
-    const std::uint32_t word = __ldg(at);
-    return get(&word, 0);
   }
 };
 
