@@ -307,22 +307,23 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
 // The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
 
-template <std::int64_t kRows, typename Factor>
-HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kVectors], Floats (&sum)[kRows][kVectors],
+// Rows `kStep` apart in every panel of the right factor; `factor(k, i)` is the left one.
+template <std::int64_t kStep, std::int64_t kRows, std::int64_t kCount, typename Factor>
+HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCount], Floats (&sum)[kRows][kCount],
                             Factor factor) {
   HWY_UNROLL(6)
   for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
-  for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Zero(kFloats);
+  for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::Zero(kFloats);
 
   for (std::int64_t k = 0; k < rank; ++k) {
-    Floats row[kVectors];
+    Floats row[kCount];
     HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kVectors; ++v) row[v] = load_vector(right[v] + k * kPanel);
+    for (std::int64_t v = 0; v < kCount; ++v) row[v] = load_vector(right[v] + k * kStep);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kRows; ++i) {
       const Floats value = factor(k, i);
       HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(value, row[v], sum[i][v]);
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(value, row[v], sum[i][v]);
     }
   }
 }
@@ -332,7 +333,7 @@ HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRI
                          Floats (&sum)[kRows][kVectors]) {
   const float *from[kVectors];
   for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
-  multiply_by(rank, from, sum,
+  multiply_by<kPanel>(rank, from, sum,
               [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); });
 }
 
@@ -421,7 +422,7 @@ void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t per
       for (std::int64_t v = 0; v < kVectors; ++v)
         from[v] = right_at(right, rank, column + std::min(v, count - 1) * common);
       Sums sum;
-      multiply_by(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
+      multiply_by<kPanel>(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
         return load_vector(factors + (k * kTileRows + i) * left_stride);
       });
       for (std::int64_t i = 0; i < kTileRows; ++i)
@@ -961,20 +962,9 @@ HWY_INLINE void multiply_columns(const float *const *left, const float *right, s
   for (std::int64_t v = 0; v < kCount; ++v) {
     const std::int64_t at = column + v * kLanes;
     panels[v] = right + at / kTurned * kTurned * block + at % kTurned;
-    HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][v] = hn::Zero(kFloats);
   }
-  for (std::int64_t k = 0; k < block; ++k) {
-    Floats row[kCount];
-    HWY_UNROLL(2)
-    for (std::int64_t v = 0; v < kCount; ++v) row[v] = load_vector(panels[v] + k * kTurned);
-    HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      const Floats factor = hn::Set(kFloats, left[i][k]);
-      HWY_UNROLL(2)
-      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
-    }
-  }
+  multiply_by<kTurned>(block, panels, sum,
+                       [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[i][k]); });
 }
 
 template <typename T>
