@@ -3,11 +3,12 @@
 // for weights whose rows are contiguous. Halves that are products have been multiplied into the workspace before; a
 // half that is absent is 1.
 //
-// Work.     A thread takes eight columns, so one element of the left half and one vector of the right one make all of
-//           them, and as many rows at a time as let the loads overlap. Rows of a tile lie n apart where the left half
-//           has enough rows: then the vector of the right half serves all of them.
-// Traffic.  base read once, out written once, 16 bytes per thread and access: bound by DRAM. The right half of a
-//           Kronecker product is as large as the weight over the left half's elements and comes from L2.
+// Work.     A thread takes 16 bytes of four rows that lie n apart, so one vector of the right half and four elements of
+//           the left one make all of them. Threads and blocks follow memory: a block takes 4 KB in four places and ends,
+//           the next one goes on from there.
+// Traffic.  base read once, out written once: bound by DRAM, which likes that order. A thread's finding its way costs as
+//           many instructions as two vectors' arithmetic, so that one vector a thread would be bound by them. The right
+//           half of a Kronecker product, as large as the weight over the left half's elements, comes from the caches.
 // DoRA.     A block takes a few whole rows: sums of squares first, then the rows again, which the caches still hold.
 //           Sums go by lanes, then by warps, in an order that depends on shapes alone.
 #include <utility>
@@ -18,63 +19,74 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr int kThreads = kWarpsPerBlock * 32;
-constexpr int kVector = kElementwiseVector;
+constexpr int kDoraThreads = 128, kDoraWarps = kDoraThreads / 32;
+constexpr int kBatch = kElementwiseRows;  // rows whose loads are under way together
+constexpr int kRows = kElementwiseDoraRows;
 
 template <int kIndex>
 struct Kind {
   static constexpr bool kWide = elementwise_kind(kIndex).wide;
   static constexpr bool kDora = elementwise_kind(kIndex).dora;
-  static constexpr int kBatch = kWide || kDora ? 4 : 8;  // rows whose loads are under way together
-  static constexpr int kRows = tile_rows(elementwise_kind(kIndex));
+  static constexpr int kVector = elementwise_vector(elementwise_kind(kIndex));
+  static constexpr int kThreads = kDora ? kDoraThreads : kElementwiseThreads, kBlocks = 3;
 };
+
+__device__ inline int divide(int n, const Divisor &by) {
+  const auto number = static_cast<std::uint32_t>(n);
+  return static_cast<int>((number + __umulhi(number, by.magic)) >> by.shift);
+}
 
 /// A thread's columns in some rows.
 template <typename K>
 struct Rows {
-  float value[K::kBatch][kVector];
+  float value[kBatch][K::kVector];
 };
 
-/// As they are in memory: 16-bit elements fill half of the words.
-template <typename K>
+/// As they are in memory: 16 bytes, or 8 where they are narrower than others of their kind.
 struct Packed {
-  std::uint32_t word[K::kWide ? kVector : kVector / 2];
+  std::uint32_t word[4];
 };
 
 template <typename K>
-__device__ Packed<K> load_packed(const void *data, lyc_dtype dtype, std::int64_t offset) {
-  Packed<K> packed = {};
-  if constexpr (K::kWide)
-    if (dtype == LYC_DTYPE_F32) {
-      const auto *from = reinterpret_cast<const uint4 *>(static_cast<const float *>(data) + offset);
-      const uint4 low = load_streaming(from), high = load_streaming(from + 1);
-      packed.word[0] = low.x, packed.word[1] = low.y, packed.word[2] = low.z, packed.word[3] = low.w;
-      packed.word[4] = high.x, packed.word[5] = high.y, packed.word[6] = high.z, packed.word[7] = high.w;
-      return packed;
-    }
-  const uint4 v = load_streaming(reinterpret_cast<const uint4 *>(static_cast<const std::uint16_t *>(data) + offset));
-  packed.word[0] = v.x, packed.word[1] = v.y, packed.word[2] = v.z, packed.word[3] = v.w;
-  return packed;
+__device__ bool takes_16_bytes(lyc_dtype dtype) {
+  return !K::kWide || dtype == LYC_DTYPE_F32;
+}
+
+__device__ inline int size_of(lyc_dtype dtype) { return dtype == LYC_DTYPE_F32 ? 4 : 2; }
+
+/// Rows in bytes.
+__device__ inline const char *address_at(const void *data, lyc_dtype dtype, int row, int y, int x) {
+  return static_cast<const char *>(data) + std::int64_t{y} * row + std::int64_t{x} * size_of(dtype);
 }
 
 template <typename K>
-__device__ void store_packed(const Packed<K> &packed, void *data, lyc_dtype dtype, std::int64_t offset) {
-  const uint4 low = make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]);
-  if constexpr (K::kWide)
-    if (dtype == LYC_DTYPE_F32) {
-      auto *to = reinterpret_cast<uint4 *>(static_cast<float *>(data) + offset);
-      store_streaming(to, low);
-      store_streaming(to + 1, make_uint4(packed.word[4], packed.word[5], packed.word[6], packed.word[7]));
-      return;
-    }
-  store_streaming(reinterpret_cast<uint4 *>(static_cast<std::uint16_t *>(data) + offset), low);
+__device__ Packed load_packed(const ElementwiseTarget &target, int y, int x) {
+  const lyc_dtype dtype = target.base_dtype;
+  const char *from = address_at(target.base, dtype, target.base_row, y, x);
+  if (takes_16_bytes<K>(dtype)) {
+    const uint4 v = load_streaming(reinterpret_cast<const uint4 *>(from));
+    return {{v.x, v.y, v.z, v.w}};
+  }
+  const uint2 v = load_streaming(reinterpret_cast<const uint2 *>(from));
+  return {{v.x, v.y, 0, 0}};
 }
 
 template <typename K>
-__device__ void widen(const Packed<K> &packed, lyc_dtype dtype, float (&value)[kVector]) {
+__device__ void store_packed(const Packed &packed, const ElementwiseTarget &target, int y, int x) {
+  const lyc_dtype dtype = target.out_dtype;
+  char *to = const_cast<char *>(address_at(target.out, dtype, target.out_row, y, x));
+  if (takes_16_bytes<K>(dtype))
+    store_streaming(reinterpret_cast<uint4 *>(to),
+                    make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]));
+  else
+    store_streaming(reinterpret_cast<uint2 *>(to), make_uint2(packed.word[0], packed.word[1]));
+}
+
+template <typename K>
+__device__ void widen(const Packed &packed, lyc_dtype dtype, float (&value)[K::kVector]) {
   with_type<K::kWide>(dtype, [&](auto type) {
 #pragma unroll
-    for (int i = 0; i < kVector; i += 2) {
+    for (int i = 0; i < K::kVector; i += 2) {
       const float2 two = type.get(packed.word, i / 2);
       value[i] = two.x, value[i + 1] = two.y;
     }
@@ -82,202 +94,286 @@ __device__ void widen(const Packed<K> &packed, lyc_dtype dtype, float (&value)[k
 }
 
 template <typename K>
-__device__ Packed<K> round_to(const float (&value)[kVector], lyc_dtype dtype) {
-  Packed<K> packed;
+__device__ Packed round_to(const float (&value)[K::kVector], lyc_dtype dtype) {
+  Packed packed = {};
   with_type<K::kWide>(dtype, [&](auto type) {
 #pragma unroll
-    for (int i = 0; i < kVector; i += 2) type.put(packed.word, i / 2, make_float2(value[i], value[i + 1]));
+    for (int i = 0; i < K::kVector; i += 2) type.put(packed.word, i / 2, make_float2(value[i], value[i + 1]));
   });
   return packed;
 }
 
-/// Eight neighbours in each of `kCount` rows of a right half, all of them under way together.
-template <int kCount>
-__device__ void load_right(const void *data, lyc_dtype dtype, const std::int64_t (&offset)[kCount],
-                           float (&value)[kCount][kVector]) {
-  const bool wide = dtype == LYC_DTYPE_F32;
-  uint4 low[kCount], high[kCount];
+/// Neighbours in a row of a right half as they are in memory, so that nothing waits for them yet.
+template <typename K>
+struct Right {
+  std::uint32_t word[K::kVector];
+  lyc_dtype dtype;
+
+  /// `step` bytes apart.
+  __device__ void load(const char *from, lyc_dtype type, int step) {
+    dtype = type;
+    if (step != size_of(type)) return gather(from, step);
+    if (type == LYC_DTYPE_F32) {
 #pragma unroll
-  for (int j = 0; j < kCount; ++j) low[j] = __ldg(reinterpret_cast<const uint4 *>(address_of(data, dtype, offset[j])));
-  if (wide) {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j)
-      high[j] = __ldg(reinterpret_cast<const uint4 *>(address_of(data, dtype, offset[j])) + 1);
-  }
-  with_type<true>(dtype, [&](auto type) {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-      const std::uint32_t word[] = {low[j].x, low[j].y, low[j].z, low[j].w, high[j].x, high[j].y, high[j].z, high[j].w};
-#pragma unroll
-      for (int i = 0; i < kVector; i += 2) {
-        const float2 two = type.get(word, i / 2);
-        value[j][i] = two.x, value[j][i + 1] = two.y;
-      }
+      for (int i = 0; i < K::kVector / 4; ++i) take(__ldg(reinterpret_cast<const uint4 *>(from) + i), 4 * i);
+    } else if constexpr (K::kVector == 8) {
+      take(__ldg(reinterpret_cast<const uint4 *>(from)), 0);
+    } else {
+      const uint2 v = __ldg(reinterpret_cast<const uint2 *>(from));
+      word[0] = v.x, word[1] = v.y;
     }
-  });
+  }
+
+  __device__ void widen(float (&value)[K::kVector]) const {
+    with_type<true>(dtype, [&](auto type) {
+#pragma unroll
+      for (int i = 0; i < K::kVector; i += 2) {
+        const float2 two = type.get(word, i / 2);
+        value[i] = two.x, value[i + 1] = two.y;
+      }
+    });
+  }
+
+ private:
+  __device__ void take(uint4 v, int at) {
+    word[at] = v.x, word[at + 1] = v.y, word[at + 2] = v.z, word[at + 3] = v.w;
+  }
+
+  __device__ void gather(const char *from, int step) {
+    if (dtype == LYC_DTYPE_F32) {
+#pragma unroll
+      for (int i = 0; i < K::kVector; ++i) word[i] = __ldg(reinterpret_cast<const std::uint32_t *>(from + i * step));
+      return;
+    }
+    const auto half = [&](int i) -> std::uint32_t {
+      return __ldg(reinterpret_cast<const std::uint16_t *>(from + i * step));
+    };
+#pragma unroll
+    for (int i = 0; i < K::kVector; i += 2) word[i / 2] = half(i) | half(i + 1) << 16;
+  }
+};
+
+/// An element that is to be widened later. Two loads, not one or the other, which would wait for each other.
+__device__ inline std::uint32_t load_bits(const char *from, lyc_dtype dtype) {
+  const auto *half = reinterpret_cast<const std::uint16_t *>(from);
+  const std::uint32_t low = __ldg(half);
+  std::uint32_t high = 0;
+  if (dtype == LYC_DTYPE_F32) high = __ldg(half + 1);
+  return low | high << 16;
 }
 
-/// The rows of a tile: `count` of them, `step` apart.
-struct Tile {
+__device__ inline float weight_of(const ElementwiseRun &run, const ElementwiseTerm &term) {
+  const float multiplier = multiplier_at(run.multipliers, term.multiplier_index);
+  if (multiplier == 0.0f) return 0.0f;
+  const float weight = multiplier * term.coefficient * element(term.scalar, 0);
+  return run.op == ops::WeightOp::kUnmerge ? -weight : weight;
+}
+
+// -- terms ------------------------------------------------------------------------------------------------------------
+
+/// What belongs to row y and column x in the halves of a term.
+struct HalfPlaces {
+  const char *left, *right;
+
+  __device__ HalfPlaces(const ElementwiseTerm &term, const char *workspace, int y, int x) {
+    const int left_y = divide(y, term.right_rows), left_x = divide(x, term.right_columns);
+    const int right_y = y - left_y * static_cast<int>(term.right_rows.value);
+    const int right_x = x - left_x * static_cast<int>(term.right_columns.value);
+    const auto at = [&](const void *half, int in_workspace, int row, int i, int column, int j) {
+      const void *data = resolve(half, in_workspace, workspace);
+      return static_cast<const char *>(data) + std::int64_t{i} * row + std::int64_t{j} * column;
+    };
+    left = at(term.left, term.left_in_workspace, term.left_row, left_y, term.left_column, left_x);
+    right = at(term.right, term.right_in_workspace, term.right_row, right_y, term.right_column, right_x);
+  }
+};
+
+/// sum += weight * term at row y, columns from x on; `packed` is the weight.
+template <typename K>
+__device__ void add_term(float (&sum)[K::kVector], const ElementwiseTerm &term, float weight, const Packed &packed,
+                         lyc_dtype base_dtype, const char *workspace, int y, int x) {
+  const HalfPlaces at(term, workspace, y, x);
+  std::uint32_t left = 0;
+  Right<K> right;
+  if (term.left_dtype != LYC_DTYPE_NONE) left = load_bits(at.left, term.left_dtype);
+  if (term.right_dtype != LYC_DTYPE_NONE) right.load(at.right, term.right_dtype, term.right_column);
+  if (term.left_dtype != LYC_DTYPE_NONE) weight *= to_float(left, term.left_dtype);
+  float factor[K::kVector];
+#pragma unroll
+  for (int i = 0; i < K::kVector; ++i) factor[i] = 1.0f;
+  if (term.right_dtype != LYC_DTYPE_NONE) right.widen(factor);
+  if (term.times_base) {
+    float base[K::kVector];
+    widen<K>(packed, base_dtype, base);
+#pragma unroll
+    for (int i = 0; i < K::kVector; ++i) factor[i] *= base[i];
+  }
+#pragma unroll
+  for (int i = 0; i < K::kVector; ++i) sum[i] = fmaf(weight, factor[i], sum[i]);
+}
+
+/// Some rows, `step` apart.
+struct Lines {
   int first, step, count;
+
+  __device__ int row(int index) const { return first + index * step; }
 };
 
 template <typename K>
-__device__ Tile tile_at(const ElementwiseTarget &target, int number) {
-  const int blocks = target.rows / target.step, block = number / target.step * K::kRows;
-  return {block * target.step + number % target.step, target.step, min(K::kRows, blocks - block)};
+__device__ void load_lines(Packed (&packed)[kBatch], const ElementwiseTarget &target, const Lines &lines, int x) {
+#pragma unroll
+  for (int j = 0; j < kBatch; ++j)
+    if (j < lines.count) packed[j] = load_packed<K>(target, lines.row(j), x);
 }
 
-/// What a warp works on.
+/// A term on lines that meet one row of its right half, or each its own.
+template <typename K>
+class LinesOfTerm {
+ public:
+  __device__ LinesOfTerm(const ElementwiseTerm &term, float weight, const char *workspace, const Lines &lines, int x)
+      : term_(term), workspace_(workspace), lines_(lines), x_(x), weight_(weight) {
+    const int left_step = divide(lines.step, term.right_rows);
+    together_ = left_step * static_cast<int>(term.right_rows.value) == lines.step;
+    if (!together_) return;
+    const HalfPlaces at(term, workspace, lines.first, x);
+    Right<K> right;
+    if (term.right_dtype != LYC_DTYPE_NONE) right.load(at.right, term.right_dtype, term.right_column);
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) left_[j] = 1.0f;
+    if (term.left_dtype != LYC_DTYPE_NONE) {
+      const int last = lines.count - 1, step = left_step * term.left_row / size_of(term.left_dtype);
+      load_floats(at.left, term.left_dtype, left_, [&](int j) { return std::int64_t{min(j, last)} * step; });
+    }
+#pragma unroll
+    for (int i = 0; i < K::kVector; ++i) right_[i] = 1.0f;
+    if (term.right_dtype != LYC_DTYPE_NONE) right.widen(right_);
+  }
+
+  /// sum += term on line j; `packed` is the weight.
+  __device__ void add(float (&sum)[K::kVector], int j, const Packed &packed, lyc_dtype base_dtype) const {
+    if (!together_) return add_term<K>(sum, term_, weight_, packed, base_dtype, workspace_, lines_.row(j), x_);
+    const float weight = weight_ * left_[j];
+    float base[K::kVector];
+    if (term_.times_base) widen<K>(packed, base_dtype, base);
+#pragma unroll
+    for (int i = 0; i < K::kVector; ++i)
+      sum[i] = fmaf(weight, term_.times_base ? right_[i] * base[i] : right_[i], sum[i]);
+  }
+
+ private:
+  const ElementwiseTerm &term_;
+  const char *workspace_;
+  const Lines &lines_;
+  const int x_;
+  const float weight_;
+  bool together_;
+  float left_[kBatch], right_[K::kVector];
+};
+
+// -- merging ----------------------------------------------------------------------------------------------------------
+
+/// The lines and the columns that thread `number` of a target takes. `add_terms` adds to the sums of line j. The weight
+/// is under way while terms are computed; what no adapter changes stays bit for bit.
+template <typename K, typename AddTerms>
+__device__ void merge_lines(const ElementwiseRun &run, const ElementwiseTarget &target, const Lines &lines, int x,
+                            const Packed (&packed)[kBatch], bool changed, AddTerms add_terms) {
+  const bool merges = run.op != ops::WeightOp::kDiff;
+#pragma unroll
+  for (int j = 0; j < kBatch; ++j) {
+    if (j >= lines.count) break;
+    Packed result = packed[j];
+    if (changed || !merges || target.base_dtype != target.out_dtype) {
+      float sum[K::kVector] = {};
+      if (changed) add_terms(sum, j);
+      if (merges) {
+        float base[K::kVector];
+        widen<K>(packed[j], target.base_dtype, base);
+#pragma unroll
+        for (int i = 0; i < K::kVector; ++i) sum[i] += base[i];
+      }
+      result = round_to<K>(sum, target.out_dtype);
+    }
+    store_packed<K>(result, target, lines.row(j), x);
+  }
+}
+
+/// What a block does with a target: a few lines of one vector for each thread.
+template <typename K>
+__device__ void merge_target(const ElementwiseRun &run, const ElementwiseTarget &target, const ElementwiseTerm *terms,
+                             std::uint32_t block) {
+  const int number = static_cast<int>(block * K::kThreads + threadIdx.x);
+  if (number >= target.threads) return;
+  // Before there is anything else to wait for.
+  const float weight = target.term_count == 1 ? weight_of(run, *terms) : 0.0f;
+  const int line = divide(number, target.row_vectors), set = divide(line, target.step);
+  const int x = (number - line * static_cast<int>(target.row_vectors.value)) * K::kVector;
+  const int step = static_cast<int>(target.step.value), first = line + set * (kBatch - 1) * step;
+  const Lines lines{first, step, min(kBatch, divide(target.rows - first + step - 1, target.step))};
+  Packed packed[kBatch] = {};
+  if (run.op != ops::WeightOp::kDiff || target.reads_base) load_lines<K>(packed, target, lines, x);
+  if (target.term_count == 1) {
+    const LinesOfTerm<K> term(*terms, weight, run.workspace, lines, x);
+    return merge_lines<K>(run, target, lines, x, packed, weight != 0.0f, [&](float(&sum)[K::kVector], int j) {
+      term.add(sum, j, packed[j], target.base_dtype);
+    });
+  }
+  bool changed = false;
+  for (int t = 0; t < target.term_count; ++t) changed = changed || weight_of(run, terms[t]) != 0.0f;
+  merge_lines<K>(run, target, lines, x, packed, changed, [&](float(&sum)[K::kVector], int j) {
+    for (int t = 0; t < target.term_count; ++t)
+      if (const float of_term = weight_of(run, terms[t]); of_term != 0.0f)
+        add_term<K>(sum, terms[t], of_term, packed[j], target.base_dtype, run.workspace, lines.row(j), x);
+  });
+}
+
+template <typename K>
+__device__ void merge_targets(const ElementwiseRun &run) {
+  if (run.tiles.count == 1 && run.only.term_count == 1)  // all that it takes came with the launch
+    return merge_target<K>(run, run.only, &run.only_term, blockIdx.x);
+  const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
+  const ElementwiseTarget &target = run.targets[index];
+  merge_target<K>(run, target, run.terms + target.first_term, blockIdx.x - run.tiles.first[index]);
+}
+
+// -- DoRA -------------------------------------------------------------------------------------------------------------
+
+template <typename K>
+__device__ Lines lines_of_block(const ElementwiseTarget &target, int number) {
+  const int step = static_cast<int>(target.step.value), blocks = target.rows / step, block = number / step * kRows;
+  return {block * step + number % step, step, min(kRows, blocks - block)};
+}
+
+/// What a block works on.
 template <typename K>
 struct Work {
   const ElementwiseRun &run;
   const ElementwiseTarget &target;
-  Tile tile;
+  Lines tile;
 
-  __device__ std::int64_t row(int index) const { return tile.first + index * tile.step; }
+  __device__ Lines batch(int begin) const { return {tile.row(begin), tile.step, min(kBatch, tile.count - begin)}; }
 
-  __device__ float multiplier(int term) const {
-    return multiplier_at(run.multipliers, run.terms[target.first_term + term].multiplier_index);
-  }
-
-  __device__ bool idle() const {
-    for (int t = 0; t < target.term_count; ++t)
-      if (multiplier(t) != 0.0f) return false;
-    return true;
-  }
-
-  __device__ void load(Packed<K> (&packed)[K::kBatch], int begin, int x) const {
-#pragma unroll
-    for (int j = 0; j < K::kBatch; ++j)
-      if (begin + j < tile.count)
-        packed[j] = load_packed<K>(target.base, target.base_dtype, row(begin + j) * target.base_row + x);
-  }
-
-  __device__ Rows<K> widened(const Packed<K> (&packed)[K::kBatch]) const {
+  __device__ Rows<K> widened(const Packed (&packed)[kBatch]) const {
     Rows<K> rows;
 #pragma unroll
-    for (int j = 0; j < K::kBatch; ++j) widen<K>(packed[j], target.base_dtype, rows.value[j]);
+    for (int j = 0; j < kBatch; ++j) widen<K>(packed[j], target.base_dtype, rows.value[j]);
     return rows;
   }
 
   __device__ void store(const Rows<K> &rows, int begin, int x) const {
 #pragma unroll
-    for (int j = 0; j < K::kBatch; ++j)
+    for (int j = 0; j < kBatch; ++j)
       if (begin + j < tile.count)
-        store_packed<K>(round_to<K>(rows.value[j], target.out_dtype), target.out, target.out_dtype,
-                        row(begin + j) * target.out_row + x);
+        store_packed<K>(round_to<K>(rows.value[j], target.out_dtype), target, tile.row(begin + j), x);
   }
 
-  /// rows += weight * term
-  __device__ void add_term(Rows<K> &rows, const Packed<K> (&packed)[K::kBatch], const ElementwiseTerm &term,
-                           float weight, int begin, int x) const {
-    const int first = tile.first + begin * tile.step, last = tile.count - 1 - begin;
-    if (tile.step % term.right_rows == 0) {  // all rows meet one row of the right half
-      float factor[K::kBatch];
-      load_left(factor, term, weight, first / term.right_rows, tile.step / term.right_rows, last, x);
-      float vector[1][kVector] = {{1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f}};
-      if (term.right_dtype != LYC_DTYPE_NONE)
-        load_right({first % term.right_rows * term.right_row + x % term.right_columns}, term, vector);
-#pragma unroll
-      for (int j = 0; j < K::kBatch; ++j) add_vector(rows.value[j], packed[j], term, factor[j], vector[0]);
-      return;
-    }
-    constexpr int kTogether = 2;
-#pragma unroll
-    for (int group = 0; group < K::kBatch; group += kTogether) {
-      std::int64_t offset[kTogether];
-      float factor[kTogether], vector[kTogether][kVector];
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j) {
-        const int y = first + min(group + j, last) * tile.step;
-        offset[j] = y % term.right_rows * term.right_row + x % term.right_columns;
-        factor[j] = left_at(term, y / term.right_rows, x);
-      }
-      load_right(offset, term, vector);
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j)
-        add_vector(rows.value[group + j], packed[group + j], term, weight * factor[j], vector[j]);
-    }
-  }
-
-  __device__ float left_at(const ElementwiseTerm &term, int y, int x) const {
-    if (term.left_dtype == LYC_DTYPE_NONE) return 1.0f;
-    return load_float(resolve(term.left, term.left_in_workspace, run.workspace), term.left_dtype,
-                      y * term.left_row + x / term.right_columns * term.left_column);
-  }
-
-  /// `weight` times the left half's elements for rows y, y + step, ...
-  __device__ void load_left(float (&factor)[K::kBatch], const ElementwiseTerm &term, float weight, int y, int step,
-                            int last, int x) const {
-#pragma unroll
-    for (int j = 0; j < K::kBatch; ++j) factor[j] = weight;
-    if (term.left_dtype == LYC_DTYPE_NONE) return;
-    const void *left = resolve(term.left, term.left_in_workspace, run.workspace);
-    const std::int64_t left_x = x / term.right_columns * term.left_column;
-    float value[K::kBatch];
-    load_floats(left, term.left_dtype, value,
-                [&](int j) { return (y + min(j, last) * step) * term.left_row + left_x; });
-#pragma unroll
-    for (int j = 0; j < K::kBatch; ++j) factor[j] *= value[j];
-  }
-
-  template <int kCount>
-  __device__ void load_right(const std::int64_t (&offset)[kCount], const ElementwiseTerm &term,
-                             float (&vector)[kCount][kVector]) const {
-    cuda::load_right(resolve(term.right, term.right_in_workspace, run.workspace), term.right_dtype, offset, vector);
-  }
-
-  /// `packed` is the weight's row.
-  __device__ void add_vector(float (&row)[kVector], const Packed<K> &packed, const ElementwiseTerm &term, float factor,
-                             const float (&vector)[kVector]) const {
-    float base[kVector];
-    if (term.times_base) widen<K>(packed, target.base_dtype, base);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      const float value = term.times_base ? factor * base[i] : factor;
-      row[i] = fmaf(value, vector[i], row[i]);
-    }
-  }
-
-  /// All terms; `packed` is the weight.
-  __device__ void add_terms(Rows<K> &rows, const Packed<K> (&packed)[K::kBatch], int begin, int x) const {
+  /// Without multipliers.
+  __device__ void add_terms(Rows<K> &rows, const Packed (&packed)[kBatch], const Lines &lines, int x) const {
     for (int t = 0; t < target.term_count; ++t) {
       const ElementwiseTerm &term = run.terms[target.first_term + t];
-      const float m = K::kDora ? 1.0f : multiplier(t), sign = run.op == ops::WeightOp::kUnmerge ? -1.0f : 1.0f;
-      if (m == 0.0f) continue;
-      const float weight = sign * m * term.coefficient * element(term.scalar, 0);
-      add_term(rows, packed, term, weight, begin, x);
-    }
-  }
-
-  /// Bit for bit.
-  __device__ void copy(int x) const {
-    for (int begin = 0; begin < tile.count; begin += K::kBatch) {
-      Packed<K> packed[K::kBatch] = {};
-      load(packed, begin, x);
+      const LinesOfTerm<K> of_lines(term, term.coefficient * element(term.scalar, 0), run.workspace, lines, x);
 #pragma unroll
-      for (int j = 0; j < K::kBatch; ++j)
-        if (begin + j < tile.count)
-          store_packed<K>(packed[j], target.out, target.out_dtype, row(begin + j) * target.out_row + x);
-    }
-  }
-
-  /// The weight is under way while the terms are computed.
-  __device__ void merge(int x) const {
-    for (int begin = 0; begin < tile.count; begin += K::kBatch) {
-      Packed<K> packed[K::kBatch] = {};
-      if (run.op != ops::WeightOp::kDiff || target.reads_base) load(packed, begin, x);
-      Rows<K> rows = {};
-      add_terms(rows, packed, begin, x);
-      if (run.op != ops::WeightOp::kDiff) {
-        const Rows<K> base = widened(packed);
-#pragma unroll
-        for (int j = 0; j < K::kBatch; ++j)
-#pragma unroll
-          for (int i = 0; i < kVector; ++i) rows.value[j][i] += base.value[j][i];
-      }
-      store(rows, begin, x);
+      for (int j = 0; j < kBatch; ++j)
+        if (j < lines.count) of_lines.add(rows.value[j], j, packed[j], target.base_dtype);
     }
   }
 
@@ -285,35 +381,36 @@ struct Work {
   template <typename Visit>
   __device__ void visit(int x, Visit visit) const {
 #pragma unroll
-    for (int begin = 0; begin < K::kRows; begin += K::kBatch) {
+    for (int begin = 0; begin < kRows; begin += kBatch) {
       if (begin >= tile.count) break;
-      Packed<K> packed[K::kBatch] = {};
-      load(packed, begin, x);
+      Packed packed[kBatch] = {};
+      const Lines lines = batch(begin);
+      load_lines<K>(packed, target, lines, x);
       Rows<K> delta = {};
-      add_terms(delta, packed, begin, x);
+      add_terms(delta, packed, lines, x);
       visit(begin, widened(packed), delta);
     }
   }
 
-  __device__ void add_squares(float (&squares)[K::kRows], float v, int x) const {
+  __device__ void add_squares(float (&squares)[kRows], float v, int x) const {
     visit(x, [&](int begin, const Rows<K> &base, const Rows<K> &delta) {
 #pragma unroll
-      for (int j = 0; j < K::kBatch; ++j)
+      for (int j = 0; j < kBatch; ++j)
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) {
+        for (int i = 0; i < K::kVector; ++i) {
           const float value = fmaf(v, delta.value[j][i], base.value[j][i]);
           squares[begin + j] = fmaf(value, value, squares[begin + j]);
         }
     });
   }
 
-  __device__ void merge_dora(const DoraFactors *factors, int x) const {
+  __device__ void merge(const DoraFactors *factors, int x) const {
     const float kept = run.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
     visit(x, [&](int begin, const Rows<K> &base, Rows<K> &delta) {
 #pragma unroll
-      for (int j = 0; j < K::kBatch; ++j)
+      for (int j = 0; j < kBatch; ++j)
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) {
+        for (int i = 0; i < K::kVector; ++i) {
           const float change = dora_change(factors[begin + j], base.value[j][i], delta.value[j][i]);
           delta.value[j][i] = kept != 0.0f ? base.value[j][i] + change : change;
         }
@@ -321,77 +418,66 @@ struct Work {
     });
   }
 
-  /// What no adapter changes, in another type; nothing, of a difference.
+  /// What the adapter does not change: bit for bit, in another type, or nothing, of a difference.
   __device__ void keep(int x) const {
-    for (int begin = 0; begin < tile.count; begin += K::kBatch) {
-      Packed<K> packed[K::kBatch] = {};
-      if (run.op != ops::WeightOp::kDiff) load(packed, begin, x);
-      store(run.op == ops::WeightOp::kDiff ? Rows<K>{} : widened(packed), begin, x);
+    const bool same = run.op != ops::WeightOp::kDiff && target.base_dtype == target.out_dtype;
+    if (same && target.base == target.out) return;
+    for (int begin = 0; begin < tile.count; begin += kBatch) {
+      Packed packed[kBatch] = {};
+      if (run.op != ops::WeightOp::kDiff) load_lines<K>(packed, target, batch(begin), x);
+      if (!same) {
+        store(run.op == ops::WeightOp::kDiff ? Rows<K>{} : widened(packed), begin, x);
+        continue;
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        if (begin + j < tile.count)
+          store_packed<K>(packed[j], target, tile.row(begin + j), x);
     }
   }
 };
 
-/// A tile for each warp, 256 columns of 32 rows.
-template <typename K>
-__device__ void merge_tile(const ElementwiseRun &run) {
-  const std::uint32_t number = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
-  if (number >= run.tiles.pieces) return;
-  const int index = find_entry(run.tiles.first, run.tiles.count, number);
-  const ElementwiseTarget &target = run.targets[index];
-  const int strips = (target.columns + kElementwiseColumns - 1) / kElementwiseColumns;
-  const int local = static_cast<int>(number - run.tiles.first[index]);
-  const int x = local % strips * kElementwiseColumns + static_cast<int>(threadIdx.x % 32) * kVector;
-  if (x >= target.columns) return;
-  const Work<K> work{run, target, tile_at<K>(target, local / strips)};
-  if (run.op == ops::WeightOp::kDiff || target.base_dtype != target.out_dtype || !work.idle())
-    work.merge(x);
-  else if (target.base != target.out)
-    work.copy(x);
-}
-
 /// A few whole rows for each block.
 template <typename K>
 __device__ void merge_rows(const ElementwiseRun &run) {
-  __shared__ float partial[kWarpsPerBlock][K::kRows];
-  __shared__ DoraFactors factors[K::kRows];
+  __shared__ float partial[kDoraWarps][kRows];
+  __shared__ DoraFactors factors[kRows];
   const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
   const ElementwiseTarget &target = run.targets[index];
-  const Work<K> work{run, target, tile_at<K>(target, static_cast<int>(blockIdx.x - run.tiles.first[index]))};
-  const int thread = static_cast<int>(threadIdx.x), begin = thread * kVector;
-  const float m = work.multiplier(0);
+  const Work<K> work{run, target, lines_of_block<K>(target, static_cast<int>(blockIdx.x - run.tiles.first[index]))};
+  const int thread = static_cast<int>(threadIdx.x), begin = thread * K::kVector;
+  constexpr int kStep = kDoraThreads * K::kVector;
+  const float m = multiplier_at(run.multipliers, run.terms[target.first_term].multiplier_index);
   if (m == 0.0f) {
-    for (int x = begin; x < target.columns; x += kThreads * kVector)
-      if (run.op == ops::WeightOp::kDiff || target.base_dtype != target.out_dtype)
-        work.keep(x);
-      else if (target.base != target.out)
-        work.copy(x);
+    for (int x = begin; x < target.columns; x += kStep) work.keep(x);
     return;
   }
   const float v = static_cast<float>(dora_coefficients(target.dora.rule, m).v);
-  float squares[K::kRows] = {};
-  for (int x = begin; x < target.columns; x += kThreads * kVector) work.add_squares(squares, v, x);
+  float squares[kRows] = {};
+  for (int x = begin; x < target.columns; x += kStep) work.add_squares(squares, v, x);
 #pragma unroll
-  for (int j = 0; j < K::kRows; ++j) {
+  for (int j = 0; j < kRows; ++j) {
     const float sum = sum_of_warp(squares[j]);
     if (thread % 32 == 0) partial[thread / 32][j] = sum;
   }
   __syncthreads();
   if (thread < work.tile.count) {
     double sum = 0.0;
-    for (int warp = 0; warp < kWarpsPerBlock; ++warp) sum += static_cast<double>(partial[warp][thread]);
-    factors[thread] = dora_factors(target.dora, m, static_cast<int>(work.row(thread)), sum);
+    for (int warp = 0; warp < kDoraWarps; ++warp) sum += static_cast<double>(partial[warp][thread]);
+    factors[thread] = dora_factors(target.dora, m, work.tile.row(thread), sum);
   }
   __syncthreads();
-  for (int x = begin; x < target.columns; x += kThreads * kVector) work.merge_dora(factors, x);
+  for (int x = begin; x < target.columns; x += kStep) work.merge(factors, x);
 }
 
 template <typename K>
-__global__ void __launch_bounds__(kThreads, 3) elementwise_kernel(const __grid_constant__ ElementwiseRun run) {
+__global__ void __launch_bounds__(K::kThreads, K::kBlocks)
+    elementwise_kernel(const __grid_constant__ ElementwiseRun run) {
   begin_kernel();
   if constexpr (K::kDora)
     merge_rows<K>(run);
   else
-    merge_tile<K>(run);
+    merge_targets<K>(run);
 }
 
 using Kernel = void (*)(ElementwiseRun);
@@ -405,11 +491,9 @@ const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
 }  // namespace
 
 cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, const Launch &on) {
-  const std::uint32_t warps = kind.dora ? kWarpsPerBlock : 1;  // for each tile
-  const unsigned blocks = (run.tiles.pieces * warps + kWarpsPerBlock - 1) / kWarpsPerBlock;
   void *arguments[] = {const_cast<ElementwiseRun *>(&run)};
   const void *kernel = kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>());
-  return launch_kernel(kernel, blocks, kThreads, 0, on, arguments);
+  return launch_kernel(kernel, run.tiles.pieces, kind.dora ? kDoraThreads : kElementwiseThreads, 0, on, arguments);
 }
 
 }  // namespace lyc::cuda

@@ -1,4 +1,4 @@
-// Launching the Kronecker kernels.
+// Launching the elementwise kernels.
 #pragma once
 
 #include "elementwise_table.hpp"
@@ -7,6 +7,8 @@
 namespace lyc::cuda {
 
 struct ElementwiseRun {
+  ElementwiseTarget only;  // the first, with its first term: one of one alone travels with the launch
+  ElementwiseTerm only_term;
   const ElementwiseTarget *targets;
   const ElementwiseTerm *terms;
   Schedule tiles;

@@ -1,6 +1,8 @@
 #include "elementwise_layout.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <optional>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -10,12 +12,35 @@ namespace {
 
 using ops::Operand;
 
-constexpr std::int64_t kAccess = 16;  // bytes
+constexpr std::int64_t kMostBytes = 16;  // of an access
 
-/// Rows of contiguous memory, [O, I, K] in that order, that begin at multiples of an access.
-bool has_plain_rows(const Operand &t) {
-  return has_plain_columns(t) && reinterpret_cast<std::uintptr_t>(t.data) % kAccess == 0 &&
-         stride(t, kOutAxis) * static_cast<std::int64_t>(dtype_size(t.dtype)) % kAccess == 0;
+/// [I, O] as [O, I].
+Operand seen(Operand t, bool turned) {
+  if (turned) {
+    std::swap(t.out, t.in);
+    std::swap(t.stride_out, t.stride_in);
+  }
+  return t;
+}
+
+/// Whether what the kernels take as rows are the weight's columns, which are contiguous.
+bool is_turned(const ops::WeightTarget &target) {
+  return !has_plain_columns(target.out) && target.out.kernel_size() == 1;
+}
+
+/// A stride in bytes, if the kernels can count so far.
+std::optional<std::int32_t> bytes_of(std::int64_t stride, lyc_dtype dtype) {
+  const std::int64_t bytes = stride * static_cast<std::int64_t>(dtype_size(dtype));
+  if (bytes > std::numeric_limits<std::int32_t>::max()) return std::nullopt;
+  return static_cast<std::int32_t>(bytes);
+}
+
+/// Rows of contiguous memory, [O, I, K] in that order, that begin where `columns` of them can be taken at once.
+bool has_plain_rows(const Operand &t, std::int64_t columns) {
+  const auto size = static_cast<std::int64_t>(dtype_size(t.dtype));
+  const std::int64_t access = std::min(kMostBytes, columns * size);
+  return has_plain_columns(t) && reinterpret_cast<std::uintptr_t>(t.data) % access == 0 &&
+         stride(t, kOutAxis) * size % access == 0 && bytes_of(stride(t, kOutAxis), t.dtype);
 }
 
 /// One value for all columns of a row.
@@ -25,61 +50,87 @@ bool is_column(const Operand &t) {
   return true;
 }
 
-bool takes_term(const ops::Term &term) {
+bool has_near_elements(const Operand &t) {
+  return bytes_of(t.stride_out, t.dtype) && bytes_of(t.stride_in, t.dtype) &&
+         bytes_of(has_even_columns(t) ? column_step(t) : 0, t.dtype);
+}
+
+bool takes_term(const ops::Term &term, bool turned, std::int64_t vector) {
+  const auto plain = [&](const Operand &operand) {
+    const Operand t = seen(operand, turned);
+    return has_plain_rows(t, vector) || (has_even_columns(t) && column_step(t) != 1 && has_near_elements(t));
+  };
   switch (term.kind) {
     case ops::TermKind::kKronecker:
-      return term.row_begin == 0 && term.q.in() * term.q.kernel_holder().kernel_size() % kElementwiseVector == 0 &&
-             (!term.q.whole() || has_plain_rows(term.q.down));
+      return term.row_begin == 0 && (!term.p.whole() || has_near_elements(term.p.down)) &&
+             (turned ? term.q.out() : term.q.in() * term.q.kernel_holder().kernel_size()) % vector == 0 &&
+             (!term.q.whole() || plain(term.q.down));
     case ops::TermKind::kProduct:
-      return term.p.whole() && has_plain_rows(rows_from(term.p.down, term.row_begin));
+      return term.p.whole() && plain(rows_from(term.p.down, term.row_begin));
     case ops::TermKind::kBaseHadamard:
-      return term.p.whole() && (is_column(term.p.down) || has_plain_rows(rows_from(term.p.down, term.row_begin)));
+      return term.p.whole() && (is_column(seen(term.p.down, turned)) || plain(rows_from(term.p.down, term.row_begin)));
     default:
       return false;
   }
 }
 
-/// How far apart rows of a tile should lie for a term: as far as rows that meet the same row of its right half.
-std::int32_t step_of(const ops::Term &term, std::int32_t rows) {
-  if (term.kind != ops::TermKind::kKronecker) return 1;
-  const std::int64_t step = term.q.out();
-  return rows % step == 0 && rows / step >= kElementwiseDoraRows ? static_cast<std::int32_t>(step) : 1;
+/// How far apart rows taken together should lie for a term: as far as rows that meet the same row of its right half.
+std::int64_t step_of(const ElementwiseTerm &term, std::int64_t rows, std::int64_t together) {
+  const std::int64_t step = term.right_rows.value;
+  return rows % step == 0 && rows / step >= together ? step : 1;
+}
+
+Divisor divisor(std::int64_t value, const char *what) {
+  Divisor by{static_cast<std::uint32_t>(narrow(value, what)), 0, 0};
+  while ((std::int64_t{1} << by.shift) < value) ++by.shift;
+  const auto wide = static_cast<std::uint64_t>(value);
+  by.magic = static_cast<std::uint32_t>((((std::uint64_t{1} << by.shift) - wide) << 32) / wide + 1);
+  return by;
 }
 
 }  // namespace
 
 bool ElementwiseLayoutBuilder::takes(const ops::WeightTarget &target) const {
-  if (target.adapter_count == 0 || !has_plain_rows(target.out) || columns_of(target.out) % kElementwiseVector != 0)
+  return takes_vectors(target, 8) || takes_vectors(target, 4);
+}
+
+/// Whether all that a thread reads and writes are whole vectors of so many columns.
+bool ElementwiseLayoutBuilder::takes_vectors(const ops::WeightTarget &target, std::int64_t vector) const {
+  const bool turned = is_turned(target);
+  const Operand out = seen(target.out, turned), base = seen(target.base, turned);
+  const bool wide = base.dtype == LYC_DTYPE_F32 || out.dtype == LYC_DTYPE_F32;
+  if (target.adapter_count == 0 || (wide && vector > 4) || columns_of(out) % vector != 0 ||
+      !has_plain_rows(out, vector) || (base.data && !has_plain_rows(base, vector)))
     return false;
-  if (target.base.data && !has_plain_rows(target.base)) return false;
   const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
   return std::all_of(adapters, adapters + target.adapter_count, [&](const ops::Adapter &adapter) {
-    const bool alone = target.adapter_count == 1 && adapter.dora_axis == ops::DoraAxis::kOut;
+    const bool by_row = target.adapter_count == 1 && adapter.dora_axis == ops::DoraAxis::kOut && !turned;
     const ops::Term *terms = batch_.terms + adapter.first_term;
-    return !adapter.replaces && (adapter.dora_axis == ops::DoraAxis::kNone || alone) && adapter.term_count > 0 &&
-           std::all_of(terms, terms + adapter.term_count, takes_term);
+    return !adapter.replaces && (adapter.dora_axis == ops::DoraAxis::kNone || by_row) && adapter.term_count > 0 &&
+           std::all_of(terms, terms + adapter.term_count,
+                       [&](const ops::Term &term) { return takes_term(term, turned, vector); });
   });
 }
 
 void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
-  const Operand &base = target.base, &out = target.out;
+  const bool turned = is_turned(target);
+  const Operand base = seen(target.base, turned), out = seen(target.out, turned);
   const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
   ElementwiseTarget entry{};
-  ElementwiseKind kind{base.dtype == LYC_DTYPE_F32 || out.dtype == LYC_DTYPE_F32,
-                       adapters->dora_axis != ops::DoraAxis::kNone};
+  const ElementwiseKind kind{!takes_vectors(target, 8), adapters->dora_axis != ops::DoraAxis::kNone};
   entry.base = base.data;
   entry.out = out.data;
   entry.base_dtype = base.dtype;
   entry.out_dtype = out.dtype;
-  entry.base_row = stride(base, kOutAxis);
-  entry.out_row = stride(out, kOutAxis);
+  entry.base_row = *bytes_of(stride(base, kOutAxis), base.dtype);
+  entry.out_row = *bytes_of(stride(out, kOutAxis), out.dtype);
   entry.rows = narrow(out.out, "the number of rows");
   entry.columns = narrow(columns_of(out), "the number of columns");
-  entry.step = step_of(batch_.terms[adapters->first_term], entry.rows);
+  entry.row_vectors = divisor(columns_of(out) / elementwise_vector(kind), "the number of columns");
   entry.first_term = static_cast<std::int32_t>(layout_.terms.size());
   if (kind.dora) {
     require(base.data, "DoRA needs the base weight");
-    entry.dora = dora_parameters(*adapters, out);
+    entry.dora = dora_parameters(*adapters, target.out);
     entry.reads_base = 1;
   }
   for (std::int32_t a = 0; a < target.adapter_count; ++a) {
@@ -87,51 +138,58 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
     for (std::int32_t t = 0; t < adapters[a].term_count; ++t) {
       const ops::Term &term = batch_.terms[adapters[a].first_term + t];
       entry.reads_base |= ops::reads_base(term.kind);
-      add_term(target, term, adapters[a].multiplier_index);
+      add_term(target, term, adapters[a].multiplier_index, turned);
     }
   }
   require(base.data || !entry.reads_base, "a term made from the weight needs the base weight");
   layout_.reads_base |= entry.reads_base != 0;
   entry.term_count = static_cast<std::int32_t>(layout_.terms.size()) - entry.first_term;
+  const std::int64_t together = kind.dora ? kElementwiseDoraRows : kElementwiseRows;
+  const std::int64_t step =
+      step_of(layout_.terms[static_cast<std::size_t>(entry.first_term)], entry.rows, together);
+  entry.step = divisor(step, "the number of rows");
+  const std::int64_t lines = step * ceil_div(entry.rows / step, together);
+  entry.threads = narrow(lines * entry.row_vectors.value, "the number of elements");
 
   ElementwiseGroup &group = layout_.groups[static_cast<std::size_t>(index_of(kind))];
-  const std::int64_t rows = tile_rows(kind);
-  const std::int64_t heights = entry.step * ceil_div(entry.rows / entry.step, rows);
   group.targets.push_back(entry);
-  group.tiles.add(heights * (kind.dora ? 1 : ceil_div(entry.columns, kElementwiseColumns)));
+  group.tiles.add(kind.dora ? lines : ceil_div(entry.threads, kElementwiseThreads));
 }
 
 void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const ops::Term &term,
-                                        std::int32_t multiplier_index) {
+                                        std::int32_t multiplier_index, bool turned) {
   if (term.scalar.data) check(term.scalar, "a scalar");
   ElementwiseTerm entry{};
   Source left, right;
-  std::int64_t right_rows = target.out.out, right_columns = columns_of(target.out);
   if (term.kind == ops::TermKind::kKronecker) {
     check_kronecker(term, target.out);
     left = products_.whole(term.p, target.out);
     right = products_.whole(term.q, target.out);
-    right_rows = right.operand.out;
-    right_columns = columns_of(right.operand);
   } else {
     check_product(term.p);
     check_fit(term.p.out(), term.p.in(), term.p.down, term, target.out);
     entry.times_base = term.kind == ops::TermKind::kBaseHadamard;
-    const bool by_row = entry.times_base && is_column(term.p.down);
-    (by_row ? left : right).operand = rows_from(term.p.down, term.row_begin);
-    if (by_row || stride(term.p.down, kOutAxis) == 0) right_rows = 1;
+    const Operand vector = rows_from(term.p.down, term.row_begin);
+    (entry.times_base && is_column(seen(vector, turned)) ? left : right).operand = vector;
   }
-  entry.right_rows = narrow(right_rows, "the number of rows");
-  entry.right_columns = narrow(right_columns, "the number of columns");
+  left.operand = seen(left.operand, turned);
+  right.operand = seen(right.operand, turned);
+  const Operand out = seen(target.out, turned);
+  const bool whole = term.kind == ops::TermKind::kKronecker;
+  const bool one_row = !whole && (left.operand.data || right.operand.stride_out == 0);
+  entry.right_rows = divisor(whole ? right.operand.out : one_row ? 1 : out.out, "the number of rows");
+  entry.right_columns = divisor(whole ? columns_of(right.operand) : columns_of(out), "the number of columns");
   entry.left = left.operand.data;
   entry.right = right.operand.data;
   entry.left_dtype = left.operand.dtype;
   entry.right_dtype = right.operand.dtype;
   entry.left_in_workspace = left.in_workspace;
   entry.right_in_workspace = right.in_workspace;
-  entry.left_row = left.operand.stride_out;
-  entry.left_column = left.operand.stride_in;
-  entry.right_row = right.operand.stride_out;
+  const auto bytes = [](const Source &half, std::int64_t stride) { return bytes_of(stride, half.operand.dtype).value(); };
+  entry.left_row = bytes(left, left.operand.stride_out);
+  entry.left_column = bytes(left, left.operand.stride_in);
+  entry.right_row = bytes(right, right.operand.stride_out);
+  entry.right_column = bytes(right, column_step(right.operand));
   if (term.scalar.data) entry.scalar = {term.scalar.data, term.scalar.dtype, 0};
   entry.coefficient = static_cast<float>(term.coefficient);
   entry.multiplier_index = multiplier_index;
@@ -145,8 +203,7 @@ std::string describe(const ElementwiseLayout &layout) {
     const ElementwiseKind kind = elementwise_kind(k);
     if (group.targets.empty()) continue;
     text += concat("elementwise, ", kind.dora ? "DoRA by rows, " : "", kind.wide ? "32" : "16",
-                   "-bit weights: ", group.targets.size(), " weights, ", group.tiles.pieces, " tiles of ",
-                   tile_rows(kind), " rows\n");
+                   "-bit weights: ", group.targets.size(), " weights, ", group.tiles.pieces, " blocks\n");
   }
   return text;
 }

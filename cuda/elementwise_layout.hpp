@@ -31,7 +31,8 @@ class ElementwiseLayoutBuilder {
   ElementwiseLayout take() { return std::move(layout_); }
 
  private:
-  void add_term(const ops::WeightTarget &target, const ops::Term &term, std::int32_t multiplier_index);
+  bool takes_vectors(const ops::WeightTarget &target, std::int64_t vector) const;
+  void add_term(const ops::WeightTarget &target, const ops::Term &term, std::int32_t multiplier_index, bool turned);
 
   const ops::WeightBatch &batch_;
   Products &products_;

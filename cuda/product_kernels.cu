@@ -32,7 +32,7 @@ __device__ void store_result(const Contraction &c, char *workspace, std::int64_t
     store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, r, 0.0f);
 }
 
-/// A block computes 32 x 32 elements, a thread four of them in one column.
+/// A block computes 32 x 32 elements, a thread four of them. Lanes follow the contiguous axis of what they read or write.
 __global__ void __launch_bounds__(kContractionThreads)
     contract_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
   begin_kernel();
@@ -46,42 +46,49 @@ __global__ void __launch_bounds__(kContractionThreads)
   const int lane = static_cast<int>(threadIdx.x % kTile), group = static_cast<int>(threadIdx.x / kTile);
   const void *left_data = resolve(c.left.data, c.left_in_workspace, workspace);
   const void *right_data = resolve(c.right.data, c.right_in_workspace, workspace);
+  // The first and the second place of a thread's element i, lanes along the one or the other.
+  const auto first = [&](bool lanes_first, int i) { return lanes_first ? lane : group + i * kStep; };
+  const auto second = [&](bool lanes_first, int i) { return lanes_first ? group + i * kStep : lane; };
+  const bool left_lines = c.left_s != 1, right_depth = c.right_s == 1, result_lines = c.result_b != 1;
 
   float sum[kOwn] = {};
   for (int s = 0; s < c.s; s += kTile) {
     float from_left[kOwn], from_right[kOwn];
     // From inside in any case.
     load_floats(left_data, c.left.dtype, from_left, [&](int i) {
-      const int line = min(y + group + i * kStep, rows - 1);
-      return row_offset(c, line, c.left_a, c.left_kernel) + min(s + lane, c.s - 1) * c.left_s;
+      return row_offset(c, min(y + first(left_lines, i), rows - 1), c.left_a, c.left_kernel) +
+             min(s + second(left_lines, i), c.s - 1) * c.left_s;
     });
     load_floats(right_data, c.right.dtype, from_right, [&](int i) {
-      return min(s + group + i * kStep, c.s - 1) * c.right_s + min(x + lane, c.b - 1) * c.right_b;
+      return min(s + first(right_depth, i), c.s - 1) * c.right_s +
+             min(x + second(right_depth, i), c.b - 1) * c.right_b;
     });
     if (c.diagonal.data || c.mask.data)
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
-        const int at = min(s + group + i * kStep, c.s - 1);
+        const int at = min(s + first(right_depth, i), c.s - 1);
         from_right[i] *= element(c.diagonal, at) * element(c.mask, at);
       }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int line = group + i * kStep;
-      left[line][lane] = y + line < rows && s + lane < c.s ? from_left[i] : 0.0f;
-      right[line][lane] = s + line < c.s && x + lane < c.b ? from_right[i] : 0.0f;
+      const int line = first(left_lines, i), left_s = second(left_lines, i);
+      const int right_s = first(right_depth, i), column = second(right_depth, i);
+      left[line][left_s] = y + line < rows && s + left_s < c.s ? from_left[i] : 0.0f;
+      right[right_s][column] = s + right_s < c.s && x + column < c.b ? from_right[i] : 0.0f;
     }
     __syncthreads();
-#pragma unroll
+#pragma unroll 8
     for (int k = 0; k < kTile; ++k)
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) sum[i] = fmaf(left[group + i * kStep][k], right[k][lane], sum[i]);
+      for (int i = 0; i < kOwn; ++i)
+        sum[i] = fmaf(left[first(result_lines, i)][k], right[k][second(result_lines, i)], sum[i]);
     __syncthreads();
   }
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
-    const int line = y + group + i * kStep;
-    if (line < rows && x + lane < c.b)
-      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_kernel) + (x + lane) * c.result_b, sum[i]);
+    const int line = y + first(result_lines, i), column = x + second(result_lines, i);
+    if (line < rows && column < c.b)
+      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_kernel) + column * c.result_b, sum[i]);
   }
 }
 

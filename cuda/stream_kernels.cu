@@ -61,35 +61,19 @@ struct Parameters {
 
 // -- the order of the work --------------------------------------------------------------------------------------------
 
-/// What a block does, slot after slot: where a strip begins its column factors, then its tiles. A merge after norms
-/// goes the other way.
+/// What a block does, slot after slot: where a run begins its column factors, then its tiles. A merge after norms goes
+/// the other way.
 template <typename K>
 class Cursor {
  public:
-  __device__ explicit Cursor(const Parameters &p) : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1) {
-    const StreamTable &table = p.table;
-    const std::uint64_t tiles = table.tile_count;
-    tile_ = static_cast<std::uint32_t>(tiles * blockIdx.x / gridDim.x);
-    end_ = static_cast<std::uint32_t>(tiles * (blockIdx.x + 1) / gridDim.x);
-    const std::uint32_t number = step_ > 0 ? tile_ : table.tile_count - 1 - tile_;
-    int first = 0, last = table.target_count - 1;  // the target is among these
-    while (first < last) {
-      const int middle = (first + last + 1) / 2;
-      if (table.first_tile[middle] <= number)
-        first = middle;
-      else
-        last = middle - 1;
-    }
-    enter(first);
-    const int local = static_cast<int>(number - (table.targets ? table.first_tile[first] : 0));
-    strip_ = local / height_;
-    tile_of_strip_ = local % height_;
-    find_place();
+  __device__ explicit Cursor(const Parameters &p)
+      : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1), run_(blockIdx.x) {
+    find_run();
   }
 
-  __device__ bool at_end() const { return tile_ == end_; }
+  __device__ bool at_end() const { return run_ >= p_.table.run_count; }
   __device__ bool on_columns() const { return column_slot_ < K::kColumnSlots; }
-  __device__ bool begins_strip() const { return begins_strip_; }
+  __device__ bool begins_run() const { return begins_run_; }
   __device__ int column_slot() const { return column_slot_; }
   /// In memory: what is wanted for every tile was read on entering.
   __device__ const StreamTarget &target() const { return *target_; }
@@ -117,22 +101,36 @@ class Cursor {
       ++column_slot_;
       return;
     }
-    ++tile_;
-    begins_strip_ = false;
-    tile_of_strip_ += step_;
-    if (tile_of_strip_ >= 0 && tile_of_strip_ < height_) return move();
-    column_slot_ = 0;
-    begins_strip_ = true;
-    strip_ += step_;
-    if ((strip_ < 0 || strip_ >= strips_) && !at_end()) {
-      enter(index_ + step_);
-      strip_ = step_ > 0 ? 0 : strips_ - 1;
-    }
-    tile_of_strip_ = step_ > 0 ? 0 : height_ - 1;
-    find_place();
+    begins_run_ = false;
+    tile_of_strip_ += step_ * groups_;
+    if (tile_of_strip_ >= 0 && tile_of_strip_ < height_) return find_place();
+    run_ += gridDim.x;
+    find_run();
   }
 
  private:
+  __device__ void find_run() {
+    if (at_end()) return;
+    const StreamTable &table = p_.table;
+    const std::uint32_t number = step_ > 0 ? run_ : table.run_count - 1 - run_;
+    int first = 0, last = table.target_count - 1;  // the target is among these
+    while (first < last) {
+      const int middle = (first + last + 1) / 2;
+      if (table.first_run[middle] <= number)
+        first = middle;
+      else
+        last = middle - 1;
+    }
+    if (first != index_) enter(first);
+    const int local = static_cast<int>(number - (table.targets ? table.first_run[first] : 0));
+    const int group = local / strips_;
+    strip_ = local % strips_;
+    tile_of_strip_ = step_ > 0 ? group : group + (height_ - 1 - group) / groups_ * groups_;
+    column_slot_ = 0;
+    begins_run_ = true;
+    find_place();
+  }
+
   __device__ void enter(int index) {
     index_ = index;
     // Not one load by either address: that of a parameter alone is as near as a register.
@@ -151,40 +149,29 @@ class Cursor {
     blocks_ = boxes_across_ < 3 ? kBoxes / boxes_across_ : 1;
     strips_ = target.strips;
     height_ = target.height;
+    groups_ = target.groups;
     chunk_count_ = target.chunk_count;
-    needs_base_ = K::kDora || K::kRotation || p_.op != ops::WeightOp::kDiff || target.kronecker.times_base;
+    needs_base_ = K::kDora || K::kRotation || p_.op != ops::WeightOp::kDiff;
   }
 
   /// Where a tile of a strip is.
   __device__ void find_place() {
     if constexpr (K::kKronecker) {
-      const int wide = (columns_ + kStreamColumns - 1) / kStreamColumns, groups = (across_ + blocks_ - 1) / blocks_;
-      place_ = {strip_ % wide * kStreamColumns, tile_of_strip_ % groups * blocks_, strip_ / wide * kStreamRows,
-                tile_of_strip_ / groups};
+      const int wide = (columns_ + kStreamColumns - 1) / kStreamColumns, sets = (across_ + blocks_ - 1) / blocks_;
+      place_ = {strip_ % wide * kStreamColumns, tile_of_strip_ % sets * blocks_, strip_ / wide * kStreamRows,
+                tile_of_strip_ / sets};
     } else {
       place_ = {strip_ * kStreamColumns, 0, tile_of_strip_ * kStreamRows, 0};
     }
   }
 
-  /// To the next tile of the same strip.
-  __device__ void move() {
-    if constexpr (!K::kKronecker) {
-      place_.y += step_ * kStreamRows;
-      return;
-    }
-    place_.j += step_ * blocks_;
-    if (place_.j >= 0 && place_.j < across_) return;
-    place_.i += step_;
-    place_.j = step_ > 0 ? 0 : (across_ - 1) / blocks_ * blocks_;
-  }
-
   const Parameters &p_;
   const StreamTarget *target_;
   const int step_;
-  std::uint32_t tile_, end_;
-  int index_, rows_, columns_, across_, boxes_across_, blocks_, strips_, height_, chunk_count_;
+  std::uint32_t run_;
+  int index_ = -1, rows_, columns_, across_, boxes_across_, blocks_, strips_, height_, groups_, chunk_count_;
   int strip_, tile_of_strip_, column_slot_ = 0;
-  bool begins_strip_ = true, needs_base_ = true;
+  bool begins_run_ = true, needs_base_ = true;
   Place place_;
 };
 
@@ -448,10 +435,10 @@ class Kronecker {
   __device__ void begin_tile(char *) {}
 
   __device__ void prepare(const Cursor<K> &at) {
-    if (at.begins_strip()) load_right(at);
+    if (at.begins_run()) load_right(at);
     const Place place = at.place_of_box(box_);
     left_ = scale_;
-    if (left_dtype_ == LYC_DTYPE_NONE || place.j >= at.across() || scale_ == 0.0f) return;
+    if (place.j >= at.across() || scale_ == 0.0f) return;
     left_ *= load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_);
   }
 
@@ -603,7 +590,6 @@ class Worker {
   __device__ void enter(const StreamTarget &target) {
     active_ = terms_.enter(target);
     bf16_ = target.bf16 != 0;
-    times_base_ = K::kKronecker && target.kronecker.times_base;
     if constexpr (K::kDora) {
       dora_ = target.dora;
       v_ = static_cast<float>(
@@ -698,13 +684,7 @@ class Worker {
   __device__ void add(char *slot, int y, const Delta &delta) const {
     const bool keeps_base = p_.op != ops::WeightOp::kDiff;
     Words words = {};
-    if (keeps_base || times_base_) words = load(slot, y);
-    if (K::kKronecker && times_base_)
-      return replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
-        const float2 d = delta.pair(half, n);
-        const float kept = keeps_base ? 1.0f : 0.0f;
-        return make_float2(base.x * (d.x + kept), base.y * (d.y + kept));
-      });
+    if (keeps_base) words = load(slot, y);
     replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
       const float2 d = delta.pair(half, n);
       return make_float2(base.x + d.x, base.y + d.y);
@@ -814,7 +794,7 @@ class Worker {
   Terms<K> terms_;
   StreamDora dora_{};
   float v_ = 1.0f;
-  bool active_ = false, bf16_ = false, times_base_ = false;
+  bool active_ = false, bf16_ = false;
 };
 
 template <typename K>
@@ -893,8 +873,8 @@ constexpr Instance kInstances[] = {
     instance<4, StreamForm::kSeveral, false>(),        instance<2, StreamForm::kHadamard, true>(),
     instance<4, StreamForm::kHadamard, true>(),        instance<6, StreamForm::kHadamard, true>(),
     instance<2, StreamForm::kHadamard, false>(),       instance<4, StreamForm::kHadamard, false>(),
-    instance<0, StreamForm::kKronecker, true>(),       instance<6, StreamForm::kRotation, true>(),
-    instance<6, StreamForm::kRotation, false>(),       instance<1, StreamForm::kSingle, true, true>(),
+    instance<6, StreamForm::kRotation, true>(),        instance<6, StreamForm::kRotation, false>(),
+    instance<1, StreamForm::kSingle, true, true>(),
     instance<4, StreamForm::kSeveral, true, true>(),   instance<4, StreamForm::kSeveral, false, true>(),
     instance<2, StreamForm::kHadamard, true, true>(),  instance<4, StreamForm::kHadamard, true, true>(),
     instance<2, StreamForm::kHadamard, false, true>(), instance<4, StreamForm::kHadamard, false, true>(),
@@ -925,7 +905,7 @@ cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const Strea
   Parameters parameters{only, table, run.op, run.pass, run.multipliers, run.workspace};
   void *arguments[] = {&parameters};
   const unsigned grid =
-      table.tile_count < static_cast<unsigned>(blocks) ? table.tile_count : static_cast<unsigned>(blocks);
+      table.run_count < static_cast<unsigned>(blocks) ? table.run_count : static_cast<unsigned>(blocks);
   return launch_kernel(reinterpret_cast<const void *>(instance.kernel), grid, instance.threads,
                        static_cast<std::size_t>(instance.shared_bytes), on, arguments);
 }

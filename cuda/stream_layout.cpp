@@ -265,7 +265,6 @@ class TermBuilder {
     const bool same = !target_.base.data || target_.base.dtype == target_.out.dtype;
     if (!same || (turned_ && target_.out.kernel_size() != 1)) return std::nullopt;
     if (term_.kind == ops::TermKind::kKronecker) return kronecker();
-    if (term_.kind == ops::TermKind::kProduct || term_.kind == ops::TermKind::kBaseHadamard) return whole();
     if (term_.kind == ops::TermKind::kRotation) return rotation(batch_.rotations[term_.rotation]);
     return std::nullopt;
   }
@@ -298,13 +297,12 @@ class TermBuilder {
   }
 
   std::optional<StreamWeight> kronecker() {
-    const bool dora = adapter_.dora_axis != ops::DoraAxis::kNone;
     const std::int64_t left_rows = turned_ ? term_.p.in() : term_.p.out();
     const std::int64_t left_columns = turned_ ? term_.p.out() : term_.p.in();
     const std::int64_t rows = turned_ ? term_.q.in() : term_.q.out();
     const std::int64_t columns = turned_ ? term_.q.out() : term_.q.in() * term_.q.kernel_holder().kernel_size();
     const Operand out = seen(target_.out);
-    if (term_.row_begin != 0 || rows < kMinBlockRows || columns < kMinBlockColumns || columns % 2 != 0 ||
+    if (adapter_.dora_axis == ops::DoraAxis::kNone || term_.row_begin != 0 || rows < kMinBlockRows || columns < kMinBlockColumns || columns % 2 != 0 ||
         left_rows * rows != out.out || left_columns * columns != columns_of(out) || !has_even_steps(term_.q) ||
         !add_weight({rows, columns, left_rows, left_columns}, StreamForm::kKronecker))
       return std::nullopt;
@@ -319,8 +317,8 @@ class TermBuilder {
     product.left_row = left_seen.stride_out;
     product.left_column = left_seen.stride_in;
     set_right(right, column_step(seen(right.operand)));
-    weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, dora);
-    if (dora) add_dora(weight_, magnitudes(), adapter_.multiplier_index, products_);
+    weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, true);
+    add_dora(weight_, magnitudes(), adapter_.multiplier_index, products_);
     return weight_;
   }
 
@@ -334,32 +332,6 @@ class TermBuilder {
     product.right_column = column;
     product.right_pairs = column == 1 && product.right_row % 2 == 0 &&
                           aligned(t.data, 2 * static_cast<std::int64_t>(dtype_size(t.dtype)));
-  }
-
-  /// A whole difference, or one that scales the weight: a right half alone. Where it is the same for all columns or all
-  /// rows, it serves many blocks.
-  std::optional<StreamWeight> whole() {
-    const Operand out = seen(target_.out);
-    const std::int64_t rows = out.out, columns = columns_of(out);
-    if (!term_.p.whole() || adapter_.dora_axis != ops::DoraAxis::kNone || columns % 2 != 0) return std::nullopt;
-    check_product(term_.p);
-    const Source right{rows_from(term_.p.down, term_.row_begin)};
-    const Operand t = seen(right.operand);
-    const bool by_row = column_step(t) == 0 && (t.in == 1 || stride(t, kInAxis) == 0);
-    const bool by_column = stride(t, kOutAxis) == 0;
-    Grid grid{rows, columns};
-    if (by_row && columns % kBoxColumns == 0) grid = {rows, kBoxColumns, 1, columns / kBoxColumns};
-    if (by_column && !by_row && rows % kStreamRows == 0) grid = {kStreamRows, columns, rows / kStreamRows, 1};
-    if ((!by_row && !has_even_steps(term_.p)) || !add_weight(grid, StreamForm::kKronecker)) return std::nullopt;
-    check_term();
-    check_fit(term_.p.out(), term_.p.in(), term_.p.down, term_, target_.out);
-    weight_.target.kronecker.times_base = term_.kind == ops::TermKind::kBaseHadamard;
-    require(target_.base.data || !weight_.target.kronecker.times_base,
-            "a term made from the weight needs the base weight");
-    set_right(right, by_row ? 0 : column_step(t));
-    if (by_column) weight_.target.kronecker.right_row = 0;
-    weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, false);
-    return weight_;
   }
 
   /// Whether columns of the right half lie equally far apart; a run makes its own halves so.
@@ -427,14 +399,28 @@ std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops
   return TermBuilder(batch, target, products).build();
 }
 
-std::vector<std::uint32_t> StreamGroup::first_tiles() const {
-  std::vector<std::uint32_t> first = {0};
-  for (const StreamWeight &weight : weights) {
-    const std::int64_t tiles = first.back() + std::int64_t{weight.target.strips} * weight.target.height;
-    require(tiles <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
-    first.push_back(static_cast<std::uint32_t>(tiles));
+std::int64_t StreamGroup::tiles() const {
+  std::int64_t tiles = 0;
+  for (const StreamWeight &weight : weights) tiles += std::int64_t{weight.target.strips} * weight.target.height;
+  return tiles;
+}
+
+void schedule(StreamGroup &group, std::int64_t resident_blocks) {
+  // As many runs as blocks make all of them walk side by side; where there is work for long, runs need not be so short
+  // that their beginnings tell.
+  constexpr std::int64_t kLongRun = 4, kManyTiles = 16;
+  const std::int64_t length = std::clamp<std::int64_t>(group.tiles() / (kManyTiles * resident_blocks), 1, kLongRun);
+  std::int64_t runs = 0;
+  group.first_run.clear();
+  for (StreamWeight &weight : group.weights) {
+    StreamTarget &target = weight.target;
+    const std::int64_t most = std::max<std::int64_t>(1, resident_blocks / target.strips);
+    target.groups = static_cast<std::int32_t>(std::min(most, ceil_div(target.height, length)));
+    group.first_run.push_back(static_cast<std::uint32_t>(runs));
+    runs += std::int64_t{target.strips} * target.groups;
+    require(runs <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
   }
-  return first;
+  group.run_count = static_cast<std::uint32_t>(runs);
 }
 
 std::string describe(const StreamGroup &group) {
@@ -447,7 +433,7 @@ std::string describe(const StreamGroup &group) {
                            : kind.form == StreamForm::kHadamard ? ranks("Hadamard products")
                                                                 : ranks("low-rank products");
   return concat(what, kind.dora ? " with DoRA" : "", ", streamed: ", group.weights.size(), " weights, ",
-                group.first_tiles().back(), " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
+                group.tiles(), " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
 }
 
 }  // namespace lyc::cuda

@@ -40,7 +40,8 @@ struct StreamMagnitudes {
 std::optional<StreamWeight> stream_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms,
                                             const StreamMagnitudes *magnitudes, Products &products);
 
-/// The same for a target whose one term is a Kronecker product or a rotation of its rows, which goes into `products`.
+/// The same for a target whose one term is a Kronecker product under DoRA or a rotation of its rows, which goes into
+/// `products`.
 std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops::WeightTarget &target,
                                         Products &products);
 
@@ -48,10 +49,14 @@ std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops
 struct StreamGroup {
   StreamKind kind;
   std::vector<StreamWeight> weights;
+  std::vector<std::uint32_t> first_run;  // of each weight
+  std::uint32_t run_count = 0;
 
-  /// Tiles before each weight, and of all of them at the end.
-  std::vector<std::uint32_t> first_tiles() const;
+  std::int64_t tiles() const;
 };
+
+/// Cut strips into runs, for a device on which `resident_blocks` run at once.
+void schedule(StreamGroup &group, std::int64_t resident_blocks);
 
 std::string describe(const StreamGroup &group);
 

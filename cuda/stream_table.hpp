@@ -69,15 +69,13 @@ struct StreamTerm {
   std::int32_t multiplier_index;
 };
 
-/// left[i, j] * right[y, x] on block (i, j), times the weight's element where `times_base` is 1. A half in the
-/// workspace is an offset. A whole difference, or a vector that scales rows or columns, has no left half.
+/// left[i, j] * right[y, x] on block (i, j). A half in the workspace is an offset.
 struct StreamKronecker {
   const void *left, *right;
-  lyc_dtype left_dtype, right_dtype;  // left NONE: 1
+  lyc_dtype left_dtype, right_dtype;
   std::int32_t left_in_workspace, right_in_workspace;
   std::int64_t left_row, left_column, right_row, right_column;  // strides
   std::int32_t right_pairs;                                     // 1: two neighbours of a row can be loaded at once
-  std::int32_t times_base;
 };
 
 /// What DoRA needs of lines, rows or columns: partial[piece][line], sums of squares, and factors[line].
@@ -95,6 +93,7 @@ struct StreamTarget {
   std::int32_t down, across;                                                        // blocks
   std::int32_t boxes_across;    // of a tile's boxes, those that are neighbours in one block
   std::int32_t strips, height;  // tiles of a strip
+  std::int32_t groups;          // runs of a strip
   std::int32_t bf16;            // the weight's dtype; else f16
   std::int32_t chunk_count, term_count;
   StreamChunk chunks[kMaxStreamChunks];
@@ -107,9 +106,9 @@ struct StreamTarget {
 /// Targets that one launch serves. One alone travels with the launch, and `targets` is null.
 struct StreamTable {
   const StreamTarget *targets;
-  const std::uint32_t *first_tile;  // of each target, ascending from 0
+  const std::uint32_t *first_run;  // of each target, ascending from 0
   std::int32_t target_count;
-  std::uint32_t tile_count;
+  std::uint32_t run_count;
 };
 
 }  // namespace lyc::cuda

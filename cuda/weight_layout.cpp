@@ -281,12 +281,11 @@ class Builder {
   }
 
   void add(const StreamWeight &weight) {
-    layout_.reads_base |=
-        weight.kind.dora || weight.kind.form == StreamForm::kRotation || weight.target.kronecker.times_base;
+    layout_.reads_base |= weight.kind.dora || weight.kind.form == StreamForm::kRotation;
     auto &groups = layout_.streams;
     auto group =
         std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });
-    if (group == groups.end()) group = groups.insert(group, {weight.kind, {}});
+    if (group == groups.end()) group = groups.insert(group, {weight.kind, {}, {}, 0});
     group->weights.push_back(weight);
   }
 

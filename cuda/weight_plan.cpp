@@ -115,14 +115,13 @@ class Uploader {
     plan_.streams.resize(plan_.layout.streams.size());
     for (std::size_t g = 0; g < plan_.streams.size(); ++g) {
       const StreamGroup &group = plan_.layout.streams[g];
-      const std::vector<std::uint32_t> first_tiles = group.first_tiles();
       plan_.streams[g].target_count = static_cast<std::int32_t>(group.weights.size());
-      plan_.streams[g].tile_count = first_tiles.back();
+      plan_.streams[g].run_count = group.run_count;
       const std::vector<StreamTarget> targets = encode(*plan_.context, group);
       plan_.only.push_back(targets.front());
       if (targets.size() == 1) continue;  // travels with the launch
       append(targets, plan_.streams[g].targets);
-      append(first_tiles, plan_.streams[g].first_tile);
+      append(group.first_run, plan_.streams[g].first_run);
     }
   }
 
@@ -149,6 +148,9 @@ class Uploader {
     const std::size_t terms = block_.append(layout.terms);
     for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
       if (layout.groups[k].targets.empty()) continue;
+      const ElementwiseTarget &first = layout.groups[k].targets.front();
+      plan_.elementwise[k].only = first;
+      plan_.elementwise[k].only_term = layout.terms[static_cast<std::size_t>(first.first_term)];
       append(layout.groups[k].targets, plan_.elementwise[k].targets);
       append(layout.groups[k].tiles, plan_.elementwise[k].tiles);
       point(plan_.elementwise[k].terms, terms);
@@ -296,10 +298,11 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   plan->context = &context;
   plan->multiplier_count = batch.multiplier_count;
   plan->layout = lay_out(batch, context.encode_map != nullptr);
-  for (const StreamGroup &group : plan->layout.streams) {
+  for (StreamGroup &group : plan->layout.streams) {
     int blocks = 0;
     check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     plan->stream_blocks.push_back(blocks * context.multiprocessors);
+    schedule(group, plan->stream_blocks.back());
   }
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;

@@ -403,7 +403,7 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kStreamed = 21, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4, kProducts = 4, kRotations = 1;
+  constexpr int kStreamed = 20, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4, kProducts = 4, kRotations = 1;
   constexpr int kTerms = 3, kMultipliers = 1;
   EXPECT_EQ(plan.info.launches,
             kStreamed + kStreamedNorms + kLowRank + kElementwise + kProducts + kRotations + kTerms + kMultipliers)

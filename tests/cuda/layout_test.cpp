@@ -204,31 +204,52 @@ TEST_F(Terms, AMagnitudeOfInputFeaturesCoversTheKernel) {
   EXPECT_EQ(task.magnitudes, 20);
 }
 
-TEST_F(Terms, ElementwiseTermsOfPlainRowsHaveTheirOwnKernels) {
+TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
   term.p_out = term.p_in = 8;
   EXPECT_TRUE(lay_out_one({128, 128}, Order::kOIHW, term).targets.empty());
   EXPECT_TRUE(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kOut).targets.empty());
-  EXPECT_EQ(lay_out_one({128, 128}, Order::kHWIO, term).targets.size(), 1u);
+  EXPECT_TRUE(lay_out_one({256, 128}, Order::kHWIO, term).targets.empty());
+  EXPECT_TRUE(lay_out_one({128, 160}, Order::kOIHW, term).targets.empty());
+  EXPECT_EQ(lay_out_one({128, 144}, Order::kOIHW, term).targets.size(), 1u);  // halves of 18 columns
   EXPECT_EQ(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kIn).targets.size(), 2u);
   const WeightLayout layout = lay_out(case_.batch());
-  const ElementwiseGroup &plain = layout.elementwise.groups[0], &dora = layout.elementwise.groups[2];
-  ASSERT_EQ(plain.targets.size(), 1u);
+  const ElementwiseGroup &plain = layout.elementwise.groups[0], &fours = layout.elementwise.groups[1],
+                         &dora = layout.elementwise.groups[2];
+  ASSERT_EQ(plain.targets.size(), 2u);
+  ASSERT_EQ(fours.targets.size(), 1u);  // halves of 20 columns
   ASSERT_EQ(dora.targets.size(), 1u);
-  EXPECT_EQ(plain.targets[0].step, 16);  // rows that share the right half's row
-  EXPECT_EQ(plain.tiles.pieces, 16u);
+  EXPECT_EQ(plain.targets[0].step.value, 16u);  // rows that share the right half's row
+  EXPECT_EQ(plain.targets[0].threads, 128 * 128 / 8 / 4);
+  EXPECT_EQ(plain.targets[1].rows, 128);  // turned round
+  EXPECT_EQ(plain.targets[1].columns, 256);
+  EXPECT_EQ(plain.tiles.pieces, 2u + 4u);
+  EXPECT_EQ(dora.targets[0].step.value, 16u);
   EXPECT_EQ(dora.tiles.pieces, 16u);
   EXPECT_TRUE(layout.reads_base);
 }
 
-TEST_F(Terms, RowsOfAKroneckerProductThatEndWithinAHalfAreTakenOneByOne) {
+TEST_F(Terms, RowsThatTooFewShareAreTakenInOrder) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
-  term.p_out = term.p_in = 8;
-  lay_out_one({128, 128}, Order::kOIHW, term);
-  case_.targets()[0].base.out = case_.targets()[0].out.out = 120;
-  EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[0].targets.at(0).step, 1);
+  term.p_out = 4, term.p_in = 8;
+  lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kOut);
+  EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[2].targets.at(0).step.value, 1u);
+}
+
+TEST_F(Terms, DivisorsDivide) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 1;
+  std::vector<std::int64_t> sizes = {4, 12, 20, 252, 256, 260, 3072, 16380, 1 << 20};
+  for (std::int64_t size : sizes) lay_out_one({1, size}, Order::kOIHW, term);
+  const WeightLayout layout = lay_out(case_.batch());
+  for (const ElementwiseTerm &entry : layout.elementwise.terms) {
+    const auto [value, magic, shift] = entry.right_columns;
+    for (std::uint64_t n : {0u, 1u, value - 1, value, value + 1, 1000003u, 0x7fffffffu})
+      EXPECT_EQ((n + (n * magic >> 32)) >> shift, n / value) << n << " / " << value;
+  }
 }
 
 TEST_F(Layout, HadamardHalvesAndCoresTakeTheLowRankKernels) {
@@ -269,17 +290,34 @@ TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
   TermChoice term = choice(ops::TermKind::kKronecker);
   term.p_out = 4, term.p_in = 6;
   term.q = test::Half::kWhole;
-  const WeightLayout layout = lay_out_one({4 * 40, 6 * 64}, term);
+  const WeightLayout layout = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut);
   const StreamTarget &target = layout.streams.at(0).weights.at(0).target;
   EXPECT_EQ(target.rows, 40);
   EXPECT_EQ(target.columns, 64);
   EXPECT_EQ(target.boxes_across, 1);  // so a tile takes four neighbouring blocks
   EXPECT_EQ(target.strips, 2);        // 40 rows
   EXPECT_EQ(target.height, 4 * 2);
-  EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term).streams.size(), 0u);  // blocks too low
+  EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term, ops::DoraAxis::kOut).streams.size(), 0u);  // blocks too low
+  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term).streams.size(), 0u);            // the elementwise kernels'
   const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut, Order::kHWIO);
   EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.rows, 64);
   EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.dora.by_row, 0);
+}
+
+TEST_F(Stream, AllBlocksWalkDownAWeightSideBySide) {
+  WeightLayout layout = lay_out_one({384 * 32, 12 * 256}, choice(ops::TermKind::kProduct));
+  StreamGroup &group = layout.streams.at(0);
+  const auto groups = [&] { return group.weights.at(0).target.groups; };
+  schedule(group, 400);
+  EXPECT_EQ(groups(), 33);  // of 12 strips each: the most that are at work at once
+  EXPECT_EQ(group.run_count, 12u * 33u);
+  schedule(group, 5);
+  EXPECT_EQ(groups(), 1);
+  group.weights.insert(group.weights.end(), 63, group.weights.front());
+  schedule(group, 4000);
+  EXPECT_EQ(groups(), 384 / 4);  // there is enough for runs of four tiles
+  EXPECT_THAT(group.first_run, testing::SizeIs(64));
+  EXPECT_EQ(group.first_run.back(), 63u * 12 * 96);
 }
 
 TEST_F(Stream, DoraSumsSquaresOverBoxesOrTiles) {
