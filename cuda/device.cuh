@@ -90,6 +90,14 @@ __device__ inline float dora_change(const DoraFactors &factors, float base, floa
   return fmaf(factors.x, fmaf(factors.v, delta, factors.w * base), factors.y * base);
 }
 
+/// Over the lanes whose numbers differ in the bits from kFirst to below kEnd.
+template <int kFirst, int kEnd>
+__device__ float sum_over(float value) {
+#pragma unroll
+  for (int distance = kFirst; distance < kEnd; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
 __device__ inline float sum_of_warp(float value) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);

@@ -16,22 +16,15 @@ namespace lyc::cuda {
 namespace {
 
 constexpr int kSlots = 4;
+constexpr int kTileBytes = kBoxes * kBoxBytes;
 
 /// An instance's properties as a type.
 template <int kMostChunks, StreamForm kTheForm, bool kBf16, bool kWithDora = false>
-struct Kind {
-  static constexpr int kChunks = kMostChunks;
-  static constexpr StreamForm kForm = kTheForm;
-  static constexpr bool kBf16Factors = kBf16, kDora = kWithDora;
-  static constexpr bool kRotation = kForm == StreamForm::kRotation, kKronecker = kForm == StreamForm::kKronecker;
-  static constexpr bool kLowRank = !kRotation && !kKronecker;
-  static constexpr int kWarps = stream_warps(kChunks, kForm), kThreads = (kWarps + 1) * 32;
-  static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
-  static constexpr int kSlotBytes = kTileBytes + kChunks * kRowChunkBytes;
-  static constexpr int kHeldBytes = kKronecker ? kStreamRows * kStreamColumns * 4 : 0;
-  static constexpr int kBlocks = kWarps == kBoxes && kLowRank ? 3 : 2;  // wanted on a multiprocessor
-  static constexpr int kUnroll = kRotation ? 2 : 1;  // halves of a tile at once: what they index is in registers
-  using Element = std::conditional_t<kBf16Factors, Bf16, F16>;  // of factors
+struct Kind : TermsKind<kMostChunks, kTheForm, kBf16, kWithDora, stream_warps_per_box(kMostChunks, kTheForm)> {
+  static constexpr int kWarps = kBoxes * Kind::kWarpsPerBox, kThreads = (kWarps + 1) * 32;
+  static constexpr int kSlotBytes = kTileBytes + kMostChunks * kRowChunkBytes;
+  static constexpr int kBlocks = kWarps == kBoxes && Kind::kLowRank ? 3 : 2;  // wanted on a multiprocessor
+  static constexpr int kUnroll = Kind::kRotation ? 2 : 1;  // halves of a tile at once: what they index is in registers
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -43,7 +36,8 @@ struct Kind {
 template <typename K>
 class Cursor {
  public:
-  __device__ explicit Cursor(const Parameters &p) : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1) {
+  __device__ explicit Cursor(const StreamParameters &p)
+      : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1) {
     const StreamTable &table = p.table;
     const std::uint64_t tiles = table.tile_count;
     tile_ = static_cast<std::uint32_t>(tiles * blockIdx.x / gridDim.x);
@@ -155,7 +149,7 @@ class Cursor {
     place_.j = step_ > 0 ? 0 : (across_ - 1) / blocks_ * blocks_;
   }
 
-  const Parameters &p_;
+  const StreamParameters &p_;
   const StreamTarget *target_;
   const int step_;
   std::uint32_t tile_, end_;
@@ -176,14 +170,8 @@ struct Ring {
 
 // -- the thread that copies -------------------------------------------------------------------------------------------
 
-/// From line `line` on in one chunk of a packed factor.
-__device__ const char *packed_lines(const Parameters &p, std::uint64_t packed, int extent, int chunk, int line) {
-  const std::int64_t lines = (extent + kPackedLines - 1) / kPackedLines * kPackedLines;
-  return p.workspace + packed + (chunk * lines + line) * kChunkRowBytes;
-}
-
 template <typename K>
-__device__ void load_columns(const Parameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
+__device__ void load_columns(const StreamParameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
   const int first = at.column_slot() * kColumnSlotChunks, boxes = at.boxes();
   const int chunks = max(0, min(kColumnSlotChunks, at.chunk_count() - first));
   const Barrier full = ring.full(item);
@@ -192,60 +180,37 @@ __device__ void load_columns(const Parameters &p, const Ring &ring, unsigned ite
 #pragma unroll
   for (int c = 0; c < K::kChunks; ++c) {
     if (c < first || c >= first + chunks) continue;
-    const StreamTarget &target = at.target();
-    const StreamChunk &chunk = target.chunks[c];
-    const int rank = chunk.column_chunk * kChunkRanks;
 #pragma unroll
-    for (int box = 0; box < kBoxes; ++box) {
-      if (box >= boxes) continue;
-      const int x = at.place().x + box * kBoxColumns;
-      const std::uint32_t at_box = to + ((c - first) * kBoxes + box) * kColumnChunkBytes;
-      if (chunk.column_packed)
-        copy_in(at_box, packed_lines(p, target.packed_column[chunk.product], at.columns(), chunk.column_chunk, x),
-                kColumnChunkBytes, full);
-      else
-        copy_in(at_box, target.column[chunk.product], chunk.column_transposed ? rank : x,
-                chunk.column_transposed ? x : rank, full);
-    }
+    for (int box = 0; box < kBoxes; ++box)
+      if (box < boxes)
+        load_column_factor(p, column_chunk(to, box, c), at.target(), at.target().chunks[c], at.columns(),
+                           at.place().x + box * kBoxColumns, full);
   }
 }
 
 template <typename K>
-__device__ void load_tile(const Parameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
+__device__ void load_tile(const StreamParameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
   const int boxes = at.needs_base() ? at.boxes() : 0, chunks = at.chunk_count(), y = at.place().y;
   const Barrier full = ring.full(item);
   full.arrive_expecting(boxes * kBoxBytes + chunks * kRowChunkBytes);
-  const std::uint32_t to = shared_address(ring.slot(item, K::kSlotBytes));
+  char *slot = ring.slot(item, K::kSlotBytes);
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box)
-    if (box < boxes) copy_in(to + box * kBoxBytes, at.target().base, at.place_of_box(box), full);
-#pragma unroll
-  for (int c = 0; c < K::kChunks; ++c) {
-    if (c >= chunks) continue;
-    const StreamTarget &target = at.target();
-    const StreamChunk &chunk = target.chunks[c];
-    const int rank = chunk.row_chunk * kChunkRanks;
-    const std::uint32_t at_chunk = to + kTileBytes + c * kRowChunkBytes;
-    if (chunk.row_packed)
-      copy_in(at_chunk, packed_lines(p, target.packed_row[chunk.product], at.rows(), chunk.row_chunk, y),
-              kRowChunkBytes, full);
-    else
-      copy_in(at_chunk, target.row[chunk.product], chunk.row_transposed ? y : rank, chunk.row_transposed ? rank : y,
-              full);
-  }
+    if (box < boxes) copy_in(shared_address(box_of<K>(slot, box)), at.target().base, at.place_of_box(box), full);
+  load_row_factors<K>(p, shared_address(slot), at.target(), chunks, at.rows(), y, full);
 }
 
 template <typename K>
 __device__ void store_tile(const Ring &ring, unsigned item, const Cursor<K> &at) {
-  const std::uint32_t from = shared_address(ring.slot(item, K::kSlotBytes));
+  char *slot = ring.slot(item, K::kSlotBytes);
   const int boxes = at.boxes();
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box)
-    if (box < boxes) copy_out(at.target().out, at.place_of_box(box), from + box * kBoxBytes);
+    if (box < boxes) copy_out(at.target().out, at.place_of_box(box), shared_address(box_of<K>(slot, box)));
 }
 
 template <typename K>
-__device__ void feed(const Parameters &p, const Ring &ring) {
+__device__ void feed(const StreamParameters &p, const Ring &ring) {
   Cursor<K> load(p), store(p);
   unsigned loaded = 0;
   const auto load_next = [&] {
@@ -273,16 +238,14 @@ __device__ void feed(const Parameters &p, const Ring &ring) {
 /// What one warp does with its columns of every tile.
 template <typename K>
 class Worker {
-  static constexpr int kPairs = Sum<K>::kPairs, kWarpsPerBox = K::kWarps / kBoxes;
+  static constexpr int kPairs = Sum<K>::kPairs;
+  using Words = typename WarpColumns<K>::Words;
 
  public:
-  __device__ Worker(const Parameters &p, const Ring &ring, int warp)
-      : p_(p),
-        box_(warp / kWarpsPerBox),
-        first_pair_(warp % kWarpsPerBox * kPairs),
-        terms_(p, box_, first_pair_, ring.held + warp * (K::kHeldBytes / K::kWarps)) {}
+  __device__ Worker(const StreamParameters &p, const Ring &ring, int warp)
+      : p_(p), my_(warp), terms_(p, my_, ring.held + warp * (K::kHeldBytes / K::kWarpsPerBox)) {}
 
-  __device__ int box() const { return box_; }
+  __device__ int box() const { return my_.box(); }
 
   __device__ void enter(const StreamTarget &target) {
     active_ = terms_.enter(target);
@@ -298,7 +261,7 @@ class Worker {
   __device__ void take_columns(char *slot, int column_slot) { terms_.take_columns(slot, column_slot); }
   /// What can be fetched before the tile is there.
   __device__ void prepare(const Cursor<K> &at) {
-    if (active_) terms_.prepare(at);
+    if (active_) tile_ = terms_.prepare(at, at.place_of_box(my_.box()));
   }
 
   __device__ void work_on(char *slot, const Cursor<K> &at) {
@@ -312,7 +275,7 @@ class Worker {
   template <typename Type>
   __device__ void work_on_type(char *slot, const Cursor<K> &at) {
     if (!active_) {
-      if (p_.op == ops::WeightOp::kDiff && p_.pass == StreamPass::kMerge) clear(slot);
+      if (p_.op == ops::WeightOp::kDiff && p_.pass == StreamPass::kMerge) my_.clear(slot);
       return;
     }
     terms_.begin_tile(slot);
@@ -323,7 +286,7 @@ class Worker {
         work_on_lines<Type, false>(slot, at);
     } else {
 #pragma unroll K::kUnroll
-      for (int y = 0; y < kStreamRows; y += 16) add<Type>(slot, y, terms_.rows(slot, y));
+      for (int y = 0; y < kStreamRows; y += 16) add<Type>(slot, y, terms_.rows(slot, y, tile_));
     }
   }
 
@@ -335,61 +298,18 @@ class Worker {
       merge_dora<Type, kByRow>(slot, at);
   }
 
-  /// 16 rows of the warp's columns as they lie in the tile, two neighbours a word. All of them are loaded before any is
-  /// stored, so that loads overlap.
-  struct Words {
-    std::uint32_t word[2][kPairs];
-  };
-
-  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128).
-  __device__ std::uint32_t *word_at(char *slot, int y, int half, int n) const {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    char *row = slot + box_ * kBoxBytes + g * kRowBytes + q * 4;
-    return reinterpret_cast<std::uint32_t *>(row + ((first_pair_ + n) * 16 ^ g * 16) + (y + half * 8) * kRowBytes);
-  }
-
-  template <typename Visit>
-  __device__ void for_words(char *slot, int y, Visit visit) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) visit(half, n, word_at(slot, y, half, n));
-  }
-
-  __device__ Words load(char *slot, int y) const {
-    Words words;
-    for_words(slot, y, [&](int half, int n, const std::uint32_t *at) { words.word[half][n] = *at; });
-    return words;
-  }
-
-  /// Replace each pair of neighbours by what `change(half, n, pair)` makes of it.
-  template <typename Type, typename Change>
-  __device__ void replace(char *slot, int y, Words words, Change change) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n)
-        Type::put(&words.word[half][n], 0, change(half, n, Type::get(&words.word[half][n], 0)));
-    for_words(slot, y, [&](int half, int n, std::uint32_t *at) { *at = words.word[half][n]; });
-  }
-
-  __device__ void clear(char *slot) const {
-#pragma unroll
-    for (int y = 0; y < kStreamRows; y += 16) for_words(slot, y, [](int, int, std::uint32_t *at) { *at = 0; });
-  }
-
   template <typename Type, typename Delta>
   __device__ void add(char *slot, int y, const Delta &delta) const {
     const bool keeps_base = p_.op != ops::WeightOp::kDiff;
     Words words = {};
-    if (keeps_base || times_base_) words = load(slot, y);
+    if (keeps_base || times_base_) words = my_.load(slot, y);
     if (K::kKronecker && times_base_)
-      return replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
+      return my_.template replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
         const float2 d = delta.pair(half, n);
         const float kept = keeps_base ? 1.0f : 0.0f;
         return make_float2(base.x * (d.x + kept), base.y * (d.y + kept));
       });
-    replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
+    my_.template replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
       const float2 d = delta.pair(half, n);
       return make_float2(base.x + d.x, base.y + d.y);
     });
@@ -400,12 +320,12 @@ class Worker {
   __device__ void add_squares(char *slot, const Cursor<K> &at) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     auto *partial = reinterpret_cast<float *>(p_.workspace + dora_.partial);
-    const Place place = at.place_of_box(box_);
+    const Place place = at.place_of_box(my_.box());
     float column_sums[kPairs][2] = {};
 #pragma unroll K::kUnroll
     for (int y = 0; y < kStreamRows; y += 16) {
-      const Words words = load(slot, y);
-      const auto delta = terms_.rows(slot, y);
+      const Words words = my_.load(slot, y);
+      const auto delta = terms_.rows(slot, y, tile_);
       float row_sums[2] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half)
@@ -424,7 +344,7 @@ class Worker {
       if constexpr (!kByRow) continue;
       const int boxes = (at.columns() + kBoxColumns - 1) / kBoxColumns;
       const std::int64_t piece =
-          std::int64_t{place.j * boxes + place.x / kBoxColumns} * kWarpsPerBox + first_pair_ / kPairs;
+          std::int64_t{place.j * boxes + place.x / kBoxColumns} * K::kWarpsPerBox + my_.first_pair() / kPairs;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float sum = sum_over<1, 4>(row_sums[half]);
@@ -440,18 +360,10 @@ class Worker {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float sum = sum_over<4, 32>(column_sums[n][c]);
-          const int column = place.x + (first_pair_ + n) * 8 + q * 2 + c;
+          const int column = place.x + (my_.first_pair() + n) * 8 + q * 2 + c;
           if (g == 0 && column < at.columns()) partial[piece * dora_.lines + place.j * at.columns() + column] = sum;
         }
     }
-  }
-
-  /// Over the lanes whose numbers differ in the bits from kFirst to below kEnd.
-  template <int kFirst, int kEnd>
-  __device__ static float sum_over(float value) {
-#pragma unroll
-    for (int distance = kFirst; distance < kEnd; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
-    return value;
   }
 
   __device__ DoraFactors factors_of(int line) const {
@@ -463,7 +375,7 @@ class Worker {
   template <typename Type, bool kByRow>
   __device__ void merge_dora(char *slot, const Cursor<K> &at) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const Place place = at.place_of_box(box_);
+    const Place place = at.place_of_box(my_.box());
     const float kept = p_.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
     const auto merged = [&](const DoraFactors &factors, float base, float d) {
       return fmaf(kept, base, dora_change(factors, base, d));
@@ -474,16 +386,16 @@ class Worker {
       if constexpr (kByRow)
         for (int half = 0; half < 2; ++half)
           factors[half] = factors_of(place.i * at.rows() + place.y + y + half * 8 + g);
-      const auto delta = terms_.rows(slot, y);
+      const auto delta = terms_.rows(slot, y, tile_);
 #pragma unroll
       for (int n = 0; n < kPairs; ++n) {
         if constexpr (!kByRow) {
-          const int column = place.j * at.columns() + place.x + (first_pair_ + n) * 8 + q * 2;
+          const int column = place.j * at.columns() + place.x + (my_.first_pair() + n) * 8 + q * 2;
           for (int c = 0; c < 2; ++c) factors[c] = factors_of(column + c);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          std::uint32_t *word = word_at(slot, y, half, n);
+          std::uint32_t *word = my_.word_at(slot, y, half, n);
           const float2 base = Type::get(word, 0), d = delta.pair(half, n);
           Type::put(word, 0,
                     make_float2(merged(factors[kByRow ? half : 0], base.x, d.x),
@@ -493,16 +405,17 @@ class Worker {
     }
   }
 
-  const Parameters &p_;
-  const int box_, first_pair_;
+  const StreamParameters &p_;
+  const WarpColumns<K> my_;
   Terms<K> terms_;
+  typename Terms<K>::Tile tile_{};
   StreamDora dora_{};
   float v_ = 1.0f;
   bool active_ = false, bf16_ = false, times_base_ = false;
 };
 
 template <typename K>
-__device__ void compute(const Parameters &p, const Ring &ring, int warp) {
+__device__ void compute(const StreamParameters &p, const Ring &ring, int warp) {
   Worker<K> worker(p, ring, warp);
   int entered = -1;
   unsigned item = 0;
@@ -529,7 +442,7 @@ __device__ void compute(const Parameters &p, const Ring &ring, int warp) {
 #endif
 
 template <typename K>
-__global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const __grid_constant__ Parameters p) {
+__global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const __grid_constant__ StreamParameters p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ char raw[];
   __shared__ alignas(8) std::uint64_t barriers[2 * kSlots];
@@ -555,7 +468,7 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const _
 
 struct Instance {
   StreamKind kind;
-  void (*kernel)(Parameters);
+  void (*kernel)(StreamParameters);
   int threads, shared_bytes;
 };
 
@@ -565,7 +478,7 @@ constexpr Instance instance() {
   return {{kChunks, kForm, kBf16Factors, kDora},
           stream_kernel<K>,
           K::kThreads,
-          kSlots * K::kSlotBytes + K::kHeldBytes + kSwizzleAlignment};
+          kSlots * K::kSlotBytes + kBoxes * K::kHeldBytes + kSwizzleAlignment};
 }
 
 // What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do
@@ -606,7 +519,7 @@ cudaError_t resident_blocks(StreamKind kind, int *blocks) {
 cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const StreamTarget &only, int blocks,
                           const StreamRun &run, const Launch &on) {
   const Instance &instance = instance_of(kind);
-  Parameters parameters{only, table, run.op, run.pass, run.multipliers, run.workspace};
+  StreamParameters parameters{only, table, run.op, run.pass, run.multipliers, run.workspace};
   void *arguments[] = {&parameters};
   const unsigned grid =
       table.tile_count < static_cast<unsigned>(blocks) ? table.tile_count : static_cast<unsigned>(blocks);

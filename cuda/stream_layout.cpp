@@ -88,7 +88,7 @@ bool has_instance(const StreamKind &kind, std::int64_t chunks) {
 void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int32_t multiplier_index,
               Products &products) {
   StreamTarget &target = weight.target;
-  const int halves = stream_warps(weight.kind.chunks, weight.kind.form) / kBoxes;
+  const int halves = stream_warps_per_box(weight.kind.chunks, weight.kind.form);
   const std::int64_t rows = std::int64_t{target.rows} * target.down;
   const std::int64_t columns = std::int64_t{target.columns} * target.across;
   const std::int64_t lines = magnitudes.by_row ? rows : columns;

@@ -37,10 +37,10 @@ struct StreamKind {
   }
 };
 
-/// Computing warps, which share a tile's boxes: as many as it takes to have factors and sums in registers.
-constexpr int stream_warps(int chunks, StreamForm form) {
+/// Warps that compute a box: as many as it takes to have factors and sums in registers.
+constexpr int stream_warps_per_box(int chunks, StreamForm form) {
   const bool many = form == StreamForm::kHadamard || (form <= StreamForm::kSeveral && chunks >= 4);
-  return many ? 2 * kBoxes : kBoxes;
+  return many ? 2 : 1;
 }
 
 /// CUtensorMap, without its header.

@@ -1,5 +1,5 @@
 // What goes on top of a warp's columns of a tile: the terms of a StreamForm, for the kernels whose weights the copy
-// engine moves. Slots of shared memory hold a tile, box by box, and its row factors behind it, or column factors.
+// engine moves. Slots of shared memory hold the row factors of a tile, then its boxes; or column factors, box by box.
 //
 // Numerics. Tensor cores multiply 16-bit factors exactly and sum in float32; factors that a run computes come in three
 //           16-bit parts. A term whose multiplier is 0 adds nothing, not even NaN.
@@ -14,15 +14,27 @@ namespace lyc::cuda {
 
 inline constexpr int kRowBytes = kBoxColumns * 2;
 inline constexpr int kBoxBytes = kStreamRows * kRowBytes;
-inline constexpr int kTileBytes = kBoxes * kBoxBytes;
 inline constexpr int kChunkRowBytes = kChunkRanks * 2;
 inline constexpr int kRowChunkBytes = kStreamRows * kChunkRowBytes;
 inline constexpr int kColumnChunkBytes = kBoxColumns * kChunkRowBytes;  // of one box
 inline constexpr int kSwizzleAlignment = 1024;
 inline constexpr int kColumnSlotChunks = 2;  // column factors come in slots of their own
-static_assert(kColumnSlotChunks * kBoxes * kColumnChunkBytes <= kTileBytes);
+static_assert(kColumnSlotChunks * kColumnChunkBytes <= kBoxBytes && kRowChunkBytes % kSwizzleAlignment == 0);
 
-struct Parameters {
+/// What an instance of a kernel computes, as a type.
+template <int kMostChunks, StreamForm kTheForm, bool kBf16, bool kWithDora, int kWarpsOfBox>
+struct TermsKind {
+  static constexpr int kChunks = kMostChunks, kWarpsPerBox = kWarpsOfBox;
+  static constexpr StreamForm kForm = kTheForm;
+  static constexpr bool kBf16Factors = kBf16, kDora = kWithDora;
+  static constexpr bool kRotation = kForm == StreamForm::kRotation, kKronecker = kForm == StreamForm::kKronecker;
+  static constexpr bool kLowRank = !kRotation && !kKronecker;
+  static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
+  static constexpr int kHeldBytes = kKronecker ? kStreamRows * kBoxColumns * 4 : 0;  // of a box
+  using Element = std::conditional_t<kBf16Factors, Bf16, F16>;                       // of factors
+};
+
+struct StreamParameters {
   StreamTarget only;  // where the table has no targets
   StreamTable table;
   ops::WeightOp op;
@@ -33,11 +45,60 @@ struct Parameters {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
+// -- slots ------------------------------------------------------------------------------------------------------------
+
+template <typename K>
+__device__ char *box_of(char *slot, int box) {
+  return slot + K::kChunks * kRowChunkBytes + box * kBoxBytes;
+}
+
+__device__ inline std::uint32_t column_chunk(std::uint32_t slot, int box, int chunk) {
+  return slot + (box * kColumnSlotChunks + chunk % kColumnSlotChunks) * kColumnChunkBytes;
+}
+
+/// From line `line` on in one chunk of a packed factor.
+__device__ inline const char *packed_lines(const StreamParameters &p, std::uint64_t packed, int extent, int chunk,
+                                           int line) {
+  const std::int64_t lines = (extent + kPackedLines - 1) / kPackedLines * kPackedLines;
+  return p.workspace + packed + (chunk * lines + line) * kChunkRowBytes;
+}
+
+/// The row factors of kStreamRows rows from `y` on.
+template <typename K>
+__device__ void load_row_factors(const StreamParameters &p, std::uint32_t slot, const StreamTarget &target, int chunks,
+                                 int rows, int y, Barrier full) {
+#pragma unroll
+  for (int c = 0; c < K::kChunks; ++c) {
+    if (c >= chunks) continue;
+    const StreamChunk &chunk = target.chunks[c];
+    const int rank = chunk.row_chunk * kChunkRanks;
+    const std::uint32_t to = slot + c * kRowChunkBytes;
+    if (chunk.row_packed)
+      copy_in(to, packed_lines(p, target.packed_row[chunk.product], rows, chunk.row_chunk, y), kRowChunkBytes, full);
+    else
+      copy_in(to, target.row[chunk.product], chunk.row_transposed ? y : rank, chunk.row_transposed ? rank : y, full);
+  }
+}
+
+/// One chunk of the column factors of a box whose columns begin at `x`.
+__device__ inline void load_column_factor(const StreamParameters &p, std::uint32_t to, const StreamTarget &target,
+                                          const StreamChunk &chunk, int columns, int x, Barrier full) {
+  const int rank = chunk.column_chunk * kChunkRanks;
+  if (chunk.column_packed)
+    copy_in(to, packed_lines(p, target.packed_column[chunk.product], columns, chunk.column_chunk, x), kColumnChunkBytes,
+            full);
+  else
+    copy_in(to, target.column[chunk.product], chunk.column_transposed ? rank : x, chunk.column_transposed ? x : rank,
+            full);
+}
+
+// -- terms ------------------------------------------------------------------------------------------------------------
+
 /// 16 rows of a warp's columns in the fragments of mma's operand C, n tiles of 8 columns: rows g and g + 8, columns 2 q
 /// and 2 q + 1 of each.
 template <typename K>
 struct Sum {
-  static constexpr int kColumns = kStreamColumns / K::kWarps, kPairs = kColumns / 8;
+  static constexpr int kPairs = kBoxColumns / 8 / K::kWarpsPerBox;
   float value[kPairs][4];
 
   __device__ float2 pair(int half, int n) const { return make_float2(value[n][2 * half], value[n][2 * half + 1]); }
@@ -51,7 +112,66 @@ struct Sum {
   }
 };
 
-__device__ inline float scale_of(const Parameters &p, const StreamTerm &term, bool with_multiplier) {
+/// A warp's columns of the tiles in slots: those of a box from the n tile `first_pair` on.
+template <typename K>
+class WarpColumns {
+  static constexpr int kPairs = Sum<K>::kPairs;
+
+ public:
+  __device__ explicit WarpColumns(int warp)
+      : box_(warp / K::kWarpsPerBox), first_pair_(warp % K::kWarpsPerBox * kPairs) {}
+
+  __device__ int box() const { return box_; }
+  __device__ int first_pair() const { return first_pair_; }
+
+  /// 16 rows of the warp's columns as they lie in the tile, two neighbours a word. All of them are loaded before any is
+  /// stored, so that loads overlap.
+  struct Words {
+    std::uint32_t word[2][kPairs];
+  };
+
+  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128).
+  __device__ std::uint32_t *word_at(char *slot, int y, int half, int n) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+    char *row = box_of<K>(slot, box_) + g * kRowBytes + q * 4;
+    return reinterpret_cast<std::uint32_t *>(row + ((first_pair_ + n) * 16 ^ g * 16) + (y + half * 8) * kRowBytes);
+  }
+
+  template <typename Visit>
+  __device__ void for_words(char *slot, int y, Visit visit) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n) visit(half, n, word_at(slot, y, half, n));
+  }
+
+  __device__ Words load(char *slot, int y) const {
+    Words words;
+    for_words(slot, y, [&](int half, int n, const std::uint32_t *at) { words.word[half][n] = *at; });
+    return words;
+  }
+
+  /// Replace each pair of neighbours by what `change(half, n, pair)` makes of it.
+  template <typename Type, typename Change>
+  __device__ void replace(char *slot, int y, Words words, Change change) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < kPairs; ++n)
+        Type::put(&words.word[half][n], 0, change(half, n, Type::get(&words.word[half][n], 0)));
+    for_words(slot, y, [&](int half, int n, std::uint32_t *at) { *at = words.word[half][n]; });
+  }
+
+  __device__ void clear(char *slot) const {
+#pragma unroll
+    for (int y = 0; y < kStreamRows; y += 16) for_words(slot, y, [](int, int, std::uint32_t *at) { *at = 0; });
+  }
+
+ private:
+  const int box_, first_pair_;
+};
+
+__device__ inline float scale_of(const StreamParameters &p, const StreamTerm &term, bool with_multiplier) {
   const float multiplier = multiplier_at(p.multipliers, term.multiplier_index);
   if (multiplier == 0.0f) return 0.0f;
   const float scale = (with_multiplier ? multiplier : 1.0f) * term.coefficient * element(term.scalar, 0);
@@ -64,8 +184,9 @@ class LowRank {
   static constexpr int kPairs = Sum<K>::kPairs, kChunks = K::kChunks;
 
  public:
-  __device__ LowRank(const Parameters &p, int box, int first_pair, char *)
-      : p_(p), box_(box), first_pair_(first_pair) {}
+  struct Tile {};  // what it needs of a tile beyond its slot
+
+  __device__ LowRank(const StreamParameters &p, const WarpColumns<K> &my, char *) : p_(p), my_(my) {}
 
   __device__ bool enter(const StreamTarget &target) {
     bool active = false;
@@ -89,10 +210,10 @@ class LowRank {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c / kColumnSlotChunks != column_slot) continue;
-      const std::uint32_t chunk = shared_address(slot) + (c % kColumnSlotChunks * kBoxes + box_) * kColumnChunkBytes;
+      const std::uint32_t chunk = column_chunk(shared_address(slot), my_.box(), c);
 #pragma unroll
       for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(chunk, column_transposed_ >> c & 1, first_pair_ + n);
+        const uint4 two = load_column_factor(chunk, column_transposed_ >> c & 1, my_.first_pair() + n);
         columns_[c][n] = make_uint2(two.x, two.y);
         columns_[c][n + 1] = make_uint2(two.z, two.w);
       }
@@ -100,11 +221,13 @@ class LowRank {
   }
 
   template <typename At>
-  __device__ void prepare(const At &) {}
+  __device__ Tile prepare(const At &, const Place &) const {
+    return {};
+  }
   __device__ void begin_tile(char *) {}
 
-  __device__ Sum<K> rows(char *slot, int y) const {
-    const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
+  __device__ Sum<K> rows(char *slot, int y, Tile) const {
+    const std::uint32_t row_chunks = shared_address(slot);
     if constexpr (K::kForm == StreamForm::kHadamard) return hadamard(row_chunks, y);
     if constexpr (K::kForm == StreamForm::kSeveral) return several(row_chunks, y);
     Sum<K> sum = product<0, kChunks>(row_chunks, y);
@@ -157,8 +280,8 @@ class LowRank {
     return total;
   }
 
-  const Parameters &p_;
-  const int box_, first_pair_;
+  const StreamParameters &p_;
+  const WarpColumns<K> my_;  // a copy: what refers to another member is not kept in registers
   int count_ = 0;
   unsigned row_transposed_ = 0, column_transposed_ = 0, ends_ = 0;  // a bit for each chunk
   float scales_[kChunks] = {};
@@ -172,8 +295,12 @@ class Kronecker {
   static constexpr int kPairs = Sum<K>::kPairs;
 
  public:
-  __device__ Kronecker(const Parameters &p, int box, int first_pair, char *held)
-      : p_(p), box_(box), first_pair_(first_pair), right_(reinterpret_cast<float2 *>(held) + threadIdx.x % 32) {}
+  struct Tile {
+    float left;
+  };
+
+  __device__ Kronecker(const StreamParameters &p, const WarpColumns<K> &my, char *held)
+      : p_(p), my_(my), right_(reinterpret_cast<float2 *>(held) + threadIdx.x % 32) {}
 
   __device__ bool enter(const StreamTarget &target) {
     halves_ = &target.kronecker;
@@ -189,12 +316,10 @@ class Kronecker {
   __device__ void begin_tile(char *) {}
 
   template <typename At>
-  __device__ void prepare(const At &at) {
-    if (at.begins_strip()) load_right(at);
-    const Place place = at.place_of_box(box_);
-    left_ = scale_;
-    if (left_dtype_ == LYC_DTYPE_NONE || place.j >= at.across() || scale_ == 0.0f) return;
-    left_ *= load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_);
+  __device__ Tile prepare(const At &at, const Place &place) const {
+    if (at.begins_strip()) load_right(at, place);
+    if (left_dtype_ == LYC_DTYPE_NONE || place.j >= at.across() || scale_ == 0.0f) return {scale_};
+    return {scale_ * load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_)};
   }
 
   /// What is multiplied only where it is used.
@@ -208,13 +333,12 @@ class Kronecker {
     }
   };
 
-  __device__ Rows rows(char *, int y) const { return {right_ + y / 8 * kPairs * 32, left_}; }
+  __device__ Rows rows(char *, int y, Tile tile) const { return {right_ + y / 8 * kPairs * 32, tile.left}; }
 
  private:
   template <typename At>
-  __device__ void load_right(const At &at) {
+  __device__ void load_right(const At &at, const Place &place) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const Place place = at.place_of_box(box_);
     const void *right = resolve(halves_->right, halves_->right_in_workspace, p_.workspace);
     const lyc_dtype dtype = halves_->right_dtype;
     const std::int64_t row_stride = halves_->right_row, column_stride = halves_->right_column;
@@ -223,7 +347,7 @@ class Kronecker {
     for (int first = 0; first < kStreamRows / 8 * kPairs; first += kTogether) {
       float2 values[kTogether];
       const auto row_of = [&](int e) { return place.y + e / kPairs * 8 + g; };
-      const auto column_of = [&](int e) { return place.x + (first_pair_ + e % kPairs) * 8 + q * 2; };
+      const auto column_of = [&](int e) { return place.x + (my_.first_pair() + e % kPairs) * 8 + q * 2; };
       with_type<true>(dtype, [&](auto type) {
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {
@@ -242,14 +366,14 @@ class Kronecker {
     }
   }
 
-  const Parameters &p_;
-  const int box_, first_pair_;
+  const StreamParameters &p_;
+  const WarpColumns<K> my_;
   float2 *const right_;  // of this thread, from e * 32 to e * 32: rows 8 e / kPairs + g, columns of n tile e % kPairs
   const StreamKronecker *halves_ = nullptr;
   const void *left_data_ = nullptr;
   lyc_dtype left_dtype_ = LYC_DTYPE_NONE;
   std::int64_t left_row_ = 0, left_column_ = 0;
-  float scale_ = 0.0f, left_ = 0.0f;
+  float scale_ = 0.0f;
 };
 
 /// R' W - W for blocks of rows that a tile holds whole: R - I comes as a packed row factor, the tile is the column one.
@@ -258,8 +382,9 @@ class Rotation {
   static constexpr int kPairs = Sum<K>::kPairs, kDepth = kStreamRows / kChunkRanks;
 
  public:
-  __device__ Rotation(const Parameters &p, int box, int first_pair, char *)
-      : p_(p), box_(box), first_pair_(first_pair) {}
+  struct Tile {};  // what it needs of a tile beyond its slot
+
+  __device__ Rotation(const StreamParameters &p, const WarpColumns<K> &my, char *) : p_(p), my_(my) {}
 
   __device__ bool enter(const StreamTarget &target) {
     rescale_ = target.rescale;
@@ -271,29 +396,30 @@ class Rotation {
   __device__ void take_columns(char *, int) {}
 
   template <typename At>
-  __device__ void prepare(const At &at) {
-    if (!rescale_.data) return;
+  __device__ Tile prepare(const At &, const Place &place) {
+    if (!rescale_.data) return {};
     const int g = static_cast<int>(threadIdx.x % 32) / 4;
 #pragma unroll
-    for (int r = 0; r < kStreamRows / 8; ++r) factor_[r] = element(rescale_, min(at.place().y + r * 8 + g, rows_ - 1));
+    for (int r = 0; r < kStreamRows / 8; ++r) factor_[r] = element(rescale_, min(place.y + r * 8 + g, rows_ - 1));
+    return {};
   }
 
   /// The columns are read before any row of them is changed.
   __device__ void begin_tile(char *slot) {
-    const std::uint32_t box = shared_address(slot) + box_ * kBoxBytes;
+    const std::uint32_t box = shared_address(box_of<K>(slot, my_.box()));
 #pragma unroll
     for (int k = 0; k < kDepth; ++k)
 #pragma unroll
       for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(box + k * kChunkRanks * kRowBytes, false, first_pair_ + n);
+        const uint4 two = load_column_factor(box + k * kChunkRanks * kRowBytes, false, my_.first_pair() + n);
         columns_[k][n] = make_uint2(two.x, two.y);
         columns_[k][n + 1] = make_uint2(two.z, two.w);
       }
     __syncwarp();
   }
 
-  __device__ Sum<K> rows(char *slot, int y) const {
-    const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
+  __device__ Sum<K> rows(char *slot, int y, Tile) const {
+    const std::uint32_t row_chunks = shared_address(slot);
     Sum<K> sum;
     sum.for_each([&](int n, int i) { sum.value[n][i] = 0.0f; });
 #pragma unroll
@@ -303,13 +429,13 @@ class Rotation {
       for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors>(sum.value[n], rows, columns_[c % kDepth][n]);
     }
     const int lane = static_cast<int>(threadIdx.x % 32);
-    const char *box = slot + box_ * kBoxBytes + lane % 4 * 4;
+    const char *box = box_of<K>(slot, my_.box()) + lane % 4 * 4;
     sum.for_each([&](int n, int i) {
       float &value = sum.value[n][i];
       value *= multiplier_;
       if (!rescale_.data) return;
       const int row = y + i / 2 * 8 + lane / 4;
-      const auto *word = reinterpret_cast<const std::uint32_t *>(box + swizzled_128(row, first_pair_ + n));
+      const auto *word = reinterpret_cast<const std::uint32_t *>(box + swizzled_128(row, my_.first_pair() + n));
       const float2 two = K::Element::get(word, 0);
       const float base = i % 2 ? two.y : two.x;
       value = factor_[y / 8 + i / 2] * (base + value) - base;
@@ -318,8 +444,8 @@ class Rotation {
   }
 
  private:
-  const Parameters &p_;
-  const int box_, first_pair_;
+  const StreamParameters &p_;
+  const WarpColumns<K> my_;
   int rows_ = 0;
   Vector rescale_{};
   float multiplier_ = 0.0f, factor_[kStreamRows / 8] = {};
