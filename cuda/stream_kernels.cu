@@ -238,7 +238,6 @@ __device__ void feed(const StreamParameters &p, const Ring &ring) {
 /// What one warp does with its columns of every tile.
 template <typename K>
 class Worker {
-  static constexpr int kPairs = Sum<K>::kPairs;
   using Words = typename WarpColumns<K>::Words;
 
  public:
@@ -254,7 +253,7 @@ class Worker {
     if constexpr (K::kDora) {
       dora_ = target.dora;
       v_ = static_cast<float>(
-          dora_coefficients(dora_.rule, multiplier_at(p_.multipliers, target.terms[0].multiplier_index)).v);
+          dora_coefficients(dora_.parameters.rule, multiplier_at(p_.multipliers, target.terms[0].multiplier_index)).v);
     }
   }
 
@@ -318,6 +317,7 @@ class Worker {
   /// Squares of V = W + v D, summed over the tile's part of each line.
   template <typename Type, bool kByRow>
   __device__ void add_squares(char *slot, const Cursor<K> &at) const {
+    constexpr int kPairs = Sum<K>::kPairs;
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     auto *partial = reinterpret_cast<float *>(p_.workspace + dora_.partial);
     const Place place = at.place_of_box(my_.box());
@@ -374,6 +374,7 @@ class Worker {
 
   template <typename Type, bool kByRow>
   __device__ void merge_dora(char *slot, const Cursor<K> &at) const {
+    constexpr int kPairs = Sum<K>::kPairs;
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     const Place place = at.place_of_box(my_.box());
     const float kept = p_.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;

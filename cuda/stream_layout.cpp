@@ -85,8 +85,36 @@ bool has_instance(const StreamKind &kind, std::int64_t chunks) {
                                    (kind.chunks == 6 && kind.bf16_factors && !kind.dora));
 }
 
+/// Blocks of the cluster that holds whole rows: so many that two of them share a multiprocessor, else as many as there
+/// can be; 0 where that is not enough.
+std::int32_t row_cluster(std::int64_t boxes, StreamForm form, int largest) {
+  std::int32_t cluster = 1;
+  while (cluster < largest && ceil_div(boxes, cluster) > kRowBoxes) cluster *= 2;
+  const bool fits = cluster <= largest && ceil_div(boxes, cluster) * row_warps_per_box(form) <= kMostRowWarps;
+  return fits ? cluster : 0;
+}
+
+/// DoRA over rows of which each has a magnitude of its own, if they fit on the chip.
+bool take_whole_rows(StreamWeight &weight, const StreamMagnitudes &magnitudes, int largest_cluster) {
+  StreamTarget &target = weight.target;
+  const std::int64_t rows = std::int64_t{target.rows} * target.down;
+  const std::int64_t boxes_across = ceil_div(target.columns, kBoxColumns), boxes = boxes_across * target.across;
+  const std::int32_t cluster = row_cluster(boxes, weight.kind.form, largest_cluster);
+  if (!magnitudes.by_row || magnitudes.inside != 1 || magnitudes.count != rows || cluster == 0) return false;
+  weight.kind.cluster = cluster;
+  target.boxes_across = static_cast<std::int32_t>(boxes_across);
+  target.boxes = static_cast<std::int32_t>(ceil_div(boxes, cluster));
+  const auto bands = static_cast<std::int32_t>(ceil_div(target.rows, kStreamRows));
+  const bool blocks = weight.kind.form == StreamForm::kKronecker;
+  target.strips = blocks ? bands : 1;
+  target.height = blocks ? target.down : bands;
+  target.dora = {1, narrow(rows, "the number of lines"), magnitudes.dora, 0, 0};
+  return true;
+}
+
 void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int32_t multiplier_index,
-              Products &products) {
+              int largest_cluster, Products &products) {
+  if (take_whole_rows(weight, magnitudes, largest_cluster)) return;
   StreamTarget &target = weight.target;
   const int halves = stream_warps_per_box(weight.kind.chunks, weight.kind.form);
   const std::int64_t rows = std::int64_t{target.rows} * target.down;
@@ -97,7 +125,7 @@ void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int
   const std::uint64_t partial = products.reserve(pieces * lines);
   const std::uint64_t factors =
       products.reserve(lines * static_cast<std::int64_t>(sizeof(DoraFactors) / sizeof(float)));
-  target.dora = {magnitudes.by_row, narrow(lines, "the number of lines"), magnitudes.dora.rule, partial, factors};
+  target.dora = {magnitudes.by_row, narrow(lines, "the number of lines"), magnitudes.dora, partial, factors};
   products.add(FactorTask{magnitudes.dora, multiplier_index, 1, narrow(pieces, "the number of tiles"),
                           target.dora.lines, narrow(magnitudes.inside, "a kernel"),
                           narrow(magnitudes.count, "the number of magnitudes"), partial, factors});
@@ -253,11 +281,12 @@ Operand transposed(Operand t) {
 /// A target with one adapter of one term; turned round where its columns are O.
 class TermBuilder {
  public:
-  TermBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, Products &products)
+  TermBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, int largest_cluster, Products &products)
       : adapter_(batch.adapters[target.first_adapter]),
         term_(batch.terms[adapter_.first_term]),
         batch_(batch),
         target_(target),
+        largest_cluster_(largest_cluster),
         products_(products),
         turned_(!has_plain_columns(target.out)) {}
 
@@ -320,7 +349,7 @@ class TermBuilder {
     product.left_column = left_seen.stride_in;
     set_right(right, column_step(seen(right.operand)));
     weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, dora);
-    if (dora) add_dora(weight_, magnitudes(), adapter_.multiplier_index, products_);
+    if (dora) add_dora(weight_, magnitudes(), adapter_.multiplier_index, largest_cluster_, products_);
     return weight_;
   }
 
@@ -403,6 +432,7 @@ class TermBuilder {
   const ops::Term &term_;
   const ops::WeightBatch &batch_;
   const ops::WeightTarget &target_;
+  const int largest_cluster_;
   Products &products_;
   const bool turned_;
   StreamWeight weight_;
@@ -411,20 +441,21 @@ class TermBuilder {
 }  // namespace
 
 std::optional<StreamWeight> stream_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms,
-                                            const StreamMagnitudes *magnitudes, Products &products) {
+                                            const StreamMagnitudes *magnitudes, int largest_cluster,
+                                            Products &products) {
   LowRankBuilder builder(target, terms);
   if (!builder.build(magnitudes != nullptr)) return std::nullopt;
   StreamWeight weight = builder.commit(products);
-  if (magnitudes) add_dora(weight, *magnitudes, terms.front().multiplier_index, products);
+  if (magnitudes) add_dora(weight, *magnitudes, terms.front().multiplier_index, largest_cluster, products);
   return weight;
 }
 
 std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops::WeightTarget &target,
-                                        Products &products) {
+                                        int largest_cluster, Products &products) {
   if (target.adapter_count != 1) return std::nullopt;
   const ops::Adapter &adapter = batch.adapters[target.first_adapter];
   if (adapter.term_count != 1 || adapter.replaces) return std::nullopt;
-  return TermBuilder(batch, target, products).build();
+  return TermBuilder(batch, target, largest_cluster, products).build();
 }
 
 std::vector<std::uint32_t> StreamGroup::first_tiles() const {
@@ -437,6 +468,11 @@ std::vector<std::uint32_t> StreamGroup::first_tiles() const {
   return first;
 }
 
+std::int32_t StreamGroup::boxes() const {
+  const auto fewer = [](const StreamWeight &a, const StreamWeight &b) { return a.target.boxes < b.target.boxes; };
+  return std::max_element(weights.begin(), weights.end(), fewer)->target.boxes;
+}
+
 std::string describe(const StreamGroup &group) {
   const StreamKind &kind = group.kind;
   const auto ranks = [&](const char *what) {
@@ -446,8 +482,11 @@ std::string describe(const StreamGroup &group) {
                            : kind.form == StreamForm::kRotation ? "rotations of blocks of rows"
                            : kind.form == StreamForm::kHadamard ? ranks("Hadamard products")
                                                                 : ranks("low-rank products");
+  const std::string tiles = kind.cluster > 0
+                                ? concat(" bands of ", kStreamRows, " rows, each in ", kind.cluster, " blocks\n")
+                                : concat(" tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
   return concat(what, kind.dora ? " with DoRA" : "", ", streamed: ", group.weights.size(), " weights, ",
-                group.first_tiles().back(), " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
+                group.first_tiles().back(), tiles);
 }
 
 }  // namespace lyc::cuda

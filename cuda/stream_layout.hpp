@@ -37,12 +37,14 @@ struct StreamMagnitudes {
 
 /// The weight, if every tensor of it lies as the copy engine needs it and its ranks fit into registers. What a run
 /// computes for it is in `products` already, and is packed now.
+/// DoRA over rows takes whole ones where a cluster of at most `largest_cluster` blocks holds them.
 std::optional<StreamWeight> stream_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms,
-                                            const StreamMagnitudes *magnitudes, Products &products);
+                                            const StreamMagnitudes *magnitudes, int largest_cluster,
+                                            Products &products);
 
 /// The same for a target whose one term is a Kronecker product or a rotation of its rows, which goes into `products`.
 std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops::WeightTarget &target,
-                                        Products &products);
+                                        int largest_cluster, Products &products);
 
 /// Weights of one launch.
 struct StreamGroup {
@@ -51,6 +53,8 @@ struct StreamGroup {
 
   /// Tiles before each weight, and of all of them at the end.
   std::vector<std::uint32_t> first_tiles() const;
+  /// Boxes of a band that a block of a cluster has at most.
+  std::int32_t boxes() const;
 };
 
 std::string describe(const StreamGroup &group);

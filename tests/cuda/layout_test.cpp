@@ -254,7 +254,16 @@ class Stream : public testing::Test {
     c.factor_dtype = LYC_DTYPE_BF16;
     c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
     for (ops::Term &added : c.terms()) added.coefficient = 1.0;
-    return lay_out(c.batch(), true);
+    return lay_out(c.batch(), {true, largest_cluster_});
+  }
+
+  /// Of one weight that a cluster takes by rows, with DoRA.
+  StreamWeight lay_out_rows(Shape shape, TermChoice term, Order order = Order::kOIHW) {
+    largest_cluster_ = kMostCluster;
+    const WeightLayout layout = lay_out_one(shape, term, ops::DoraAxis::kOut, order);
+    EXPECT_TRUE(layout.reads_base);
+    EXPECT_TRUE(layout.products.dora_factors.empty() || layout.streams.at(0).kind.cluster == 0);
+    return layout.streams.at(0).weights.at(0);
   }
 
   static TermChoice choice(ops::TermKind kind, std::int64_t rank = 16) {
@@ -263,6 +272,8 @@ class Stream : public testing::Test {
     term.rank = rank;
     return term;
   }
+
+  int largest_cluster_ = 0;
 };
 
 TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
@@ -294,6 +305,45 @@ TEST_F(Stream, DoraSumsSquaresOverBoxesOrTiles) {
   EXPECT_EQ(columns.pieces, 4);  // tiles of 32 rows
   EXPECT_EQ(columns.inside, 9);
   EXPECT_EQ(columns.magnitudes, 24);
+}
+
+TEST_F(Stream, DoraTakesWholeRowsInAsManyBlocksAsHoldThem) {
+  const TermChoice term = choice(ops::TermKind::kProduct);
+  const struct {
+    std::int64_t columns;
+    std::int32_t cluster, boxes;
+  } widths[] = {{64, 1, 1}, {384, 1, 6}, {392, 2, 4}, {1280, 4, 5}, {3072, 8, 6}, {3080, 16, 4}, {12288, 16, 12}};
+  for (const auto &[columns, cluster, boxes] : widths) {
+    const StreamWeight weight = lay_out_rows({72, columns}, term);
+    EXPECT_EQ(weight.kind.cluster, cluster) << columns;
+    EXPECT_EQ(weight.target.boxes, boxes) << columns;
+    EXPECT_EQ(weight.target.strips, 1);
+    EXPECT_EQ(weight.target.height, 3);  // bands of 32 rows
+    EXPECT_EQ(weight.target.dora.lines, 72);
+  }
+  EXPECT_EQ(lay_out_rows({72, 12296}, term).kind.cluster, 0);
+  EXPECT_EQ(lay_out_rows({72, 64, {3, 3, 1}}, term).target.boxes, 5);
+}
+
+TEST_F(Stream, BandsOfAKroneckerProductShareTheRightHalf) {
+  TermChoice term = choice(ops::TermKind::kKronecker);
+  term.p_out = 4, term.p_in = 6;
+  term.q = test::Half::kWhole;
+  const StreamWeight weight = lay_out_rows({4 * 40, 6 * 72}, term);
+  EXPECT_EQ(weight.kind.cluster, 2);
+  EXPECT_EQ(weight.target.boxes_across, 2);
+  EXPECT_EQ(weight.target.boxes, 6);
+  EXPECT_EQ(weight.target.strips, 2);
+  EXPECT_EQ(weight.target.height, 4);
+  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1024}, term).kind.cluster, 16);
+  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1032}, term).kind.cluster, 0);
+}
+
+TEST_F(Stream, ColumnsAndSharedMagnitudesAreNotTakenByRows) {
+  const TermChoice term = choice(ops::TermKind::kProduct);
+  EXPECT_EQ(lay_out_rows({72, 64}, term, Order::kHWIO).kind.cluster, 0);  // O are columns
+  EXPECT_EQ(lay_out_one({72, 64}, term, ops::DoraAxis::kIn, Order::kHWIO).streams.at(0).kind.cluster, 1);
+  EXPECT_EQ(lay_out_one({72, 64}, term, ops::DoraAxis::kIn).streams.at(0).kind.cluster, 0);
 }
 
 TEST_F(Stream, WhatARunComputesComesInThreeParts) {
