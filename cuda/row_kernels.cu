@@ -353,13 +353,15 @@ class Worker {
 
   /// Squares of V = W + v D, summed over the warp's part of each row.
   __device__ void sum_squares(char *slot, float *sums) const {
-    if (bf16_)
+    if (!has_work_ || !active_)
+      sums[threadIdx.x % 32] = 0.0f;
+    else if (bf16_)
       sum_squares<Bf16>(slot, sums);
     else
       sum_squares<F16>(slot, sums);
   }
 
-  /// The band that sum_squares() saw last, once it is safe to see the next one.
+  /// To the band that sum_squares() has just seen, the one to merge next.
   __device__ void keep_tile() { last_ = tile_; }
   __device__ void merge(char *slot, const DoraFactors *factors) const {
     if (!has_work_) return;
@@ -375,24 +377,21 @@ class Worker {
   template <typename Type>
   __device__ void sum_squares(char *slot, float *sums) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+    const float v = v_ * terms_.factor(tile_);
 #pragma unroll
     for (int y = 0; y < kStreamRows; y += 16) {
-      float squares[2] = {};
-      if (has_work_ && active_) {
-        const auto words = my_.load(slot, y);
-        const auto delta = terms_.rows(slot, y, tile_);
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-#pragma unroll
-          for (int n = 0; n < kPairs; ++n) {
-            const float2 base = Type::get(&words.word[half][n], 0), d = delta.pair(half, n);
-            const float v0 = fmaf(v_, d.x, base.x), v1 = fmaf(v_, d.y, base.y);
-            squares[half] = fmaf(v0, v0, fmaf(v1, v1, squares[half]));
-          }
-      }
+      const auto words = my_.load(slot, y);
+      const auto delta = terms_.bare_rows(slot, y);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float sum = sum_over<1, 4>(squares[half]);
+        float squares = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+          const float2 base = Type::get(&words.word[half][n], 0), d = delta.pair(half, n);
+          const float v0 = fmaf(v, d.x, base.x), v1 = fmaf(v, d.y, base.y);
+          squares = fmaf(v0, v0, fmaf(v1, v1, squares));
+        }
+        const float sum = sum_over<1, 4>(squares);
         if (q == 0) sums[y + half * 8 + g] = sum;
       }
     }
@@ -401,19 +400,46 @@ class Worker {
   template <typename Type>
   __device__ void merge(char *slot, const DoraFactors *factors) const {
     const int g = static_cast<int>(threadIdx.x % 32) / 4;
-    const float kept = p_.stream.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
 #pragma unroll 1
     for (int y = 0; y < kStreamRows; y += 16) {
       const DoraFactors of_half[] = {factors[y + g], factors[y + 8 + g]};
-      const auto delta = terms_.rows(slot, y, last_);
-      my_.template replace<Type>(slot, y, my_.load(slot, y), [&](int half, int n, float2 base) {
-        const DoraFactors &f = of_half[half];
-        const float2 d = delta.pair(half, n);
-        return make_float2(fmaf(kept, base.x, dora_change(f, base.x, d.x)),
-                           fmaf(kept, base.y, dora_change(f, base.y, d.y)));
-      });
+      if (__any_sync(~0u, of_half[0].w != 0.0f || of_half[1].w != 0.0f))
+        merge_cancelling<Type>(slot, y, of_half);
+      else
+        merge_plain<Type>(slot, y, of_half);
     }
   }
+
+  /// Where no row's D and W cancel: a weighted sum of them.
+  template <typename Type>
+  __device__ void merge_plain(char *slot, int y, const DoraFactors (&factors)[2]) const {
+    float of_delta[2], of_base[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      of_delta[half] = factors[half].x * factors[half].v * terms_.factor(last_);
+      of_base[half] = factors[half].y + kept();
+    }
+    const auto delta = terms_.bare_rows(slot, y);
+    my_.template replace<Type>(slot, y, my_.load(slot, y), [&](int half, int n, float2 base) {
+      const float2 d = delta.pair(half, n);
+      return make_float2(fmaf(of_delta[half], d.x, of_base[half] * base.x),
+                         fmaf(of_delta[half], d.y, of_base[half] * base.y));
+    });
+  }
+
+  template <typename Type>
+  __device__ void merge_cancelling(char *slot, int y, const DoraFactors (&factors)[2]) const {
+    const auto delta = terms_.rows(slot, y, last_);
+    my_.template replace<Type>(slot, y, my_.load(slot, y), [&](int half, int n, float2 base) {
+      const DoraFactors &f = factors[half];
+      const float2 d = delta.pair(half, n);
+      return make_float2(fmaf(kept(), base.x, dora_change(f, base.x, d.x)),
+                         fmaf(kept(), base.y, dora_change(f, base.y, d.y)));
+    });
+  }
+
+  /// Of the base, besides what changes.
+  __device__ float kept() const { return p_.stream.op == ops::WeightOp::kDiff ? 0.0f : 1.0f; }
 
   const Parameters &p_;
   const WarpColumns<K> my_;
@@ -433,36 +459,42 @@ __device__ void release(const Shared &shared, int slot) {
 template <typename K>
 __device__ void compute(const Parameters &p, const Shared &shared, int warp) {
   Worker<K> worker(p, shared, warp);
+  Cursor<K> at(p);
   Turn slot;
-  int entered = -1, waiting = -1;  // the slot of the last band, which waits for its norms
-  unsigned band = 0;
-  const auto merge_last = [&](unsigned last) {
-    if (waiting < 0) return;
-    shared.found(last).wait(last / kBuffers);
-    worker.merge(shared.slot(waiting), shared.norms.factors[last % kBuffers]);
-    release(shared, waiting);
-    waiting = -1;
-  };
-  for (Cursor<K> at(p); !at.at_end(); slot.next(p.shape.slots), at.next()) {
-    if (at.begins_strip()) merge_last(band - 1);  // with what its strip shares
-    if (at.index() != entered) worker.enter(at);
-    entered = at.index();
-    if (!at.on_columns()) worker.prepare(at);
-    shared.full(slot.index).wait(slot.round);
-    if (at.on_columns()) {
-      worker.take_columns(shared.slot(slot.index), at.column_slot());
-      release(shared, slot.index);
-      continue;
+  int entered = -1, waiting = -1;  // waiting: the slot of the last band, until it is merged
+  for (unsigned band = 0; !at.at_end() || waiting >= 0;) {
+    // What a strip has is there until its last band is merged.
+    const bool has_next = !at.at_end() && !(at.begins_strip() && waiting >= 0);
+    if (has_next) {
+      if (at.index() != entered) worker.enter(at);
+      entered = at.index();
+      if (!at.on_columns()) worker.prepare(at);
+      shared.full(slot.index).wait(slot.round);
+      if (at.on_columns()) {
+        worker.take_columns(shared.slot(slot.index), at.column_slot());
+        release(shared, slot.index);
+      } else {
+        worker.sum_squares(shared.slot(slot.index), shared.norms.of_warps[band % kBuffers][warp]);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) shared.summed(band).arrive();
+      }
     }
-    worker.sum_squares(shared.slot(slot.index), shared.norms.of_warps[band % kBuffers][warp]);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) shared.summed(band).arrive();
-    merge_last(band - 1);
-    worker.keep_tile();
-    waiting = slot.index;
-    ++band;
+    if (waiting >= 0) {
+      const unsigned last = band - 1;
+      shared.found(last).wait(last / kBuffers);
+      worker.merge(shared.slot(waiting), shared.norms.factors[last % kBuffers]);
+      release(shared, waiting);
+      waiting = -1;
+    }
+    if (!has_next) continue;
+    if (!at.on_columns()) {
+      worker.keep_tile();
+      waiting = slot.index;
+      ++band;
+    }
+    slot.next(p.shape.slots);
+    at.next();
   }
-  merge_last(band - 1);
 }
 
 #endif
@@ -564,7 +596,8 @@ cudaError_t count_clusters(const Instance &instance, int cluster, int blocks, Ro
   config.dynamicSmemBytes = bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaOccupancyMaxActiveClusters(&shape->clusters, kernel, &config);
+  status = cudaOccupancyMaxActiveClusters(&shape->clusters, kernel, &config);
+  return status == cudaErrorInvalidClusterSize ? cudaSuccess : status;
 }
 
 }  // namespace

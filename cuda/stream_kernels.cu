@@ -8,7 +8,8 @@
 //           memory.
 // Traffic.  base read once, out written once, row factors once a strip (rank / 256 of the base), column factors once.
 //           What limits is memory: three blocks on a multiprocessor keep some 100 KB on the way. With DoRA the base is
-//           read twice, the second time from the end, where the caches still hold it.
+//           read twice, the second time from the end, where the caches still hold it; row_kernels.cu reads it once
+//           where rows fit on the chip.
 // Numerics. As in stream_terms.cuh; one rounding, at the store. If no term adds anything, tiles pass unchanged.
 #include "stream_terms.cuh"
 

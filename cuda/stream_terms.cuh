@@ -226,12 +226,19 @@ class LowRank {
   }
   __device__ void begin_tile(char *) {}
 
-  __device__ Sum<K> rows(char *slot, int y, Tile) const {
+  /// D is factor() times these.
+  __device__ Sum<K> bare_rows(char *slot, int y) const {
     const std::uint32_t row_chunks = shared_address(slot);
     if constexpr (K::kForm == StreamForm::kHadamard) return hadamard(row_chunks, y);
     if constexpr (K::kForm == StreamForm::kSeveral) return several(row_chunks, y);
-    Sum<K> sum = product<0, kChunks>(row_chunks, y);
-    sum.for_each([&](int n, int i) { sum.value[n][i] *= scales_[0]; });
+    return product<0, kChunks>(row_chunks, y);
+  }
+  __device__ float factor(Tile) const { return K::kForm == StreamForm::kSeveral ? 1.0f : scales_[0]; }
+
+  __device__ Sum<K> rows(char *slot, int y, Tile tile) const {
+    Sum<K> sum = bare_rows(slot, y);
+    if constexpr (K::kForm != StreamForm::kSeveral)
+      sum.for_each([&](int n, int i) { sum.value[n][i] *= factor(tile); });
     return sum;
   }
 
@@ -254,10 +261,9 @@ class LowRank {
     return sum;
   }
 
-  /// s P o Q
+  /// P o Q
   __device__ Sum<K> hadamard(std::uint32_t row_chunks, int y) const {
     Sum<K> total = product<0, kChunks / 2>(row_chunks, y);
-    total.for_each([&](int n, int i) { total.value[n][i] *= scales_[0]; });
     const Sum<K> other = product<kChunks / 2, kChunks / 2>(row_chunks, y);
     total.for_each([&](int n, int i) { total.value[n][i] *= other.value[n][i]; });
     return total;
@@ -322,18 +328,26 @@ class Kronecker {
     return {scale_ * load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_)};
   }
 
+  struct BareRows {
+    const float2 *right;
+
+    __device__ float2 pair(int half, int n) const { return right[(half * kPairs + n) * 32]; }
+  };
   /// What is multiplied only where it is used.
   struct Rows {
-    const float2 *right;
+    const BareRows bare;
     const float left;
 
     __device__ float2 pair(int half, int n) const {
-      const float2 two = right[(half * kPairs + n) * 32];
+      const float2 two = bare.pair(half, n);
       return make_float2(left * two.x, left * two.y);
     }
   };
 
-  __device__ Rows rows(char *, int y, Tile tile) const { return {right_ + y / 8 * kPairs * 32, tile.left}; }
+  /// D is factor() times these.
+  __device__ BareRows bare_rows(char *, int y) const { return {right_ + y / 8 * kPairs * 32}; }
+  __device__ float factor(Tile tile) const { return tile.left; }
+  __device__ Rows rows(char *slot, int y, Tile tile) const { return {bare_rows(slot, y), tile.left}; }
 
  private:
   template <typename At>
