@@ -3,12 +3,11 @@
 // blocks.
 //
 // Work.     A cluster takes band after band, kStreamRows whole rows; each of its blocks has some boxes of every band,
-// each
-//           of its warps the same columns all the time, whose factors it keeps. A block's bands lie in a ring of slots,
-//           which one thread fills and empties by bulk tensor copies. Warps sum the squares of their part of a band;
-//           one more warp adds up what they found and what the other blocks of the cluster send, and makes factors of
-//           the sums. Meanwhile the warps are at the next band: they come back with the factors and compute the terms
-//           once more, which is cheaper than to keep them.
+//           each of its warps the same columns all the time, whose factors it keeps. A block's bands lie in a ring of
+//           slots, which one thread fills and empties by bulk tensor copies. Warps sum the squares of their part of a
+//           band; one more warp adds up what they found and what the other blocks of the cluster send, and makes
+//           factors of the sums. Meanwhile the warps are at the next band: they come back with the factors and compute
+//           the terms once more, which is cheaper than to keep them.
 // Traffic.  base read once, out written once, row factors once a block of the cluster, column factors once a cluster.
 // Numerics. As in stream_terms.cuh. Sums of squares are added in one order: lanes, warps, blocks. One rounding, at the
 //           store; where the multiplier is 0, bands pass unchanged.
