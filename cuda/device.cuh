@@ -90,6 +90,14 @@ __device__ inline float dora_change(const DoraFactors &factors, float base, floa
   return fmaf(factors.x, fmaf(factors.v, delta, factors.w * base), factors.y * base);
 }
 
+/// Over the lanes whose numbers differ in the bits from kFirst to below kEnd.
+template <int kFirst, int kEnd>
+__device__ float sum_over(float value) {
+#pragma unroll
+  for (int distance = kFirst; distance < kEnd; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
 __device__ inline float sum_of_warp(float value) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
@@ -232,9 +240,7 @@ __device__ void store_line_parts(char *packed, std::int64_t lines, int chunks, s
 // opaque, and volatile so as to stay in order, they let the compiler keep descriptors in registers across a store.
 __device__ inline uint4 load_streaming(const uint4 *from) {
   uint4 v;
-  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
+  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
   return v;
 }
 __device__ inline uint2 load_streaming(const uint2 *from) {

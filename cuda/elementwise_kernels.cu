@@ -4,9 +4,10 @@
 // half that is absent is 1.
 //
 // Work.     A thread takes 16 bytes of four rows that lie n apart, so one vector of the right half and four elements of
-//           the left one make all of them. Threads and blocks follow memory: a block takes 4 KB in four places and ends,
-//           the next one goes on from there.
-// Traffic.  base read once, out written once: bound by DRAM, which likes that order. A thread's finding its way costs as
+//           the left one make all of them. Threads and blocks follow memory: a block takes 4 KB in four places and
+//           ends, the next one goes on from there.
+// Traffic.  base read once, out written once: bound by DRAM, which likes that order. A thread's finding its way costs
+// as
 //           many instructions as two vectors' arithmetic, so that one vector a thread would be bound by them. The right
 //           half of a Kronecker product, as large as the weight over the left half's elements, comes from the caches.
 // DoRA.     A block takes a few whole rows: sums of squares first, then the rows again, which the caches still hold.
@@ -135,9 +136,7 @@ struct Right {
   }
 
  private:
-  __device__ void take(uint4 v, int at) {
-    word[at] = v.x, word[at + 1] = v.y, word[at + 2] = v.z, word[at + 3] = v.w;
-  }
+  __device__ void take(uint4 v, int at) { word[at] = v.x, word[at + 1] = v.y, word[at + 2] = v.z, word[at + 3] = v.w; }
 
   __device__ void gather(const char *from, int step) {
     if (dtype == LYC_DTYPE_F32) {
@@ -313,9 +312,8 @@ __device__ void merge_target(const ElementwiseRun &run, const ElementwiseTarget 
   if (run.op != ops::WeightOp::kDiff || target.reads_base) load_lines<K>(packed, target, lines, x);
   if (target.term_count == 1) {
     const LinesOfTerm<K> term(*terms, weight, run.workspace, lines, x);
-    return merge_lines<K>(run, target, lines, x, packed, weight != 0.0f, [&](float(&sum)[K::kVector], int j) {
-      term.add(sum, j, packed[j], target.base_dtype);
-    });
+    return merge_lines<K>(run, target, lines, x, packed, weight != 0.0f,
+                          [&](float(&sum)[K::kVector], int j) { term.add(sum, j, packed[j], target.base_dtype); });
   }
   bool changed = false;
   for (int t = 0; t < target.term_count; ++t) changed = changed || weight_of(run, terms[t]) != 0.0f;
@@ -431,8 +429,7 @@ struct Work {
       }
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
-        if (begin + j < tile.count)
-          store_packed<K>(packed[j], target, tile.row(begin + j), x);
+        if (begin + j < tile.count) store_packed<K>(packed[j], target, tile.row(begin + j), x);
     }
   }
 };

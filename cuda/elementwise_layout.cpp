@@ -145,8 +145,7 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
   layout_.reads_base |= entry.reads_base != 0;
   entry.term_count = static_cast<std::int32_t>(layout_.terms.size()) - entry.first_term;
   const std::int64_t together = kind.dora ? kElementwiseDoraRows : kElementwiseRows;
-  const std::int64_t step =
-      step_of(layout_.terms[static_cast<std::size_t>(entry.first_term)], entry.rows, together);
+  const std::int64_t step = step_of(layout_.terms[static_cast<std::size_t>(entry.first_term)], entry.rows, together);
   entry.step = divisor(step, "the number of rows");
   const std::int64_t lines = step * ceil_div(entry.rows / step, together);
   entry.threads = narrow(lines * entry.row_vectors.value, "the number of elements");
@@ -185,7 +184,9 @@ void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const o
   entry.right_dtype = right.operand.dtype;
   entry.left_in_workspace = left.in_workspace;
   entry.right_in_workspace = right.in_workspace;
-  const auto bytes = [](const Source &half, std::int64_t stride) { return bytes_of(stride, half.operand.dtype).value(); };
+  const auto bytes = [](const Source &half, std::int64_t stride) {
+    return bytes_of(stride, half.operand.dtype).value();
+  };
   entry.left_row = bytes(left, left.operand.stride_out);
   entry.left_column = bytes(left, left.operand.stride_in);
   entry.right_row = bytes(right, right.operand.stride_out);

@@ -32,7 +32,8 @@ __device__ void store_result(const Contraction &c, char *workspace, std::int64_t
     store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, r, 0.0f);
 }
 
-/// A block computes 32 x 32 elements, a thread four of them. Lanes follow the contiguous axis of what they read or write.
+/// A block computes 32 x 32 elements, a thread four of them. Lanes follow the contiguous axis of what they read or
+/// write.
 __global__ void __launch_bounds__(kContractionThreads)
     contract_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
   begin_kernel();
@@ -60,8 +61,7 @@ __global__ void __launch_bounds__(kContractionThreads)
              min(s + second(left_lines, i), c.s - 1) * c.left_s;
     });
     load_floats(right_data, c.right.dtype, from_right, [&](int i) {
-      return min(s + first(right_depth, i), c.s - 1) * c.right_s +
-             min(x + second(right_depth, i), c.b - 1) * c.right_b;
+      return min(s + first(right_depth, i), c.s - 1) * c.right_s + min(x + second(right_depth, i), c.b - 1) * c.right_b;
     });
     if (c.diagonal.data || c.mask.data)
 #pragma unroll

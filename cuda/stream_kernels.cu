@@ -8,53 +8,24 @@
 //           memory.
 // Traffic.  base read once, out written once, row factors once a strip (rank / 256 of the base), column factors once.
 //           What limits is memory: three blocks on a multiprocessor keep some 100 KB on the way. With DoRA the base is
-//           read twice, the second time from the end, where the caches still hold it.
-// Numerics. Tensor cores multiply 16-bit factors exactly and sum in float32; factors that a run computes come in three
-//           16-bit parts. One rounding, at the store. A term whose multiplier is 0 adds nothing, not even NaN; if that
-//           is all of them, tiles pass unchanged.
-#include <type_traits>
-
-#include "copy_engine.cuh"
-#include "stream_kernels.hpp"
+//           read twice, the second time from the end, where the caches still hold it; row_kernels.cu reads it once
+//           where rows fit on the chip.
+// Numerics. As in stream_terms.cuh; one rounding, at the store. If no term adds anything, tiles pass unchanged.
+#include "stream_terms.cuh"
 
 namespace lyc::cuda {
 namespace {
 
 constexpr int kSlots = 4;
-constexpr int kRowBytes = kBoxColumns * 2;
-constexpr int kBoxBytes = kStreamRows * kRowBytes;
 constexpr int kTileBytes = kBoxes * kBoxBytes;
-constexpr int kChunkRowBytes = kChunkRanks * 2;
-constexpr int kRowChunkBytes = kStreamRows * kChunkRowBytes;
-constexpr int kColumnChunkBytes = kBoxColumns * kChunkRowBytes;  // of one box
-constexpr int kSwizzleAlignment = 1024;
-constexpr int kColumnSlotChunks = 2;  // column factors come in slots of their own
-static_assert(kColumnSlotChunks * kBoxes * kColumnChunkBytes <= kTileBytes);
 
 /// An instance's properties as a type.
 template <int kMostChunks, StreamForm kTheForm, bool kBf16, bool kWithDora = false>
-struct Kind {
-  static constexpr int kChunks = kMostChunks;
-  static constexpr StreamForm kForm = kTheForm;
-  static constexpr bool kBf16Factors = kBf16, kDora = kWithDora;
-  static constexpr bool kRotation = kForm == StreamForm::kRotation, kKronecker = kForm == StreamForm::kKronecker;
-  static constexpr bool kLowRank = !kRotation && !kKronecker;
-  static constexpr int kWarps = stream_warps(kChunks, kForm), kThreads = (kWarps + 1) * 32;
-  static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
-  static constexpr int kSlotBytes = kTileBytes + kChunks * kRowChunkBytes;
-  static constexpr int kHeldBytes = kKronecker ? kStreamRows * kStreamColumns * 4 : 0;
-  static constexpr int kBlocks = kWarps == kBoxes && kLowRank ? 3 : 2;  // wanted on a multiprocessor
-  static constexpr int kUnroll = kRotation ? 2 : 1;  // halves of a tile at once: what they index is in registers
-  using Element = std::conditional_t<kBf16Factors, Bf16, F16>;  // of factors
-};
-
-struct Parameters {
-  StreamTarget only;  // where the table has no targets
-  StreamTable table;
-  ops::WeightOp op;
-  StreamPass pass;
-  Multipliers multipliers;
-  char *workspace;
+struct Kind : TermsKind<kMostChunks, kTheForm, kBf16, kWithDora, stream_warps_per_box(kMostChunks, kTheForm)> {
+  static constexpr int kWarps = kBoxes * Kind::kWarpsPerBox, kThreads = (kWarps + 1) * 32;
+  static constexpr int kSlotBytes = kTileBytes + kMostChunks * kRowChunkBytes;
+  static constexpr int kBlocks = kWarps == kBoxes && Kind::kLowRank ? 3 : 2;  // wanted on a multiprocessor
+  static constexpr int kUnroll = Kind::kRotation ? 2 : 1;  // halves of a tile at once: what they index is in registers
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -66,7 +37,7 @@ struct Parameters {
 template <typename K>
 class Cursor {
  public:
-  __device__ explicit Cursor(const Parameters &p)
+  __device__ explicit Cursor(const StreamParameters &p)
       : p_(p), step_(K::kDora && p.pass == StreamPass::kMerge ? -1 : 1), run_(blockIdx.x) {
     find_run();
   }
@@ -113,16 +84,9 @@ class Cursor {
     if (at_end()) return;
     const StreamTable &table = p_.table;
     const std::uint32_t number = step_ > 0 ? run_ : table.run_count - 1 - run_;
-    int first = 0, last = table.target_count - 1;  // the target is among these
-    while (first < last) {
-      const int middle = (first + last + 1) / 2;
-      if (table.first_run[middle] <= number)
-        first = middle;
-      else
-        last = middle - 1;
-    }
-    if (first != index_) enter(first);
-    const int local = static_cast<int>(number - (table.targets ? table.first_run[first] : 0));
+    const int index = target_of_run(table, number);
+    if (index != index_) enter(index);
+    const int local = static_cast<int>(number - (table.targets ? table.first_run[index] : 0));
     const int group = local / strips_;
     strip_ = local % strips_;
     tile_of_strip_ = step_ > 0 ? group : group + (height_ - 1 - group) / groups_ * groups_;
@@ -165,7 +129,7 @@ class Cursor {
     }
   }
 
-  const Parameters &p_;
+  const StreamParameters &p_;
   const StreamTarget *target_;
   const int step_;
   std::uint32_t run_;
@@ -186,14 +150,8 @@ struct Ring {
 
 // -- the thread that copies -------------------------------------------------------------------------------------------
 
-/// From line `line` on in one chunk of a packed factor.
-__device__ const char *packed_lines(const Parameters &p, std::uint64_t packed, int extent, int chunk, int line) {
-  const std::int64_t lines = (extent + kPackedLines - 1) / kPackedLines * kPackedLines;
-  return p.workspace + packed + (chunk * lines + line) * kChunkRowBytes;
-}
-
 template <typename K>
-__device__ void load_columns(const Parameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
+__device__ void load_columns(const StreamParameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
   const int first = at.column_slot() * kColumnSlotChunks, boxes = at.boxes();
   const int chunks = max(0, min(kColumnSlotChunks, at.chunk_count() - first));
   const Barrier full = ring.full(item);
@@ -202,60 +160,37 @@ __device__ void load_columns(const Parameters &p, const Ring &ring, unsigned ite
 #pragma unroll
   for (int c = 0; c < K::kChunks; ++c) {
     if (c < first || c >= first + chunks) continue;
-    const StreamTarget &target = at.target();
-    const StreamChunk &chunk = target.chunks[c];
-    const int rank = chunk.column_chunk * kChunkRanks;
 #pragma unroll
-    for (int box = 0; box < kBoxes; ++box) {
-      if (box >= boxes) continue;
-      const int x = at.place().x + box * kBoxColumns;
-      const std::uint32_t at_box = to + ((c - first) * kBoxes + box) * kColumnChunkBytes;
-      if (chunk.column_packed)
-        copy_in(at_box, packed_lines(p, target.packed_column[chunk.product], at.columns(), chunk.column_chunk, x),
-                kColumnChunkBytes, full);
-      else
-        copy_in(at_box, target.column[chunk.product], chunk.column_transposed ? rank : x,
-                chunk.column_transposed ? x : rank, full);
-    }
+    for (int box = 0; box < kBoxes; ++box)
+      if (box < boxes)
+        load_column_factor(p, column_chunk(to, box, c), at.target(), at.target().chunks[c], at.columns(),
+                           at.place().x + box * kBoxColumns, full);
   }
 }
 
 template <typename K>
-__device__ void load_tile(const Parameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
+__device__ void load_tile(const StreamParameters &p, const Ring &ring, unsigned item, const Cursor<K> &at) {
   const int boxes = at.needs_base() ? at.boxes() : 0, chunks = at.chunk_count(), y = at.place().y;
   const Barrier full = ring.full(item);
   full.arrive_expecting(boxes * kBoxBytes + chunks * kRowChunkBytes);
-  const std::uint32_t to = shared_address(ring.slot(item, K::kSlotBytes));
+  char *slot = ring.slot(item, K::kSlotBytes);
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box)
-    if (box < boxes) copy_in(to + box * kBoxBytes, at.target().base, at.place_of_box(box), full);
-#pragma unroll
-  for (int c = 0; c < K::kChunks; ++c) {
-    if (c >= chunks) continue;
-    const StreamTarget &target = at.target();
-    const StreamChunk &chunk = target.chunks[c];
-    const int rank = chunk.row_chunk * kChunkRanks;
-    const std::uint32_t at_chunk = to + kTileBytes + c * kRowChunkBytes;
-    if (chunk.row_packed)
-      copy_in(at_chunk, packed_lines(p, target.packed_row[chunk.product], at.rows(), chunk.row_chunk, y),
-              kRowChunkBytes, full);
-    else
-      copy_in(at_chunk, target.row[chunk.product], chunk.row_transposed ? y : rank, chunk.row_transposed ? rank : y,
-              full);
-  }
+    if (box < boxes) copy_in(shared_address(box_of<K>(slot, box)), at.target().base, at.place_of_box(box), full);
+  load_row_factors<K>(p, shared_address(slot), at.target(), chunks, at.rows(), y, full);
 }
 
 template <typename K>
 __device__ void store_tile(const Ring &ring, unsigned item, const Cursor<K> &at) {
-  const std::uint32_t from = shared_address(ring.slot(item, K::kSlotBytes));
+  char *slot = ring.slot(item, K::kSlotBytes);
   const int boxes = at.boxes();
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box)
-    if (box < boxes) copy_out(at.target().out, at.place_of_box(box), from + box * kBoxBytes);
+    if (box < boxes) copy_out(at.target().out, at.place_of_box(box), shared_address(box_of<K>(slot, box)));
 }
 
 template <typename K>
-__device__ void feed(const Parameters &p, const Ring &ring) {
+__device__ void feed(const StreamParameters &p, const Ring &ring) {
   Cursor<K> load(p), store(p);
   unsigned loaded = 0;
   const auto load_next = [&] {
@@ -280,312 +215,16 @@ __device__ void feed(const Parameters &p, const Ring &ring) {
 
 // -- the threads that compute -----------------------------------------------------------------------------------------
 
-/// 16 rows of a warp's columns in the fragments of mma's operand C, n tiles of 8 columns: rows g and g + 8, columns 2 q
-/// and 2 q + 1 of each.
-template <typename K>
-struct Sum {
-  static constexpr int kColumns = kStreamColumns / K::kWarps, kPairs = kColumns / 8;
-  float value[kPairs][4];
-
-  __device__ float2 pair(int half, int n) const { return make_float2(value[n][2 * half], value[n][2 * half + 1]); }
-
-  template <typename Visit>
-  __device__ static void for_each(Visit visit) {
-#pragma unroll
-    for (int n = 0; n < kPairs; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) visit(n, i);
-  }
-};
-
-__device__ float scale_of(const Parameters &p, const StreamTerm &term, bool with_multiplier) {
-  const float multiplier = multiplier_at(p.multipliers, term.multiplier_index);
-  if (multiplier == 0.0f) return 0.0f;
-  const float scale = (with_multiplier ? multiplier : 1.0f) * term.coefficient * element(term.scalar, 0);
-  return p.op == ops::WeightOp::kUnmerge ? -scale : scale;
-}
-
-/// Low-rank products: what one warp adds to its columns of every tile.
-template <typename K>
-class LowRank {
-  static constexpr int kPairs = Sum<K>::kPairs, kChunks = K::kChunks;
-
- public:
-  __device__ LowRank(const Parameters &p, int box, int first_pair, char *)
-      : p_(p), box_(box), first_pair_(first_pair) {}
-
-  __device__ bool enter(const StreamTarget &target) {
-    bool active = false;
-    count_ = target.chunk_count;
-    row_transposed_ = column_transposed_ = ends_ = 0;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      if (c >= count_) break;
-      const StreamChunk &chunk = target.chunks[c];
-      const StreamTerm &term = target.terms[chunk.term];
-      row_transposed_ |= static_cast<unsigned>(chunk.row_transposed) << c;
-      column_transposed_ |= static_cast<unsigned>(chunk.column_transposed) << c;
-      ends_ |= static_cast<unsigned>(chunk.ends) << c;
-      scales_[c] = scale_of(p_, term, !K::kDora);
-      active = active || multiplier_at(p_.multipliers, term.multiplier_index) != 0.0f;
-    }
-    return active;
-  }
-
-  __device__ void take_columns(char *slot, int column_slot) {
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      if (c / kColumnSlotChunks != column_slot) continue;
-      const std::uint32_t chunk = shared_address(slot) + (c % kColumnSlotChunks * kBoxes + box_) * kColumnChunkBytes;
-#pragma unroll
-      for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(chunk, column_transposed_ >> c & 1, first_pair_ + n);
-        columns_[c][n] = make_uint2(two.x, two.y);
-        columns_[c][n + 1] = make_uint2(two.z, two.w);
-      }
-    }
-  }
-
-  __device__ void prepare(const Cursor<K> &) {}
-  __device__ void begin_tile(char *) {}
-
-  __device__ Sum<K> rows(char *slot, int y) const {
-    const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
-    if constexpr (K::kForm == StreamForm::kHadamard) return hadamard(row_chunks, y);
-    if constexpr (K::kForm == StreamForm::kSeveral) return several(row_chunks, y);
-    Sum<K> sum = product<0, kChunks>(row_chunks, y);
-    sum.for_each([&](int n, int i) { sum.value[n][i] *= scales_[0]; });
-    return sum;
-  }
-
- private:
-  template <bool kFirst>
-  __device__ void add_chunk(Sum<K> &sum, int c, std::uint32_t row_chunks, int y) const {
-    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, row_transposed_ >> c & 1, y);
-#pragma unroll
-    for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors, kFirst>(sum.value[n], rows, columns_[c][n]);
-  }
-
-  /// P of some chunks, the first of which is there.
-  template <int kFirst, int kCount>
-  __device__ Sum<K> product(std::uint32_t row_chunks, int y) const {
-    Sum<K> sum;
-    add_chunk<true>(sum, kFirst, row_chunks, y);
-#pragma unroll
-    for (int c = kFirst + 1; c < kFirst + kCount; ++c)
-      if (K::kForm == StreamForm::kHadamard || c < count_) add_chunk<false>(sum, c, row_chunks, y);
-    return sum;
-  }
-
-  /// s P o Q
-  __device__ Sum<K> hadamard(std::uint32_t row_chunks, int y) const {
-    Sum<K> total = product<0, kChunks / 2>(row_chunks, y);
-    total.for_each([&](int n, int i) { total.value[n][i] *= scales_[0]; });
-    const Sum<K> other = product<kChunks / 2, kChunks / 2>(row_chunks, y);
-    total.for_each([&](int n, int i) { total.value[n][i] *= other.value[n][i]; });
-    return total;
-  }
-
-  /// The sum of s P over products.
-  __device__ Sum<K> several(std::uint32_t row_chunks, int y) const {
-    Sum<K> total, sum;
-    sum.for_each([&](int n, int i) { sum.value[n][i] = total.value[n][i] = 0.0f; });
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      if (c >= count_) break;
-      add_chunk<false>(sum, c, row_chunks, y);
-      if (!(ends_ >> c & 1)) continue;
-      const float scale = scales_[c];  // 0 adds nothing, not even NaN
-      if (scale != 0.0f)
-        sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(scale, sum.value[n][i], total.value[n][i]); });
-      sum.for_each([&](int n, int i) { sum.value[n][i] = 0.0f; });
-    }
-    return total;
-  }
-
-  const Parameters &p_;
-  const int box_, first_pair_;
-  int count_ = 0;
-  unsigned row_transposed_ = 0, column_transposed_ = 0, ends_ = 0;  // a bit for each chunk
-  float scales_[kChunks] = {};
-  uint2 columns_[kChunks][kPairs];
-};
-
-/// A Kronecker product: the strip's part of its right half stays in shared memory, where each thread has what it needs
-/// as float32; an element of the left half makes a tile.
-template <typename K>
-class Kronecker {
-  static constexpr int kPairs = Sum<K>::kPairs;
-
- public:
-  __device__ Kronecker(const Parameters &p, int box, int first_pair, char *held)
-      : p_(p), box_(box), first_pair_(first_pair), right_(reinterpret_cast<float2 *>(held) + threadIdx.x % 32) {}
-
-  __device__ bool enter(const StreamTarget &target) {
-    halves_ = &target.kronecker;
-    left_data_ = resolve(halves_->left, halves_->left_in_workspace, p_.workspace);
-    left_dtype_ = halves_->left_dtype;
-    left_row_ = halves_->left_row;
-    left_column_ = halves_->left_column;
-    scale_ = scale_of(p_, target.terms[0], !K::kDora);
-    return multiplier_at(p_.multipliers, target.terms[0].multiplier_index) != 0.0f;
-  }
-
-  __device__ void take_columns(char *, int) {}
-  __device__ void begin_tile(char *) {}
-
-  __device__ void prepare(const Cursor<K> &at) {
-    if (at.begins_run()) load_right(at);
-    const Place place = at.place_of_box(box_);
-    left_ = scale_;
-    if (place.j >= at.across() || scale_ == 0.0f) return;
-    left_ *= load_float(left_data_, left_dtype_, place.i * left_row_ + place.j * left_column_);
-  }
-
-  /// What is multiplied only where it is used.
-  struct Rows {
-    const float2 *right;
-    const float left;
-
-    __device__ float2 pair(int half, int n) const {
-      const float2 two = right[(half * kPairs + n) * 32];
-      return make_float2(left * two.x, left * two.y);
-    }
-  };
-
-  __device__ Rows rows(char *, int y) const { return {right_ + y / 8 * kPairs * 32, left_}; }
-
- private:
-  __device__ void load_right(const Cursor<K> &at) {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const Place place = at.place_of_box(box_);
-    const void *right = resolve(halves_->right, halves_->right_in_workspace, p_.workspace);
-    const lyc_dtype dtype = halves_->right_dtype;
-    const std::int64_t row_stride = halves_->right_row, column_stride = halves_->right_column;
-    const bool pairs = halves_->right_pairs;
-    constexpr int kTogether = 8;  // loads under way, all from inside in any case
-    for (int first = 0; first < kStreamRows / 8 * kPairs; first += kTogether) {
-      float2 values[kTogether];
-      const auto row_of = [&](int e) { return place.y + e / kPairs * 8 + g; };
-      const auto column_of = [&](int e) { return place.x + (first_pair_ + e % kPairs) * 8 + q * 2; };
-      with_type<true>(dtype, [&](auto type) {
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          const std::int64_t offset = min(row_of(first + i), at.rows() - 1) * row_stride +
-                                      min(column_of(first + i), at.columns() - 2) * column_stride;
-          values[i] = pairs ? type.load_pair(right, offset)
-                            : make_float2(type.load(right, offset), type.load(right, offset + column_stride));
-        }
-      });
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        const int e = first + i;
-        const bool inside = row_of(e) < at.rows() && column_of(e) < at.columns() && scale_ != 0.0f;
-        right_[e * 32] = inside ? values[i] : make_float2(0.0f, 0.0f);
-      }
-    }
-  }
-
-  const Parameters &p_;
-  const int box_, first_pair_;
-  float2 *const right_;  // of this thread, from e * 32 to e * 32: rows 8 e / kPairs + g, columns of n tile e % kPairs
-  const StreamKronecker *halves_ = nullptr;
-  const void *left_data_ = nullptr;
-  lyc_dtype left_dtype_ = LYC_DTYPE_NONE;
-  std::int64_t left_row_ = 0, left_column_ = 0;
-  float scale_ = 0.0f, left_ = 0.0f;
-};
-
-/// R' W - W for blocks of rows that a tile holds whole: R - I comes as a packed row factor, the tile is the column one.
-template <typename K>
-class Rotation {
-  static constexpr int kPairs = Sum<K>::kPairs, kDepth = kStreamRows / kChunkRanks;
-
- public:
-  __device__ Rotation(const Parameters &p, int box, int first_pair, char *)
-      : p_(p), box_(box), first_pair_(first_pair) {}
-
-  __device__ bool enter(const StreamTarget &target) {
-    rescale_ = target.rescale;
-    rows_ = target.rows;
-    multiplier_ = multiplier_at(p_.multipliers, target.terms[0].multiplier_index);
-    return multiplier_ != 0.0f;
-  }
-
-  __device__ void take_columns(char *, int) {}
-
-  __device__ void prepare(const Cursor<K> &at) {
-    if (!rescale_.data) return;
-    const int g = static_cast<int>(threadIdx.x % 32) / 4;
-#pragma unroll
-    for (int r = 0; r < kStreamRows / 8; ++r) factor_[r] = element(rescale_, min(at.place().y + r * 8 + g, rows_ - 1));
-  }
-
-  /// The columns are read before any row of them is changed.
-  __device__ void begin_tile(char *slot) {
-    const std::uint32_t box = shared_address(slot) + box_ * kBoxBytes;
-#pragma unroll
-    for (int k = 0; k < kDepth; ++k)
-#pragma unroll
-      for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(box + k * kChunkRanks * kRowBytes, false, first_pair_ + n);
-        columns_[k][n] = make_uint2(two.x, two.y);
-        columns_[k][n + 1] = make_uint2(two.z, two.w);
-      }
-    __syncwarp();
-  }
-
-  __device__ Sum<K> rows(char *slot, int y) const {
-    const std::uint32_t row_chunks = shared_address(slot) + kTileBytes;
-    Sum<K> sum;
-    sum.for_each([&](int n, int i) { sum.value[n][i] = 0.0f; });
-#pragma unroll
-    for (int c = 0; c < K::kChunks; ++c) {
-      const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, false, y);
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors>(sum.value[n], rows, columns_[c % kDepth][n]);
-    }
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const char *box = slot + box_ * kBoxBytes + lane % 4 * 4;
-    sum.for_each([&](int n, int i) {
-      float &value = sum.value[n][i];
-      value *= multiplier_;
-      if (!rescale_.data) return;
-      const int row = y + i / 2 * 8 + lane / 4;
-      const auto *word = reinterpret_cast<const std::uint32_t *>(box + swizzled_128(row, first_pair_ + n));
-      const float2 two = K::Element::get(word, 0);
-      const float base = i % 2 ? two.y : two.x;
-      value = factor_[y / 8 + i / 2] * (base + value) - base;
-    });
-    return sum;
-  }
-
- private:
-  const Parameters &p_;
-  const int box_, first_pair_;
-  int rows_ = 0;
-  Vector rescale_{};
-  float multiplier_ = 0.0f, factor_[kStreamRows / 8] = {};
-  uint2 columns_[kDepth][kPairs];
-};
-
-template <typename K>
-using Terms =
-    std::conditional_t<K::kRotation, Rotation<K>, std::conditional_t<K::kKronecker, Kronecker<K>, LowRank<K>>>;
-
 /// What one warp does with its columns of every tile.
 template <typename K>
 class Worker {
-  static constexpr int kPairs = Sum<K>::kPairs, kWarpsPerBox = K::kWarps / kBoxes;
+  using Words = typename WarpColumns<K>::Words;
 
  public:
-  __device__ Worker(const Parameters &p, const Ring &ring, int warp)
-      : p_(p),
-        box_(warp / kWarpsPerBox),
-        first_pair_(warp % kWarpsPerBox * kPairs),
-        terms_(p, box_, first_pair_, ring.held + warp * (K::kHeldBytes / K::kWarps)) {}
+  __device__ Worker(const StreamParameters &p, const Ring &ring, int warp)
+      : p_(p), my_(warp), terms_(p, my_, ring.held + warp * (K::kHeldBytes / K::kWarpsPerBox)) {}
 
-  __device__ int box() const { return box_; }
+  __device__ int box() const { return my_.box(); }
 
   __device__ void enter(const StreamTarget &target) {
     active_ = terms_.enter(target);
@@ -593,14 +232,14 @@ class Worker {
     if constexpr (K::kDora) {
       dora_ = target.dora;
       v_ = static_cast<float>(
-          dora_coefficients(dora_.rule, multiplier_at(p_.multipliers, target.terms[0].multiplier_index)).v);
+          dora_coefficients(dora_.parameters.rule, multiplier_at(p_.multipliers, target.terms[0].multiplier_index)).v);
     }
   }
 
   __device__ void take_columns(char *slot, int column_slot) { terms_.take_columns(slot, column_slot); }
   /// What can be fetched before the tile is there.
   __device__ void prepare(const Cursor<K> &at) {
-    if (active_) terms_.prepare(at);
+    if (active_) tile_ = terms_.prepare(at, at.place_of_box(my_.box()));
   }
 
   __device__ void work_on(char *slot, const Cursor<K> &at) {
@@ -614,7 +253,7 @@ class Worker {
   template <typename Type>
   __device__ void work_on_type(char *slot, const Cursor<K> &at) {
     if (!active_) {
-      if (p_.op == ops::WeightOp::kDiff && p_.pass == StreamPass::kMerge) clear(slot);
+      if (p_.op == ops::WeightOp::kDiff && p_.pass == StreamPass::kMerge) my_.clear(slot);
       return;
     }
     terms_.begin_tile(slot);
@@ -625,7 +264,7 @@ class Worker {
         work_on_lines<Type, false>(slot, at);
     } else {
 #pragma unroll K::kUnroll
-      for (int y = 0; y < kStreamRows; y += 16) add<Type>(slot, y, terms_.rows(slot, y));
+      for (int y = 0; y < kStreamRows; y += 16) add<Type>(slot, y, terms_.rows(slot, y, tile_));
     }
   }
 
@@ -637,55 +276,12 @@ class Worker {
       merge_dora<Type, kByRow>(slot, at);
   }
 
-  /// 16 rows of the warp's columns as they lie in the tile, two neighbours a word. All of them are loaded before any is
-  /// stored, so that loads overlap.
-  struct Words {
-    std::uint32_t word[2][kPairs];
-  };
-
-  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128).
-  __device__ std::uint32_t *word_at(char *slot, int y, int half, int n) const {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    char *row = slot + box_ * kBoxBytes + g * kRowBytes + q * 4;
-    return reinterpret_cast<std::uint32_t *>(row + ((first_pair_ + n) * 16 ^ g * 16) + (y + half * 8) * kRowBytes);
-  }
-
-  template <typename Visit>
-  __device__ void for_words(char *slot, int y, Visit visit) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) visit(half, n, word_at(slot, y, half, n));
-  }
-
-  __device__ Words load(char *slot, int y) const {
-    Words words;
-    for_words(slot, y, [&](int half, int n, const std::uint32_t *at) { words.word[half][n] = *at; });
-    return words;
-  }
-
-  /// Replace each pair of neighbours by what `change(half, n, pair)` makes of it.
-  template <typename Type, typename Change>
-  __device__ void replace(char *slot, int y, Words words, Change change) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n)
-        Type::put(&words.word[half][n], 0, change(half, n, Type::get(&words.word[half][n], 0)));
-    for_words(slot, y, [&](int half, int n, std::uint32_t *at) { *at = words.word[half][n]; });
-  }
-
-  __device__ void clear(char *slot) const {
-#pragma unroll
-    for (int y = 0; y < kStreamRows; y += 16) for_words(slot, y, [](int, int, std::uint32_t *at) { *at = 0; });
-  }
-
   template <typename Type, typename Delta>
   __device__ void add(char *slot, int y, const Delta &delta) const {
     const bool keeps_base = p_.op != ops::WeightOp::kDiff;
     Words words = {};
-    if (keeps_base) words = load(slot, y);
-    replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
+    if (keeps_base) words = my_.load(slot, y);
+    my_.template replace<Type>(slot, y, words, [&](int half, int n, float2 base) {
       const float2 d = delta.pair(half, n);
       return make_float2(base.x + d.x, base.y + d.y);
     });
@@ -694,14 +290,15 @@ class Worker {
   /// Squares of V = W + v D, summed over the tile's part of each line.
   template <typename Type, bool kByRow>
   __device__ void add_squares(char *slot, const Cursor<K> &at) const {
+    constexpr int kPairs = Sum<K>::kPairs;
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     auto *partial = reinterpret_cast<float *>(p_.workspace + dora_.partial);
-    const Place place = at.place_of_box(box_);
+    const Place place = at.place_of_box(my_.box());
     float column_sums[kPairs][2] = {};
 #pragma unroll K::kUnroll
     for (int y = 0; y < kStreamRows; y += 16) {
-      const Words words = load(slot, y);
-      const auto delta = terms_.rows(slot, y);
+      const Words words = my_.load(slot, y);
+      const auto delta = terms_.rows(slot, y, tile_);
       float row_sums[2] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half)
@@ -720,7 +317,7 @@ class Worker {
       if constexpr (!kByRow) continue;
       const int boxes = (at.columns() + kBoxColumns - 1) / kBoxColumns;
       const std::int64_t piece =
-          std::int64_t{place.j * boxes + place.x / kBoxColumns} * kWarpsPerBox + first_pair_ / kPairs;
+          std::int64_t{place.j * boxes + place.x / kBoxColumns} * K::kWarpsPerBox + my_.first_pair() / kPairs;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float sum = sum_over<1, 4>(row_sums[half]);
@@ -736,18 +333,10 @@ class Worker {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float sum = sum_over<4, 32>(column_sums[n][c]);
-          const int column = place.x + (first_pair_ + n) * 8 + q * 2 + c;
+          const int column = place.x + (my_.first_pair() + n) * 8 + q * 2 + c;
           if (g == 0 && column < at.columns()) partial[piece * dora_.lines + place.j * at.columns() + column] = sum;
         }
     }
-  }
-
-  /// Over the lanes whose numbers differ in the bits from kFirst to below kEnd.
-  template <int kFirst, int kEnd>
-  __device__ static float sum_over(float value) {
-#pragma unroll
-    for (int distance = kFirst; distance < kEnd; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
-    return value;
   }
 
   __device__ DoraFactors factors_of(int line) const {
@@ -758,8 +347,9 @@ class Worker {
 
   template <typename Type, bool kByRow>
   __device__ void merge_dora(char *slot, const Cursor<K> &at) const {
+    constexpr int kPairs = Sum<K>::kPairs;
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const Place place = at.place_of_box(box_);
+    const Place place = at.place_of_box(my_.box());
     const float kept = p_.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
     const auto merged = [&](const DoraFactors &factors, float base, float d) {
       return fmaf(kept, base, dora_change(factors, base, d));
@@ -770,16 +360,16 @@ class Worker {
       if constexpr (kByRow)
         for (int half = 0; half < 2; ++half)
           factors[half] = factors_of(place.i * at.rows() + place.y + y + half * 8 + g);
-      const auto delta = terms_.rows(slot, y);
+      const auto delta = terms_.rows(slot, y, tile_);
 #pragma unroll
       for (int n = 0; n < kPairs; ++n) {
         if constexpr (!kByRow) {
-          const int column = place.j * at.columns() + place.x + (first_pair_ + n) * 8 + q * 2;
+          const int column = place.j * at.columns() + place.x + (my_.first_pair() + n) * 8 + q * 2;
           for (int c = 0; c < 2; ++c) factors[c] = factors_of(column + c);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          std::uint32_t *word = word_at(slot, y, half, n);
+          std::uint32_t *word = my_.word_at(slot, y, half, n);
           const float2 base = Type::get(word, 0), d = delta.pair(half, n);
           Type::put(word, 0,
                     make_float2(merged(factors[kByRow ? half : 0], base.x, d.x),
@@ -789,16 +379,17 @@ class Worker {
     }
   }
 
-  const Parameters &p_;
-  const int box_, first_pair_;
+  const StreamParameters &p_;
+  const WarpColumns<K> my_;
   Terms<K> terms_;
+  typename Terms<K>::Tile tile_{};
   StreamDora dora_{};
   float v_ = 1.0f;
   bool active_ = false, bf16_ = false;
 };
 
 template <typename K>
-__device__ void compute(const Parameters &p, const Ring &ring, int warp) {
+__device__ void compute(const StreamParameters &p, const Ring &ring, int warp) {
   Worker<K> worker(p, ring, warp);
   int entered = -1;
   unsigned item = 0;
@@ -825,7 +416,7 @@ __device__ void compute(const Parameters &p, const Ring &ring, int warp) {
 #endif
 
 template <typename K>
-__global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const __grid_constant__ Parameters p) {
+__global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const __grid_constant__ StreamParameters p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ char raw[];
   __shared__ alignas(8) std::uint64_t barriers[2 * kSlots];
@@ -851,7 +442,7 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const _
 
 struct Instance {
   StreamKind kind;
-  void (*kernel)(Parameters);
+  void (*kernel)(StreamParameters);
   int threads, shared_bytes;
 };
 
@@ -861,7 +452,7 @@ constexpr Instance instance() {
   return {{kChunks, kForm, kBf16Factors, kDora},
           stream_kernel<K>,
           K::kThreads,
-          kSlots * K::kSlotBytes + K::kHeldBytes + kSwizzleAlignment};
+          kSlots * K::kSlotBytes + kBoxes * K::kHeldBytes + kSwizzleAlignment};
 }
 
 // What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do
@@ -874,11 +465,10 @@ constexpr Instance kInstances[] = {
     instance<4, StreamForm::kHadamard, true>(),        instance<6, StreamForm::kHadamard, true>(),
     instance<2, StreamForm::kHadamard, false>(),       instance<4, StreamForm::kHadamard, false>(),
     instance<6, StreamForm::kRotation, true>(),        instance<6, StreamForm::kRotation, false>(),
-    instance<1, StreamForm::kSingle, true, true>(),
-    instance<4, StreamForm::kSeveral, true, true>(),   instance<4, StreamForm::kSeveral, false, true>(),
-    instance<2, StreamForm::kHadamard, true, true>(),  instance<4, StreamForm::kHadamard, true, true>(),
-    instance<2, StreamForm::kHadamard, false, true>(), instance<4, StreamForm::kHadamard, false, true>(),
-    instance<0, StreamForm::kKronecker, true, true>(),
+    instance<1, StreamForm::kSingle, true, true>(),    instance<4, StreamForm::kSeveral, true, true>(),
+    instance<4, StreamForm::kSeveral, false, true>(),  instance<2, StreamForm::kHadamard, true, true>(),
+    instance<4, StreamForm::kHadamard, true, true>(),  instance<2, StreamForm::kHadamard, false, true>(),
+    instance<4, StreamForm::kHadamard, false, true>(), instance<0, StreamForm::kKronecker, true, true>(),
 };
 
 const Instance &instance_of(const StreamKind &kind) {
@@ -902,7 +492,7 @@ cudaError_t resident_blocks(StreamKind kind, int *blocks) {
 cudaError_t launch_stream(StreamKind kind, const StreamTable &table, const StreamTarget &only, int blocks,
                           const StreamRun &run, const Launch &on) {
   const Instance &instance = instance_of(kind);
-  Parameters parameters{only, table, run.op, run.pass, run.multipliers, run.workspace};
+  StreamParameters parameters{only, table, run.op, run.pass, run.multipliers, run.workspace};
   void *arguments[] = {&parameters};
   const unsigned grid =
       table.run_count < static_cast<unsigned>(blocks) ? table.run_count : static_cast<unsigned>(blocks);

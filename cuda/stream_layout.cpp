@@ -85,10 +85,38 @@ bool has_instance(const StreamKind &kind, std::int64_t chunks) {
                                    (kind.chunks == 6 && kind.bf16_factors && !kind.dora));
 }
 
-void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int32_t multiplier_index,
-              Products &products) {
+/// Blocks of the cluster that holds whole rows: so many that two of them share a multiprocessor, else as many as there
+/// can be; 0 where that is not enough.
+std::int32_t row_cluster(std::int64_t boxes, StreamForm form, int largest) {
+  std::int32_t cluster = 1;
+  while (cluster < largest && ceil_div(boxes, cluster) > kRowBoxes) cluster *= 2;
+  const bool fits = cluster <= largest && ceil_div(boxes, cluster) * row_warps_per_box(form) <= kMostRowWarps;
+  return fits ? cluster : 0;
+}
+
+/// DoRA over rows of which each has a magnitude of its own, if they fit on the chip.
+bool take_whole_rows(StreamWeight &weight, const StreamMagnitudes &magnitudes, int largest_cluster) {
   StreamTarget &target = weight.target;
-  const int halves = stream_warps(weight.kind.chunks, weight.kind.form) / kBoxes;
+  const std::int64_t rows = std::int64_t{target.rows} * target.down;
+  const std::int64_t boxes_across = ceil_div(target.columns, kBoxColumns), boxes = boxes_across * target.across;
+  const std::int32_t cluster = row_cluster(boxes, weight.kind.form, largest_cluster);
+  if (!magnitudes.by_row || magnitudes.inside != 1 || magnitudes.count != rows || cluster == 0) return false;
+  weight.kind.cluster = cluster;
+  target.boxes_across = static_cast<std::int32_t>(boxes_across);
+  target.boxes = static_cast<std::int32_t>(ceil_div(boxes, cluster));
+  const auto bands = static_cast<std::int32_t>(ceil_div(target.rows, kStreamRows));
+  const bool blocks = weight.kind.form == StreamForm::kKronecker;
+  target.strips = blocks ? bands : 1;
+  target.height = blocks ? target.down : bands;
+  target.dora = {1, narrow(rows, "the number of lines"), magnitudes.dora, 0, 0};
+  return true;
+}
+
+void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int32_t multiplier_index,
+              int largest_cluster, Products &products) {
+  if (take_whole_rows(weight, magnitudes, largest_cluster)) return;
+  StreamTarget &target = weight.target;
+  const int halves = stream_warps_per_box(weight.kind.chunks, weight.kind.form);
   const std::int64_t rows = std::int64_t{target.rows} * target.down;
   const std::int64_t columns = std::int64_t{target.columns} * target.across;
   const std::int64_t lines = magnitudes.by_row ? rows : columns;
@@ -97,7 +125,7 @@ void add_dora(StreamWeight &weight, const StreamMagnitudes &magnitudes, std::int
   const std::uint64_t partial = products.reserve(pieces * lines);
   const std::uint64_t factors =
       products.reserve(lines * static_cast<std::int64_t>(sizeof(DoraFactors) / sizeof(float)));
-  target.dora = {magnitudes.by_row, narrow(lines, "the number of lines"), magnitudes.dora.rule, partial, factors};
+  target.dora = {magnitudes.by_row, narrow(lines, "the number of lines"), magnitudes.dora, partial, factors};
   products.add(FactorTask{magnitudes.dora, multiplier_index, 1, narrow(pieces, "the number of tiles"),
                           target.dora.lines, narrow(magnitudes.inside, "a kernel"),
                           narrow(magnitudes.count, "the number of magnitudes"), partial, factors});
@@ -253,11 +281,12 @@ Operand transposed(Operand t) {
 /// A target with one adapter of one term; turned round where its columns are O.
 class TermBuilder {
  public:
-  TermBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, Products &products)
+  TermBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, int largest_cluster, Products &products)
       : adapter_(batch.adapters[target.first_adapter]),
         term_(batch.terms[adapter_.first_term]),
         batch_(batch),
         target_(target),
+        largest_cluster_(largest_cluster),
         products_(products),
         turned_(!has_plain_columns(target.out)) {}
 
@@ -302,8 +331,9 @@ class TermBuilder {
     const std::int64_t rows = turned_ ? term_.q.in() : term_.q.out();
     const std::int64_t columns = turned_ ? term_.q.out() : term_.q.in() * term_.q.kernel_holder().kernel_size();
     const Operand out = seen(target_.out);
-    if (adapter_.dora_axis == ops::DoraAxis::kNone || term_.row_begin != 0 || rows < kMinBlockRows || columns < kMinBlockColumns || columns % 2 != 0 ||
-        left_rows * rows != out.out || left_columns * columns != columns_of(out) || !has_even_steps(term_.q) ||
+    if (adapter_.dora_axis == ops::DoraAxis::kNone || term_.row_begin != 0 || rows < kMinBlockRows ||
+        columns < kMinBlockColumns || columns % 2 != 0 || left_rows * rows != out.out ||
+        left_columns * columns != columns_of(out) || !has_even_steps(term_.q) ||
         !add_weight({rows, columns, left_rows, left_columns}, StreamForm::kKronecker))
       return std::nullopt;
     check_term();
@@ -318,7 +348,7 @@ class TermBuilder {
     product.left_column = left_seen.stride_in;
     set_right(right, column_step(seen(right.operand)));
     weight_.kind = stream_kind(StreamForm::kKronecker, 0, true, true);
-    add_dora(weight_, magnitudes(), adapter_.multiplier_index, products_);
+    add_dora(weight_, magnitudes(), adapter_.multiplier_index, largest_cluster_, products_);
     return weight_;
   }
 
@@ -375,6 +405,7 @@ class TermBuilder {
   const ops::Term &term_;
   const ops::WeightBatch &batch_;
   const ops::WeightTarget &target_;
+  const int largest_cluster_;
   Products &products_;
   const bool turned_;
   StreamWeight weight_;
@@ -383,20 +414,21 @@ class TermBuilder {
 }  // namespace
 
 std::optional<StreamWeight> stream_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms,
-                                            const StreamMagnitudes *magnitudes, Products &products) {
+                                            const StreamMagnitudes *magnitudes, int largest_cluster,
+                                            Products &products) {
   LowRankBuilder builder(target, terms);
   if (!builder.build(magnitudes != nullptr)) return std::nullopt;
   StreamWeight weight = builder.commit(products);
-  if (magnitudes) add_dora(weight, *magnitudes, terms.front().multiplier_index, products);
+  if (magnitudes) add_dora(weight, *magnitudes, terms.front().multiplier_index, largest_cluster, products);
   return weight;
 }
 
 std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops::WeightTarget &target,
-                                        Products &products) {
+                                        int largest_cluster, Products &products) {
   if (target.adapter_count != 1) return std::nullopt;
   const ops::Adapter &adapter = batch.adapters[target.first_adapter];
   if (adapter.term_count != 1 || adapter.replaces) return std::nullopt;
-  return TermBuilder(batch, target, products).build();
+  return TermBuilder(batch, target, largest_cluster, products).build();
 }
 
 std::int64_t StreamGroup::tiles() const {
@@ -405,22 +437,47 @@ std::int64_t StreamGroup::tiles() const {
   return tiles;
 }
 
-void schedule(StreamGroup &group, std::int64_t resident_blocks) {
-  // As many runs as blocks make all of them walk side by side; where there is work for long, runs need not be so short
-  // that their beginnings tell.
+namespace {
+
+/// Runs of a strip. For one weight as they are done soonest, where beginning a run costs half a tile. Several weights
+/// follow each other without a break, and where there is work for long, runs need not be so short that their beginnings
+/// tell.
+std::int32_t groups_of(const StreamGroup &group, const StreamTarget &target, std::int64_t resident_blocks) {
   constexpr std::int64_t kLongRun = 4, kManyTiles = 16;
-  const std::int64_t length = std::clamp<std::int64_t>(group.tiles() / (kManyTiles * resident_blocks), 1, kLongRun);
+  if (group.weights.size() > 1) {
+    const std::int64_t length = std::clamp<std::int64_t>(group.tiles() / (kManyTiles * resident_blocks), 1, kLongRun);
+    return static_cast<std::int32_t>(
+        std::min(std::max<std::int64_t>(1, resident_blocks / target.strips), ceil_div(target.height, length)));
+  }
+  std::int64_t best = std::numeric_limits<std::int64_t>::max();
+  std::int32_t groups = 1;
+  for (std::int32_t g = 1; g <= target.height; ++g) {
+    const std::int64_t halves =
+        ceil_div(std::int64_t{target.strips} * g, resident_blocks) * (2 * ceil_div(target.height, g) + 1);
+    if (halves >= best) continue;
+    best = halves;
+    groups = g;
+  }
+  return groups;
+}
+
+}  // namespace
+
+void schedule(StreamGroup &group, std::int64_t resident_blocks) {
   std::int64_t runs = 0;
   group.first_run.clear();
   for (StreamWeight &weight : group.weights) {
-    StreamTarget &target = weight.target;
-    const std::int64_t most = std::max<std::int64_t>(1, resident_blocks / target.strips);
-    target.groups = static_cast<std::int32_t>(std::min(most, ceil_div(target.height, length)));
+    weight.target.groups = groups_of(group, weight.target, resident_blocks);
     group.first_run.push_back(static_cast<std::uint32_t>(runs));
-    runs += std::int64_t{target.strips} * target.groups;
+    runs += std::int64_t{weight.target.strips} * weight.target.groups;
     require(runs <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
   }
   group.run_count = static_cast<std::uint32_t>(runs);
+}
+
+std::int32_t StreamGroup::boxes() const {
+  const auto fewer = [](const StreamWeight &a, const StreamWeight &b) { return a.target.boxes < b.target.boxes; };
+  return std::max_element(weights.begin(), weights.end(), fewer)->target.boxes;
 }
 
 std::string describe(const StreamGroup &group) {
@@ -432,8 +489,11 @@ std::string describe(const StreamGroup &group) {
                            : kind.form == StreamForm::kRotation ? "rotations of blocks of rows"
                            : kind.form == StreamForm::kHadamard ? ranks("Hadamard products")
                                                                 : ranks("low-rank products");
-  return concat(what, kind.dora ? " with DoRA" : "", ", streamed: ", group.weights.size(), " weights, ",
-                group.tiles(), " tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
+  const std::string tiles = kind.cluster > 0
+                                ? concat(" bands of ", kStreamRows, " rows, each in ", kind.cluster, " blocks\n")
+                                : concat(" tiles of ", kStreamRows, " x ", kStreamColumns, "\n");
+  return concat(what, kind.dora ? " with DoRA" : "", ", streamed: ", group.weights.size(), " weights, ", group.tiles(),
+                tiles);
 }
 
 }  // namespace lyc::cuda

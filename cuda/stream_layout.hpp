@@ -37,13 +37,15 @@ struct StreamMagnitudes {
 
 /// The weight, if every tensor of it lies as the copy engine needs it and its ranks fit into registers. What a run
 /// computes for it is in `products` already, and is packed now.
+/// DoRA over rows takes whole ones where a cluster of at most `largest_cluster` blocks holds them.
 std::optional<StreamWeight> stream_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms,
-                                            const StreamMagnitudes *magnitudes, Products &products);
+                                            const StreamMagnitudes *magnitudes, int largest_cluster,
+                                            Products &products);
 
 /// The same for a target whose one term is a Kronecker product under DoRA or a rotation of its rows, which goes into
 /// `products`.
 std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops::WeightTarget &target,
-                                        Products &products);
+                                        int largest_cluster, Products &products);
 
 /// Weights of one launch.
 struct StreamGroup {
@@ -53,9 +55,11 @@ struct StreamGroup {
   std::uint32_t run_count = 0;
 
   std::int64_t tiles() const;
+  /// Boxes of a band that a block of a cluster has at most.
+  std::int32_t boxes() const;
 };
 
-/// Cut strips into runs, for a device on which `resident_blocks` run at once.
+/// Cut strips into runs, for a device on which so many blocks, or clusters of them, run at once.
 void schedule(StreamGroup &group, std::int64_t resident_blocks);
 
 std::string describe(const StreamGroup &group);

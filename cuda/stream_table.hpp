@@ -31,17 +31,29 @@ struct StreamKind {
   StreamForm form;
   bool bf16_factors;  // else f16
   bool dora;
+  std::int32_t cluster = 0;  // blocks that hold whole rows together (row_kernels.cu); 0: tiles
 
   bool operator==(const StreamKind &o) const {
-    return chunks == o.chunks && form == o.form && bf16_factors == o.bf16_factors && dora == o.dora;
+    return chunks == o.chunks && form == o.form && bf16_factors == o.bf16_factors && dora == o.dora &&
+           cluster == o.cluster;
   }
 };
 
-/// Computing warps, which share a tile's boxes: as many as it takes to have factors and sums in registers.
-constexpr int stream_warps(int chunks, StreamForm form) {
+/// Warps that compute a box: as many as it takes to have factors and sums in registers.
+constexpr int stream_warps_per_box(int chunks, StreamForm form) {
   const bool many = form == StreamForm::kHadamard || (form <= StreamForm::kSeveral && chunks >= 4);
-  return many ? 2 * kBoxes : kBoxes;
+  return many ? 2 : 1;
 }
+
+// Where a cluster of blocks takes whole rows, a tile is a band: kStreamRows rows of a block of the grid, and of all
+// that are beside it. Each block of the cluster has as many of its boxes, side by side; a strip is all bands of a
+// low-rank product, or those that have the same part of the right half.
+inline constexpr int kMostCluster = 16, kPortableCluster = 8;
+inline constexpr int kRowBoxes = 6;       // wanted of a block, so that two of them share a multiprocessor
+inline constexpr int kMostRowWarps = 24;  // that compute
+
+/// Warps that compute a box of a band: many with few registers each, whether they are one block's or two's.
+constexpr int row_warps_per_box(StreamForm form) { return form == StreamForm::kSingle ? 2 : 4; }
 
 /// CUtensorMap, without its header.
 struct alignas(128) TensorMap {
@@ -78,11 +90,12 @@ struct StreamKronecker {
   std::int32_t right_pairs;                                     // 1: two neighbours of a row can be loaded at once
 };
 
-/// What DoRA needs of lines, rows or columns: partial[piece][line], sums of squares, and factors[line].
+/// What DoRA needs of lines, rows or columns: partial[piece][line], sums of squares, and factors[line]; or, where a
+/// cluster takes whole rows, the magnitude of each.
 struct StreamDora {
   std::int32_t by_row;
   std::int32_t lines;
-  ops::DoraRule rule;
+  DoraParameters parameters;
   std::uint64_t partial, factors;  // offsets into the workspace
 };
 
@@ -91,7 +104,8 @@ struct StreamTarget {
   std::uint64_t packed_row[kMaxStreamProducts], packed_column[kMaxStreamProducts];  // offsets into the workspace
   std::int32_t rows, columns;                                                       // of a block
   std::int32_t down, across;                                                        // blocks
-  std::int32_t boxes_across;    // of a tile's boxes, those that are neighbours in one block
+  std::int32_t boxes_across;    // of a tile's boxes, or of a band's, those that are neighbours in one block
+  std::int32_t boxes;           // of a band, that a block of a cluster has
   std::int32_t strips, height;  // tiles of a strip
   std::int32_t groups;          // runs of a strip
   std::int32_t bf16;            // the weight's dtype; else f16

@@ -204,11 +204,8 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
 
 class Builder {
  public:
-  Builder(const ops::WeightBatch &batch, bool copy_engine)
-      : batch_(batch),
-        elementwise_(batch, layout_.products),
-        others_(batch, layout_.products),
-        copy_engine_(copy_engine) {
+  Builder(const ops::WeightBatch &batch, const DeviceFeatures &device)
+      : batch_(batch), elementwise_(batch, layout_.products), others_(batch, layout_.products), device_(device) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
   }
 
@@ -218,8 +215,9 @@ class Builder {
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
     const bool dora = with_dora(target);
-    if (copy_engine_)
-      if (const auto weight = stream_term(batch_, target, layout_.products)) return add(*weight);
+    if (device_.copy_engine)
+      if (const auto weight = stream_term(batch_, target, device_.largest_cluster, layout_.products))
+        return add(*weight);
     if (elementwise_.takes(target)) return elementwise_.add(target);
     if (!is_low_rank(target)) return others_.add(target);
     const std::vector<Part> parts = parts_of(target);
@@ -238,7 +236,7 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
-    if (copy_engine_ && add_stream(target, sides, matrix, terms)) return;
+    if (device_.copy_engine && add_stream(target, sides, matrix, terms)) return;
     kind.regular = is_regular(matrix, terms, kind);
     if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
     if (dora) add_dora(target, matrix);
@@ -265,7 +263,8 @@ class Builder {
     const bool dora = with_dora(target);
     StreamMagnitudes magnitudes{};
     if (dora) magnitudes = magnitudes_of(target, sides);
-    const auto weight = stream_low_rank(matrix, terms, dora ? &magnitudes : nullptr, layout_.products);
+    const auto weight =
+        stream_low_rank(matrix, terms, dora ? &magnitudes : nullptr, device_.largest_cluster, layout_.products);
     if (weight) add(*weight);
     return weight.has_value();
   }
@@ -359,7 +358,7 @@ class Builder {
   ElementwiseLayoutBuilder elementwise_;
   TermLayoutBuilder others_;
   std::array<TargetGroup, kKernelKinds> groups_;
-  const bool copy_engine_;
+  const DeviceFeatures device_;
 };
 
 std::int64_t strips_of(const MatrixTarget &target) { return (target.columns.size + kStripColumns - 1) / kStripColumns; }
@@ -384,8 +383,8 @@ double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resid
 
 }  // namespace
 
-WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine) {
-  Builder builder(batch, copy_engine);
+WeightLayout lay_out(const ops::WeightBatch &batch, const DeviceFeatures &device) {
+  Builder builder(batch, device);
   for (std::int64_t t = 0; t < batch.target_count; ++t) builder.add(batch.targets[t]);
   return builder.take();
 }

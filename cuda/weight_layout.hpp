@@ -31,9 +31,14 @@ struct WeightLayout {
   bool has_all_bases = true;
 };
 
-/// Turn every target into a matrix and group them by kernel; `copy_engine`: the device has one. Throws for what does
-/// not fit together.
-WeightLayout lay_out(const ops::WeightBatch &batch, bool copy_engine = false);
+/// What a device can do beyond what all can.
+struct DeviceFeatures {
+  bool copy_engine = false;
+  int largest_cluster = 0;  // blocks that hold rows together, where there is a copy engine
+};
+
+/// Turn every target into a matrix and group them by kernel. Throws for what does not fit together.
+WeightLayout lay_out(const ops::WeightBatch &batch, const DeviceFeatures &device = {});
 
 /// Choose the tile height and number the tiles, for a device on which `resident_warps` run at once.
 void schedule(TargetGroup &group, std::int64_t resident_warps);

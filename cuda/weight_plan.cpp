@@ -192,6 +192,9 @@ class Uploader {
   std::vector<std::function<void(const char *)>> places_;
 };
 
+/// Its sums of squares take a launch of their own.
+bool norms_apart(const StreamKind &kind) { return kind.dora && kind.cluster == 0; }
+
 bool needs_staging(const WeightPlan &plan) { return plan.multiplier_count > kInlineMultipliers; }
 
 std::size_t staging_size(const WeightPlan &plan) {
@@ -208,7 +211,7 @@ void describe_run(WeightPlan &plan) {
   for (const Schedule &schedule : plan.stages) plan.info.launches += schedule.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.factor_blocks, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
-  for (const StreamGroup &group : plan.layout.streams) plan.info.launches += group.kind.dora;
+  for (const StreamGroup &group : plan.layout.streams) plan.info.launches += norms_apart(group.kind);
   plan.info.workspace_size = staging_size(plan) + plan.layout.products.workspace_size;
 }
 
@@ -257,11 +260,15 @@ void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers
 }
 
 void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, const Launch &on) {
-  for (std::size_t g = 0; g < plan.streams.size(); ++g)
-    if (const StreamKind &kind = plan.layout.streams[g].kind; pass == StreamPass::kMerge || kind.dora)
-      check(launch_stream(kind, plan.streams[g], plan.only[g], plan.stream_blocks[g],
-                          {run.op, pass, run.multipliers, run.workspace}, on),
-            "launching a streaming kernel");
+  for (std::size_t g = 0; g < plan.streams.size(); ++g) {
+    const StreamKind &kind = plan.layout.streams[g].kind;
+    if (pass == StreamPass::kNorms && !norms_apart(kind)) continue;
+    const StreamRun now{run.op, pass, run.multipliers, run.workspace};
+    const cudaError_t status = kind.cluster > 0
+                                   ? launch_rows(kind, plan.row_shapes[g], plan.streams[g], plan.only[g], now, on)
+                                   : launch_stream(kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], now, on);
+    check(status, "launching a streaming kernel");
+  }
 }
 
 void run_rotations(const WeightPlan &plan, const RotationRun &run, const Launch &on) {
@@ -290,6 +297,23 @@ void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
           plan.info.workspace_size, " bytes are needed");
 }
 
+/// Lay out what this device can take: the larger a cluster, the less sure it is to fit.
+void lay_out(WeightPlan &plan, const ops::WeightBatch &batch) {
+  const bool copy_engine = plan.context->encode_map != nullptr;
+  for (int largest_cluster : {kMostCluster, kPortableCluster, 0}) {
+    plan.layout = cuda::lay_out(batch, {copy_engine, largest_cluster});
+    plan.row_shapes.assign(plan.layout.streams.size(), {});
+    bool fits = true;
+    for (std::size_t g = 0; g < plan.row_shapes.size(); ++g) {
+      const StreamGroup &group = plan.layout.streams[g];
+      if (group.kind.cluster == 0) continue;
+      check(fit_rows(group.kind, group.boxes(), &plan.row_shapes[g]), "asking how many clusters fit");
+      fits = fits && plan.row_shapes[g].clusters > 0;
+    }
+    if (fits) return;
+  }
+}
+
 }  // namespace
 
 WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
@@ -297,12 +321,14 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   auto plan = std::make_unique<WeightPlan>();
   plan->context = &context;
   plan->multiplier_count = batch.multiplier_count;
-  plan->layout = lay_out(batch, context.encode_map != nullptr);
-  for (StreamGroup &group : plan->layout.streams) {
+  lay_out(*plan, batch);
+  for (std::size_t g = 0; g < plan->layout.streams.size(); ++g) {
+    StreamGroup &group = plan->layout.streams[g];
     int blocks = 0;
-    check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    if (group.kind.cluster == 0)
+      check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     plan->stream_blocks.push_back(blocks * context.multiprocessors);
-    schedule(group, plan->stream_blocks.back());
+    schedule(group, group.kind.cluster == 0 ? plan->stream_blocks.back() : plan->row_shapes[g].clusters);
   }
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;

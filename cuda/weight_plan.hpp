@@ -6,6 +6,7 @@
 
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
+#include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
 namespace lyc::cuda {
@@ -17,7 +18,8 @@ struct WeightPlan {
   std::vector<TargetTable> tables;                              // of layout.groups
   std::vector<StreamTarget> only;                               // the first of each of layout.streams
   std::vector<StreamTable> streams;                             // of layout.streams
-  std::vector<int> stream_blocks;                               // that the device holds at once
+  std::vector<int> stream_blocks;                               // that the device holds at once, of tiles
+  std::vector<RowShape> row_shapes;                             // of whole rows
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
   TermTables terms{};                                           // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};

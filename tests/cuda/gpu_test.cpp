@@ -299,6 +299,93 @@ TEST_F(Streamed, LowRankDoraMatchesTheReference) {
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
 }
 
+constexpr ops::DoraRule kRules[] = {ops::DoraRule::kInterpolate, ops::DoraRule::kLycoris, ops::DoraRule::kPeft};
+
+/// Rows that one block holds, a cluster of each size, and none.
+constexpr std::int64_t kWidths[] = {8, 64, 384, 392, 1288, 3072, 3080, 6144, 12288, 12296};
+
+TEST_F(Streamed, WholeRowsOfLowRankDoraMatchTheReference) {
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
+    case_ = WeightCase(702);
+    std::size_t i = 0;
+    for (std::int64_t columns : kWidths)
+      for (std::int64_t rank : {16, 48}) {
+        const std::int64_t rows = i % 3 == 0 ? 5 : i % 3 == 1 ? 33 : 72;
+        add({rows, columns}, {choice_of(ops::TermKind::kProduct, rank)}, ops::DoraAxis::kOut, kRules[i++ % 3]);
+      }
+    add({72, 24, {3, 3, 1}}, {choice_of(ops::TermKind::kProduct)}, ops::DoraAxis::kOut);
+    add({40, 320, {3, 3, 1}}, {choice_of(ops::TermKind::kProduct)}, ops::DoraAxis::kOut);
+    add({1288, 40}, {choice_of(ops::TermKind::kProduct)}, ops::DoraAxis::kIn, ops::DoraRule::kPeft, Order::kHWIO);
+    Random random(703);
+    use_plain_factors(case_, factors, random);
+    expect_all({WeightOp::kMerge, WeightOp::kDiff});
+  }
+}
+
+TEST_F(Streamed, WholeRowsOfHadamardDoraMatchTheReference) {
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
+    case_ = WeightCase(704);
+    std::size_t i = 0;
+    for (std::int64_t columns : kWidths)
+      for (std::int64_t rank : {8, 32})
+        add({i % 2 == 0 ? 40 : 72, columns}, {choice_of(ops::TermKind::kHadamard, rank)}, ops::DoraAxis::kOut,
+            kRules[i++ % 3]);
+    Random random(705);
+    use_plain_factors(case_, factors, random);
+    expect_all({WeightOp::kMerge, WeightOp::kDiff});
+  }
+}
+
+TEST_F(Streamed, WholeRowsOfKroneckerDoraMatchTheReference) {
+  const struct {
+    std::int64_t p_out, p_in, rows, columns;
+  } grids[] = {{3, 1, 40, 320}, {4, 16, 40, 192}, {3, 48, 33, 64}, {2, 5, 72, 1032}, {5, 40, 32, 40}, {2, 6, 40, 1032}};
+  std::size_t i = 0;
+  for (const auto &grid : grids)
+    for (Half half : {Half::kWhole, Half::kLowRank}) {
+      TermChoice term = choice_of(ops::TermKind::kKronecker);
+      term.q = half;
+      term.p_out = grid.p_out;
+      term.p_in = grid.p_in;
+      add({grid.p_out * grid.rows, grid.p_in * grid.columns}, {term}, ops::DoraAxis::kOut, kRules[i++ % 3]);
+    }
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
+/// Many more bands than clusters, in weights of several widths, so that clusters go from one to the next.
+TEST_F(Streamed, WholeRowsTakeOneLaunchAndGiveTheSameBits) {
+  for (std::int64_t columns : {2696, 3072, 2888})
+    for (std::int64_t rows : {33, 3072})
+      add({rows, columns}, {choice_of(ops::TermKind::kProduct)}, ops::DoraAxis::kOut, kRules[columns % 3]);
+  Random random(706);
+  use_plain_factors(case_, LYC_DTYPE_BF16, random);
+  DeviceCase device(case_.batch());
+  Plan plan(*backend_, context_, device.batch());
+  EXPECT_THAT(plan.explain(), HasSubstr("8 blocks"));
+  EXPECT_EQ(plan.info.launches, 1) << plan.explain();
+  EXPECT_EQ(plan.info.workspace_size, 0u);
+  const std::vector<float> zeros(case_.multipliers.size(), 0.0f);
+  const auto before = device.all_bytes();
+  plan.run(WeightOp::kMerge, case_.multipliers.data());
+  const auto first = device.all_bytes();
+  EXPECT_NE(first, before);
+  DeviceMemory multipliers(case_.multipliers.size() * sizeof(float));
+  multipliers.write(case_.multipliers.data());
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    device.reset();
+    plan.run(WeightOp::kMerge, static_cast<const float *>(multipliers.data()), nullptr, true);
+    EXPECT_TRUE(device.all_bytes() == first);
+  }
+  device.reset();
+  plan.run(WeightOp::kMerge, zeros.data());
+  for (std::size_t t = 0; t < case_.targets().size(); ++t) {
+    const ops::Operand &base = case_.targets()[t].base;
+    const auto *bytes = static_cast<const unsigned char *>(base.data);
+    EXPECT_TRUE(device.out_bytes(static_cast<std::int64_t>(t)) ==
+                std::vector<unsigned char>(bytes, bytes + bytes_of(base)));
+  }
+}
+
 TEST_F(Streamed, RotationsOfBlocksMatchTheReference) {
   for (std::int64_t block : {2, 4, 8, 16, 32})
     for (bool rescale : {false, true}) {
@@ -371,13 +458,14 @@ WeightCase every_kernel_case() {
       add({40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, choice_of(kind, 80), axis);
   // What is streamed besides, in every way there is.
   for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16})
-    for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut}) {
+    for (DoraAxis axis : kAxes) {
       add({40, 128}, factors, factors, choice_of(TermKind::kProduct, 48), axis);
       for (std::int64_t rank : {16, 32}) add({40, 128}, factors, factors, choice_of(TermKind::kHadamard, rank), axis);
       TermChoice blocks = choice_of(TermKind::kKronecker);
       blocks.p_out = blocks.p_in = 2;
       add({40, 128}, factors, factors, blocks, axis);
     }
+  add({40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, choice_of(TermKind::kProduct), DoraAxis::kIn);
   TermChoice rotation = choice_of(TermKind::kRotation);
   rotation.rotation.block_size = 8;
   c.factor_dtype = LYC_DTYPE_BF16;
@@ -403,10 +491,11 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kStreamed = 20, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4, kProducts = 4, kRotations = 1;
+  constexpr int kStreamed = 20, kRows = 8, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4, kProducts = 4,
+                kRotations = 1;
   constexpr int kTerms = 3, kMultipliers = 1;
-  EXPECT_EQ(plan.info.launches,
-            kStreamed + kStreamedNorms + kLowRank + kElementwise + kProducts + kRotations + kTerms + kMultipliers)
+  EXPECT_EQ(plan.info.launches, kStreamed + kRows + kStreamedNorms + kLowRank + kElementwise + kProducts + kRotations +
+                                    kTerms + kMultipliers)
       << plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }

@@ -275,7 +275,16 @@ class Stream : public testing::Test {
     c.factor_dtype = LYC_DTYPE_BF16;
     c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
     for (ops::Term &added : c.terms()) added.coefficient = 1.0;
-    return lay_out(c.batch(), true);
+    return lay_out(c.batch(), {true, largest_cluster_});
+  }
+
+  /// Of one weight that a cluster takes by rows, with DoRA.
+  StreamWeight lay_out_rows(Shape shape, TermChoice term, Order order = Order::kOIHW) {
+    largest_cluster_ = kMostCluster;
+    const WeightLayout layout = lay_out_one(shape, term, ops::DoraAxis::kOut, order);
+    EXPECT_TRUE(layout.reads_base);
+    EXPECT_TRUE(layout.products.dora_factors.empty() || layout.streams.at(0).kind.cluster == 0);
+    return layout.streams.at(0).weights.at(0);
   }
 
   static TermChoice choice(ops::TermKind kind, std::int64_t rank = 16) {
@@ -284,6 +293,8 @@ class Stream : public testing::Test {
     term.rank = rank;
     return term;
   }
+
+  int largest_cluster_ = 0;
 };
 
 TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
@@ -298,7 +309,7 @@ TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
   EXPECT_EQ(target.strips, 2);        // 40 rows
   EXPECT_EQ(target.height, 4 * 2);
   EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term, ops::DoraAxis::kOut).streams.size(), 0u);  // blocks too low
-  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term).streams.size(), 0u);            // the elementwise kernels'
+  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term).streams.size(), 0u);                      // the elementwise kernels'
   const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut, Order::kHWIO);
   EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.rows, 64);
   EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.dora.by_row, 0);
@@ -309,10 +320,10 @@ TEST_F(Stream, AllBlocksWalkDownAWeightSideBySide) {
   StreamGroup &group = layout.streams.at(0);
   const auto groups = [&] { return group.weights.at(0).target.groups; };
   schedule(group, 400);
-  EXPECT_EQ(groups(), 33);  // of 12 strips each: the most that are at work at once
-  EXPECT_EQ(group.run_count, 12u * 33u);
+  EXPECT_EQ(groups(), 32);  // of 12 strips each, all of 12 tiles: no more than are at work at once
+  EXPECT_EQ(group.run_count, 12u * 32u);
   schedule(group, 5);
-  EXPECT_EQ(groups(), 1);
+  EXPECT_EQ(groups(), 5);  // so that all blocks end together
   group.weights.insert(group.weights.end(), 63, group.weights.front());
   schedule(group, 4000);
   EXPECT_EQ(groups(), 384 / 4);  // there is enough for runs of four tiles
@@ -332,6 +343,45 @@ TEST_F(Stream, DoraSumsSquaresOverBoxesOrTiles) {
   EXPECT_EQ(columns.pieces, 4);  // tiles of 32 rows
   EXPECT_EQ(columns.inside, 9);
   EXPECT_EQ(columns.magnitudes, 24);
+}
+
+TEST_F(Stream, DoraTakesWholeRowsInAsManyBlocksAsHoldThem) {
+  const TermChoice term = choice(ops::TermKind::kProduct);
+  const struct {
+    std::int64_t columns;
+    std::int32_t cluster, boxes;
+  } widths[] = {{64, 1, 1}, {384, 1, 6}, {392, 2, 4}, {1280, 4, 5}, {3072, 8, 6}, {3080, 16, 4}, {12288, 16, 12}};
+  for (const auto &[columns, cluster, boxes] : widths) {
+    const StreamWeight weight = lay_out_rows({72, columns}, term);
+    EXPECT_EQ(weight.kind.cluster, cluster) << columns;
+    EXPECT_EQ(weight.target.boxes, boxes) << columns;
+    EXPECT_EQ(weight.target.strips, 1);
+    EXPECT_EQ(weight.target.height, 3);  // bands of 32 rows
+    EXPECT_EQ(weight.target.dora.lines, 72);
+  }
+  EXPECT_EQ(lay_out_rows({72, 12296}, term).kind.cluster, 0);
+  EXPECT_EQ(lay_out_rows({72, 64, {3, 3, 1}}, term).target.boxes, 5);
+}
+
+TEST_F(Stream, BandsOfAKroneckerProductShareTheRightHalf) {
+  TermChoice term = choice(ops::TermKind::kKronecker);
+  term.p_out = 4, term.p_in = 6;
+  term.q = test::Half::kWhole;
+  const StreamWeight weight = lay_out_rows({4 * 40, 6 * 72}, term);
+  EXPECT_EQ(weight.kind.cluster, 2);
+  EXPECT_EQ(weight.target.boxes_across, 2);
+  EXPECT_EQ(weight.target.boxes, 6);
+  EXPECT_EQ(weight.target.strips, 2);
+  EXPECT_EQ(weight.target.height, 4);
+  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1024}, term).kind.cluster, 16);
+  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1032}, term).kind.cluster, 0);
+}
+
+TEST_F(Stream, ColumnsAndSharedMagnitudesAreNotTakenByRows) {
+  const TermChoice term = choice(ops::TermKind::kProduct);
+  EXPECT_EQ(lay_out_rows({72, 64}, term, Order::kHWIO).kind.cluster, 0);  // O are columns
+  EXPECT_EQ(lay_out_one({72, 64}, term, ops::DoraAxis::kIn, Order::kHWIO).streams.at(0).kind.cluster, 1);
+  EXPECT_EQ(lay_out_one({72, 64}, term, ops::DoraAxis::kIn).streams.at(0).kind.cluster, 0);
 }
 
 TEST_F(Stream, WhatARunComputesComesInThreeParts) {
