@@ -225,75 +225,87 @@ __device__ void load_lines(Packed (&packed)[kBatch], const ElementwiseTarget &ta
     if (j < lines.count) packed[j] = load_packed<K>(target, lines.row(j), x);
 }
 
-/// A term on lines that meet one row of its right half, or each its own.
+/// A term on lines that meet one row of its right half.
 template <typename K>
-class LinesOfTerm {
- public:
-  __device__ LinesOfTerm(const ElementwiseTerm &term, float weight, const char *workspace, const Lines &lines, int x)
-      : term_(term), workspace_(workspace), lines_(lines), x_(x), weight_(weight) {
-    const int left_step = divide(lines.step, term.right_rows);
-    together_ = left_step * static_cast<int>(term.right_rows.value) == lines.step;
-    if (!together_) return;
+struct TermOfLines {
+  float left[kBatch], right[K::kVector];
+
+  __device__ TermOfLines(const ElementwiseTerm &term, const char *workspace, const Lines &lines, int x) {
     const HalfPlaces at(term, workspace, lines.first, x);
-    Right<K> right;
-    if (term.right_dtype != LYC_DTYPE_NONE) right.load(at.right, term.right_dtype, term.right_column);
+    Right<K> words;
+    if (term.right_dtype != LYC_DTYPE_NONE) words.load(at.right, term.right_dtype, term.right_column);
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) left_[j] = 1.0f;
+    for (int j = 0; j < kBatch; ++j) left[j] = 1.0f;
     if (term.left_dtype != LYC_DTYPE_NONE) {
-      const int last = lines.count - 1, step = left_step * term.left_row / size_of(term.left_dtype);
-      load_floats(at.left, term.left_dtype, left_, [&](int j) { return std::int64_t{min(j, last)} * step; });
+      const int step = divide(lines.step, term.right_rows) * term.left_row / size_of(term.left_dtype);
+      load_floats(at.left, term.left_dtype, left, [&](int j) { return std::int64_t{min(j, lines.count - 1)} * step; });
     }
 #pragma unroll
-    for (int i = 0; i < K::kVector; ++i) right_[i] = 1.0f;
-    if (term.right_dtype != LYC_DTYPE_NONE) right.widen(right_);
+    for (int i = 0; i < K::kVector; ++i) right[i] = 1.0f;
+    if (term.right_dtype != LYC_DTYPE_NONE) words.widen(right);
   }
-
-  /// sum += term on line j; `packed` is the weight.
-  __device__ void add(float (&sum)[K::kVector], int j, const Packed &packed, lyc_dtype base_dtype) const {
-    if (!together_) return add_term<K>(sum, term_, weight_, packed, base_dtype, workspace_, lines_.row(j), x_);
-    const float weight = weight_ * left_[j];
-    float base[K::kVector];
-    if (term_.times_base) widen<K>(packed, base_dtype, base);
-#pragma unroll
-    for (int i = 0; i < K::kVector; ++i)
-      sum[i] = fmaf(weight, term_.times_base ? right_[i] * base[i] : right_[i], sum[i]);
-  }
-
- private:
-  const ElementwiseTerm &term_;
-  const char *workspace_;
-  const Lines &lines_;
-  const int x_;
-  const float weight_;
-  bool together_;
-  float left_[kBatch], right_[K::kVector];
 };
 
 // -- merging ----------------------------------------------------------------------------------------------------------
 
-/// The lines and the columns that thread `number` of a target takes. `add_terms` adds to the sums of line j. The weight
-/// is under way while terms are computed; what no adapter changes stays bit for bit.
-template <typename K, typename AddTerms>
-__device__ void merge_lines(const ElementwiseRun &run, const ElementwiseTarget &target, const Lines &lines, int x,
-                            const Packed (&packed)[kBatch], bool changed, AddTerms add_terms) {
-  const bool merges = run.op != ops::WeightOp::kDiff;
+/// The weight is under way while the term is computed; without a multiplier it stays bit for bit.
+template <typename K>
+__device__ void merge_together(const ElementwiseRun &run, const ElementwiseTarget &target, const ElementwiseTerm &term,
+                               const Lines &lines, int x) {
+  const float weight = weight_of(run, term);  // before there is anything else to wait for
+  const bool merges = run.op != ops::WeightOp::kDiff, times_base = term.times_base != 0;
+  Packed packed[kBatch] = {};
+  if (merges || times_base) load_lines<K>(packed, target, lines, x);
+  if (weight != 0.0f) {
+    const TermOfLines<K> of_lines(term, run.workspace, lines, x);
+    with_type<K::kWide>(target.out_dtype, [&](auto type) {
 #pragma unroll
-  for (int j = 0; j < kBatch; ++j) {
-    if (j >= lines.count) break;
-    Packed result = packed[j];
-    if (changed || !merges || target.base_dtype != target.out_dtype) {
-      float sum[K::kVector] = {};
-      if (changed) add_terms(sum, j);
-      if (merges) {
-        float base[K::kVector];
-        widen<K>(packed[j], target.base_dtype, base);
+      for (int j = 0; j < kBatch; ++j) {
+        const float factor = weight * of_lines.left[j];
 #pragma unroll
-        for (int i = 0; i < K::kVector; ++i) sum[i] += base[i];
+        for (int i = 0; i < K::kVector; i += 2) {
+          const float2 base = type.get(packed[j].word, i / 2);
+          float2 change = make_float2(factor * of_lines.right[i], factor * of_lines.right[i + 1]);
+          if (times_base) change = make_float2(change.x * base.x, change.y * base.y);
+          type.put(packed[j].word, i / 2,
+                   merges ? make_float2(base.x + change.x, base.y + change.y) : make_float2(change.x, change.y));
+        }
       }
-      result = round_to<K>(sum, target.out_dtype);
-    }
-    store_packed<K>(result, target, lines.row(j), x);
+    });
+  } else if (!merges) {
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) packed[j] = {};
   }
+#pragma unroll
+  for (int j = 0; j < kBatch; ++j)
+    if (j < lines.count) store_packed<K>(packed[j], target, lines.row(j), x);
+}
+
+/// Any terms on a vector of row y.
+template <typename K>
+__device__ void merge_line(const ElementwiseRun &run, const ElementwiseTarget &target, const ElementwiseTerm *terms,
+                           int y, int x) {
+  const bool merges = run.op != ops::WeightOp::kDiff;
+  Packed packed = {};
+  if (merges || target.reads_base) packed = load_packed<K>(target, y, x);
+  float sum[K::kVector] = {};
+  bool changed = false;
+  for (int t = 0; t < target.term_count; ++t) {
+    const float weight = weight_of(run, terms[t]);
+    if (weight == 0.0f) continue;
+    changed = true;
+    add_term<K>(sum, terms[t], weight, packed, target.base_dtype, run.workspace, y, x);
+  }
+  if (changed || !merges || target.base_dtype != target.out_dtype) {
+    if (merges) {
+      float base[K::kVector];
+      widen<K>(packed, target.base_dtype, base);
+#pragma unroll
+      for (int i = 0; i < K::kVector; ++i) sum[i] += base[i];
+    }
+    packed = round_to<K>(sum, target.out_dtype);
+  }
+  store_packed<K>(packed, target, y, x);
 }
 
 /// What a block does with a target: a few lines of one vector for each thread.
@@ -302,35 +314,28 @@ __device__ void merge_target(const ElementwiseRun &run, const ElementwiseTarget 
                              std::uint32_t block) {
   const int number = static_cast<int>(block * K::kThreads + threadIdx.x);
   if (number >= target.threads) return;
-  // Before there is anything else to wait for.
-  const float weight = target.term_count == 1 ? weight_of(run, *terms) : 0.0f;
   const int line = divide(number, target.row_vectors), set = divide(line, target.step);
   const int x = (number - line * static_cast<int>(target.row_vectors.value)) * K::kVector;
   const int step = static_cast<int>(target.step.value), first = line + set * (kBatch - 1) * step;
   const Lines lines{first, step, min(kBatch, divide(target.rows - first + step - 1, target.step))};
-  Packed packed[kBatch] = {};
-  if (run.op != ops::WeightOp::kDiff || target.reads_base) load_lines<K>(packed, target, lines, x);
-  if (target.term_count == 1) {
-    const LinesOfTerm<K> term(*terms, weight, run.workspace, lines, x);
-    return merge_lines<K>(run, target, lines, x, packed, weight != 0.0f,
-                          [&](float(&sum)[K::kVector], int j) { term.add(sum, j, packed[j], target.base_dtype); });
-  }
-  bool changed = false;
-  for (int t = 0; t < target.term_count; ++t) changed = changed || weight_of(run, terms[t]) != 0.0f;
-  merge_lines<K>(run, target, lines, x, packed, changed, [&](float(&sum)[K::kVector], int j) {
-    for (int t = 0; t < target.term_count; ++t)
-      if (const float of_term = weight_of(run, terms[t]); of_term != 0.0f)
-        add_term<K>(sum, terms[t], of_term, packed[j], target.base_dtype, run.workspace, lines.row(j), x);
-  });
+  if (target.together) return merge_together<K>(run, target, *terms, lines, x);
+  for (int j = 0; j < lines.count; ++j) merge_line<K>(run, target, terms, lines.row(j), x);
+}
+
+/// One term on one target.
+__host__ __device__ inline bool travels_alone(const ElementwiseRun &run) {
+  return run.tiles.count == 1 && run.only.term_count == 1;
 }
 
 template <typename K>
 __device__ void merge_targets(const ElementwiseRun &run) {
-  if (run.tiles.count == 1 && run.only.term_count == 1)  // all that it takes came with the launch
+  if (travels_alone(run))  // all that it takes came with the launch
     return merge_target<K>(run, run.only, &run.only_term, blockIdx.x);
   const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
-  const ElementwiseTarget &target = run.targets[index];
-  merge_target<K>(run, target, run.terms + target.first_term, blockIdx.x - run.tiles.first[index]);
+  const ElementwiseTarget target = run.targets[index];
+  const std::uint32_t first = (blockIdx.x - run.tiles.first[index]) * kElementwisePieces;
+  for (std::uint32_t piece = 0; piece < kElementwisePieces; ++piece)
+    merge_target<K>(run, target, run.terms + target.first_term, first + piece);
 }
 
 // -- DoRA -------------------------------------------------------------------------------------------------------------
@@ -368,10 +373,28 @@ struct Work {
   __device__ void add_terms(Rows<K> &rows, const Packed (&packed)[kBatch], const Lines &lines, int x) const {
     for (int t = 0; t < target.term_count; ++t) {
       const ElementwiseTerm &term = run.terms[target.first_term + t];
-      const LinesOfTerm<K> of_lines(term, term.coefficient * element(term.scalar, 0), run.workspace, lines, x);
+      const float weight = term.coefficient * element(term.scalar, 0);
+      if (target.together)
+        add_together(rows, packed, term, weight, lines, x);
+      else
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j)
-        if (j < lines.count) of_lines.add(rows.value[j], j, packed[j], target.base_dtype);
+        for (int j = 0; j < kBatch; ++j)
+          if (j < lines.count)
+            add_term<K>(rows.value[j], term, weight, packed[j], target.base_dtype, run.workspace, lines.row(j), x);
+    }
+  }
+
+  __device__ void add_together(Rows<K> &rows, const Packed (&packed)[kBatch], const ElementwiseTerm &term, float weight,
+                               const Lines &lines, int x) const {
+    const TermOfLines<K> of_lines(term, run.workspace, lines, x);
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      float base[K::kVector];
+      if (term.times_base) widen<K>(packed[j], target.base_dtype, base);
+#pragma unroll
+      for (int i = 0; i < K::kVector; ++i)
+        rows.value[j][i] = fmaf(weight * of_lines.left[j],
+                                term.times_base ? of_lines.right[i] * base[i] : of_lines.right[i], rows.value[j][i]);
     }
   }
 
@@ -488,9 +511,12 @@ const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
 }  // namespace
 
 cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, const Launch &on) {
+  unsigned blocks = run.tiles.pieces;
+  if (!kind.dora && travels_alone(run))
+    blocks = (static_cast<unsigned>(run.only.threads) + kElementwiseThreads - 1) / kElementwiseThreads;
   void *arguments[] = {const_cast<ElementwiseRun *>(&run)};
   const void *kernel = kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>());
-  return launch_kernel(kernel, run.tiles.pieces, kind.dora ? kDoraThreads : kElementwiseThreads, 0, on, arguments);
+  return launch_kernel(kernel, blocks, kind.dora ? kDoraThreads : kElementwiseThreads, 0, on, arguments);
 }
 
 }  // namespace lyc::cuda

@@ -145,14 +145,17 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
   layout_.reads_base |= entry.reads_base != 0;
   entry.term_count = static_cast<std::int32_t>(layout_.terms.size()) - entry.first_term;
   const std::int64_t together = kind.dora ? kElementwiseDoraRows : kElementwiseRows;
-  const std::int64_t step = step_of(layout_.terms[static_cast<std::size_t>(entry.first_term)], entry.rows, together);
+  const ElementwiseTerm &first = layout_.terms[static_cast<std::size_t>(entry.first_term)];
+  const std::int64_t step = step_of(first, entry.rows, together);
   entry.step = divisor(step, "the number of rows");
+  entry.together = entry.term_count == 1 && step % first.right_rows.value == 0 &&
+                   (kind.dora || !base.data || base.dtype == out.dtype);
   const std::int64_t lines = step * ceil_div(entry.rows / step, together);
   entry.threads = narrow(lines * entry.row_vectors.value, "the number of elements");
 
   ElementwiseGroup &group = layout_.groups[static_cast<std::size_t>(index_of(kind))];
   group.targets.push_back(entry);
-  group.tiles.add(kind.dora ? lines : ceil_div(entry.threads, kElementwiseThreads));
+  group.tiles.add(kind.dora ? lines : ceil_div(entry.threads, kElementwiseThreads * kElementwisePieces));
 }
 
 void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const ops::Term &term,

@@ -36,6 +36,7 @@ struct alignas(16) ElementwiseTarget {
   std::int32_t rows, columns;
   Divisor row_vectors;      // that make up a row
   Divisor step;             // between rows that are taken together: the first term's right_rows, if there are many
+  std::int32_t together;    // one term, and such rows meet the same row of its right half; without DoRA, in one type
   std::int32_t threads;     // a vector of kElementwiseRows rows each; not with DoRA
   std::int32_t reads_base;  // also for a difference
   std::int32_t first_term, term_count;
@@ -53,6 +54,7 @@ constexpr ElementwiseKind elementwise_kind(int index) { return {(index & 1) != 0
 
 constexpr int elementwise_vector(ElementwiseKind kind) { return kind.wide ? 4 : 8; }  // columns that a thread takes
 inline constexpr int kElementwiseThreads = 256;
+inline constexpr int kElementwisePieces = 4;    // of a target that a block takes where it has to find the target first
 inline constexpr int kElementwiseRows = 4;      // that a thread takes
 inline constexpr int kElementwiseDoraRows = 8;  // that a block takes whole
 

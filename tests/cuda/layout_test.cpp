@@ -224,7 +224,7 @@ TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   EXPECT_EQ(plain.targets[0].threads, 128 * 128 / 8 / 4);
   EXPECT_EQ(plain.targets[1].rows, 128);  // turned round
   EXPECT_EQ(plain.targets[1].columns, 256);
-  EXPECT_EQ(plain.tiles.pieces, 2u + 4u);
+  EXPECT_EQ(plain.tiles.pieces, 1u + 1u);
   EXPECT_EQ(dora.targets[0].step.value, 16u);
   EXPECT_EQ(dora.tiles.pieces, 16u);
   EXPECT_TRUE(layout.reads_base);
