@@ -32,16 +32,27 @@ __device__ void store_result(const Contraction &c, char *workspace, std::int64_t
     store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, r, 0.0f);
 }
 
-/// A block computes 32 x 32 elements, a thread four of them. Lanes follow the contiguous axis of what they read or
-/// write.
-__global__ void __launch_bounds__(kContractionThreads)
-    contract_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
-  begin_kernel();
+/// What a kernel is launched for: contractions in a table, or one that comes along, so that nobody has to look it up.
+struct Work {
+  Contraction only;
+  const Contraction *contractions;
+  Schedule schedule;
+  char *workspace;
+};
+
+/// Call with the contraction that the block belongs to, and the block's number among those that do.
+template <typename Body>
+__device__ void with_contraction(const Work &work, Body body) {
+  if (work.schedule.count == 1) return body(work.only, static_cast<int>(blockIdx.x));
+  const int index = find_entry(work.schedule.first, work.schedule.count, blockIdx.x);
+  body(work.contractions[index], static_cast<int>(blockIdx.x - work.schedule.first[index]));
+}
+
+/// 32 x 32 elements, a thread four of them. Lanes follow the contiguous axis of what they read or write.
+__device__ void contract(const Contraction &c, int local, char *workspace) {
   constexpr int kTile = kContractionTile, kStep = kContractionThreads / kTile, kOwn = kTile / kStep;
   __shared__ float left[kTile][kTile + 1], right[kTile][kTile + 1];
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const Contraction &c = contractions[index];
-  const int across = (c.b + kTile - 1) / kTile, local = static_cast<int>(blockIdx.x - schedule.first[index]);
+  const int across = (c.b + kTile - 1) / kTile;
   const int rows = c.a * c.kernel[0] * c.kernel[1] * c.kernel[2];
   const int y = local / across * kTile, x = local % across * kTile;
   const int lane = static_cast<int>(threadIdx.x % kTile), group = static_cast<int>(threadIdx.x / kTile);
@@ -78,7 +89,7 @@ __global__ void __launch_bounds__(kContractionThreads)
     }
     __syncthreads();
 #pragma unroll 8
-    for (int k = 0; k < kTile; ++k)
+    for (int k = 0; k < min(kTile, c.s - s); ++k)
 #pragma unroll
       for (int i = 0; i < kOwn; ++i)
         sum[i] = fmaf(left[first(result_lines, i)][k], right[k][second(result_lines, i)], sum[i]);
@@ -92,6 +103,11 @@ __global__ void __launch_bounds__(kContractionThreads)
   }
 }
 
+__global__ void __launch_bounds__(kContractionThreads) contract_kernel(const __grid_constant__ Work work) {
+  begin_kernel();
+  with_contraction(work, [&](const Contraction &c, int local) { contract(c, local, work.workspace); });
+}
+
 // -- packed factors, a line for each thread ---------------------------------------------------------------------------
 
 /// Where a line of the result lies along the axis with this stride.
@@ -102,16 +118,12 @@ __device__ std::int64_t place_of(const Contraction &c, std::int64_t line, std::i
 
 /// 16 ranks of one line: a is the rank, b and the kernel make up the line, numbered as it lies in memory. The left
 /// factor goes through shared memory, as [s][kernel][16 ranks], as much of it at a time as there is room for.
-__global__ void __launch_bounds__(kPackThreads)
-    pack_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
-  begin_kernel();
+__device__ void pack(const Contraction &c, int local, char *workspace) {
   constexpr int kTogether = 8;  // loads under way
   __shared__ alignas(16) float staged[kPackStaged];
   __shared__ std::int64_t kernel_offset[kPackStaged / kChunkRanks];
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const Contraction &c = contractions[index];
   const int chunks = (c.packed_ranks + kChunkRanks - 1) / kChunkRanks, kernel = c.kernel[0] * c.kernel[1] * c.kernel[2];
-  const int local = static_cast<int>(blockIdx.x - schedule.first[index]), chunk = local % chunks;
+  const int chunk = local % chunks;
   const int first_rank = chunk * kChunkRanks, ranks = min(kChunkRanks, c.packed_ranks - first_rank);
   const std::int64_t line = std::int64_t{local / chunks} * kPackThreads + threadIdx.x;
   const std::int64_t near_line = min(line, c.lines - 1);
@@ -160,6 +172,11 @@ __global__ void __launch_bounds__(kPackThreads)
     }
   }
   if (line < c.lines) store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, sum);
+}
+
+__global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ Work work) {
+  begin_kernel();
+  with_contraction(work, [&](const Contraction &c, int local) { pack(c, local, work.workspace); });
 }
 
 // -- packed factors, rows of a matrix times a narrow one --------------------------------------------------------------
@@ -241,30 +258,29 @@ __device__ void multiply_rows(const Contraction &c, std::int64_t first_row, char
   if (first_row + line < c.a) store_parts<Bf16>(workspace + c.result, c.packed_lines, 1, first_row + line, rank, total);
 }
 
-__global__ void __launch_bounds__(kTallWarps * 32)
-    tall_kernel(const Contraction *contractions, const __grid_constant__ Schedule schedule, char *workspace) {
+__global__ void __launch_bounds__(kTallWarps * 32) tall_kernel(const __grid_constant__ Work work) {
   begin_kernel();
   static_assert(kTallWarps * 32 == kTallRows * kChunkRanks);
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
-  const Contraction &c = contractions[index];
-  const std::int64_t first_row = std::int64_t{blockIdx.x - schedule.first[index]} * kTallRows;
-  if (c.left.dtype == LYC_DTYPE_BF16)
-    multiply_rows<true>(c, first_row, workspace);
-  else
-    multiply_rows<false>(c, first_row, workspace);
+  with_contraction(work, [&](const Contraction &c, int local) {
+    const std::int64_t first_row = std::int64_t{local} * kTallRows;
+    if (c.left.dtype == LYC_DTYPE_BF16)
+      multiply_rows<true>(c, first_row, work.workspace);
+    else
+      multiply_rows<false>(c, first_row, work.workspace);
+  });
 }
 
 }  // namespace
 
-cudaError_t launch_contractions(ContractionKind kind, const Contraction *contractions, const Schedule &schedule,
-                                char *workspace, const Launch &on) {
+cudaError_t launch_contractions(ContractionKind kind, const Contraction &first, const Contraction *contractions,
+                                const Schedule &schedule, char *workspace, const Launch &on) {
   const auto kernel = kind == ContractionKind::kPack   ? pack_kernel
                       : kind == ContractionKind::kTall ? tall_kernel
                                                        : contract_kernel;
   const int threads = kind == ContractionKind::kPack   ? kPackThreads
                       : kind == ContractionKind::kTall ? kTallWarps * 32
                                                        : kContractionThreads;
-  return launch_kernel(kernel, schedule.pieces, threads, on, contractions, schedule, workspace);
+  return launch_kernel(kernel, schedule.pieces, threads, on, Work{first, contractions, schedule, workspace});
 }
 
 }  // namespace lyc::cuda

@@ -7,8 +7,8 @@
 
 namespace lyc::cuda {
 
-/// All contractions of one kind and stage.
-cudaError_t launch_contractions(ContractionKind kind, const Contraction *contractions, const Schedule &schedule,
-                                char *workspace, const Launch &on);
+/// All contractions of one kind and stage; `first` is the first of them, which travels with the launch if it is alone.
+cudaError_t launch_contractions(ContractionKind kind, const Contraction &first, const Contraction *contractions,
+                                const Schedule &schedule, char *workspace, const Launch &on);
 
 }  // namespace lyc::cuda

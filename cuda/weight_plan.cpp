@@ -242,9 +242,9 @@ void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
   for (std::size_t stage = 0; stage < kContractionStages; ++stage)
     for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
       if (const Schedule &schedule = plan.contraction_pieces[stage][kind]; schedule.pieces > 0)
-        check(
-            launch_contractions(static_cast<ContractionKind>(kind), plan.contractions[stage], schedule, workspace, on),
-            "launching small products");
+        check(launch_contractions(static_cast<ContractionKind>(kind), plan.layout.products.contractions[stage].front(),
+                                  plan.contractions[stage], schedule, workspace, on),
+              "launching small products");
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
