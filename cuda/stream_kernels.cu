@@ -455,20 +455,21 @@ constexpr Instance instance() {
           kSlots * K::kSlotBytes + kBoxes * K::kHeldBytes + kSwizzleAlignment};
 }
 
-// What stream_kind() makes: ranks of 16, 32 and 64 of the usual bf16 factors each have their own, the rest makes do
-// with the largest. Both halves of a Hadamard product have half of the chunks; chunks of a rotation are the three parts
-// of 32 ranks.
+// What stream_kind() makes: ranks of 16, 32, 64 and 128 of the usual bf16 factors each have their own, the rest makes
+// do with the largest. Both halves of a Hadamard product have half of the chunks; chunks of a rotation are the three
+// parts of 32 ranks.
 constexpr Instance kInstances[] = {
     instance<1, StreamForm::kSingle, true>(),          instance<2, StreamForm::kSingle, true>(),
-    instance<4, StreamForm::kSingle, true>(),          instance<4, StreamForm::kSeveral, true>(),
-    instance<4, StreamForm::kSeveral, false>(),        instance<2, StreamForm::kHadamard, true>(),
-    instance<4, StreamForm::kHadamard, true>(),        instance<6, StreamForm::kHadamard, true>(),
-    instance<2, StreamForm::kHadamard, false>(),       instance<4, StreamForm::kHadamard, false>(),
-    instance<6, StreamForm::kRotation, true>(),        instance<6, StreamForm::kRotation, false>(),
-    instance<1, StreamForm::kSingle, true, true>(),    instance<4, StreamForm::kSeveral, true, true>(),
-    instance<4, StreamForm::kSeveral, false, true>(),  instance<2, StreamForm::kHadamard, true, true>(),
-    instance<4, StreamForm::kHadamard, true, true>(),  instance<2, StreamForm::kHadamard, false, true>(),
-    instance<4, StreamForm::kHadamard, false, true>(), instance<0, StreamForm::kKronecker, true, true>(),
+    instance<4, StreamForm::kSingle, true>(),          instance<8, StreamForm::kSingle, true>(),
+    instance<4, StreamForm::kSeveral, true>(),         instance<4, StreamForm::kSeveral, false>(),
+    instance<2, StreamForm::kHadamard, true>(),        instance<4, StreamForm::kHadamard, true>(),
+    instance<6, StreamForm::kHadamard, true>(),        instance<2, StreamForm::kHadamard, false>(),
+    instance<4, StreamForm::kHadamard, false>(),       instance<6, StreamForm::kRotation, true>(),
+    instance<6, StreamForm::kRotation, false>(),       instance<1, StreamForm::kSingle, true, true>(),
+    instance<4, StreamForm::kSeveral, true, true>(),   instance<4, StreamForm::kSeveral, false, true>(),
+    instance<2, StreamForm::kHadamard, true, true>(),  instance<4, StreamForm::kHadamard, true, true>(),
+    instance<2, StreamForm::kHadamard, false, true>(), instance<4, StreamForm::kHadamard, false, true>(),
+    instance<0, StreamForm::kKronecker, true, true>(),
 };
 
 const Instance &instance_of(const StreamKind &kind) {

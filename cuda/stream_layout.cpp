@@ -73,7 +73,7 @@ StreamKind stream_kind(StreamForm form, std::int64_t chunks, bool bf16, bool dor
     case StreamForm::kHadamard:
       return {static_cast<std::int32_t>(chunks), form, bf16, dora};
     case StreamForm::kSingle:
-      if (bf16 && (!dora || chunks == 1)) return {at_least({1, 2, 4}), form, bf16, dora};
+      if (bf16 && (!dora || chunks == 1)) return {at_least({1, 2, 4, 8}), form, bf16, dora};
       [[fallthrough]];
     default:
       return {4, StreamForm::kSeveral, bf16, dora};

@@ -18,7 +18,7 @@ inline constexpr int kBoxColumns = 64;  // 128 bytes: the widest box that the co
 inline constexpr int kBoxes = 4;
 inline constexpr int kStreamColumns = kBoxes * kBoxColumns;
 inline constexpr int kChunkRanks = 16;      // what one instruction takes
-inline constexpr int kMaxStreamChunks = 6;  // column factors live in registers: 16 of them a chunk
+inline constexpr int kMaxStreamChunks = 8;  // column factors live in registers: 8 or 16 of them a chunk
 inline constexpr int kMaxStreamProducts = 4;
 
 /// What is added: one product, the sum of several terms, two halves that are multiplied, a Kronecker product of whole

@@ -227,8 +227,15 @@ class TargetBuilder {
     }
     task.rows = weight_.out;
     task.columns = columns;
+    task.fused = fused_stages(task);
     products_.add(task);
-    layout_.stages.resize(std::max<std::size_t>(layout_.stages.size(), static_cast<std::size_t>(rotation.stages)));
+    if (task.fused > 0) {
+      const auto passes = static_cast<std::size_t>(ceil_div(task.stages, task.fused));
+      layout_.passes.resize(std::max(layout_.passes.size(), passes));
+      layout_.cone_rows = std::max(layout_.cone_rows, task.block_size / 2 << task.fused);
+    } else {
+      layout_.stages.resize(std::max<std::size_t>(layout_.stages.size(), static_cast<std::size_t>(rotation.stages)));
+    }
 
     Operand turned = weight_;
     turned.data = reinterpret_cast<void *>(task.turned[(rotation.stages - 1) % 2]);
@@ -240,6 +247,24 @@ class TargetBuilder {
       turned.stride_kernel[k] = std::exchange(step, step * turned.kernel[k]);
     entry.p.row = frame_.view({turned, true});
     entry.rotated = {by_out, rotation.begin, rotation.begin + rotation.extent(), rescale_of(rotation, term.row_begin)};
+  }
+
+  /// Stages that are turned at a time, passes being as even as they can be; 0: one, by the kernel that takes any
+  /// layout.
+  std::int32_t fused_stages(const RotationTask &task) const {
+    const auto in_pairs = [](const Operand &t) {
+      const auto size = static_cast<std::uintptr_t>(dtype_size(t.dtype));
+      return has_plain_columns(t) && t.stride_out % 2 == 0 &&
+             reinterpret_cast<std::uintptr_t>(t.data) % (2 * size) == 0;
+    };
+    const bool aligned = reinterpret_cast<std::uintptr_t>(task.prepared) % 16 == 0;
+    if (!merged_by_rotation_ || !task.by_out || task.order == ops::Rotation::Order::kPlain ||
+        task.block_size > kMostTurned || task.block_size % 4 != 0 || task.columns % 2 != 0 || !aligned ||
+        !in_pairs(target_.base) || !in_pairs(weight_))
+      return 0;
+    std::int32_t most = 1;
+    while (task.block_size / 2 << (most + 1) <= kConeRows) ++most;
+    return static_cast<std::int32_t>(ceil_div(task.stages, ceil_div(task.stages, most)));
   }
 
   void need_base(const char *what) {
@@ -286,14 +311,21 @@ class TargetBuilder {
 
 }  // namespace
 
-/// Every stage has an entry for every rotation.
+/// Every stage and every pass has an entry for every rotation.
 TermLayout TermLayoutBuilder::take() {
+  for (std::size_t pass = 0; pass < layout_.passes.size(); ++pass)
+    for (const RotationTask &task : products_.rotations) {
+      const int first = static_cast<int>(pass) * task.fused, stages = std::min(task.fused, task.stages - first);
+      const bool turns = task.fused > 0 && stages > 0;
+      const std::int64_t cones = turns ? (2 * std::int64_t{task.blocks}) >> stages : 0;
+      layout_.passes[pass].add(cones * ceil_div(task.columns, kConeColumns));
+    }
   for (std::size_t stage = 0; stage < layout_.stages.size(); ++stage)
     for (const RotationTask &task : products_.rotations) {
       const std::int64_t lines = task.by_out ? task.columns : task.rows;
       const std::int64_t turned =
           task.blocks * ceil_div(task.block_size, kTurnedPlaces) * ceil_div(lines, kTurnedLines);
-      const bool turns = task.staged && static_cast<int>(stage) < task.stages;
+      const bool turns = task.staged && task.fused == 0 && static_cast<int>(stage) < task.stages;
       layout_.stages[stage].add(turns ? turned : 0);
     }
   return std::move(layout_);

@@ -13,6 +13,8 @@ struct TermLayout {
   std::vector<AdapterEntry> adapters;
   std::vector<TermEntry> terms;
   std::vector<NormTask> norms;
+  std::vector<PieceCounter> passes;  // of several stages each, likewise
+  std::int32_t cone_rows = 0;        // that a block of threads takes at most in one
   std::vector<PieceCounter> stages;  // of each stage, an entry for each rotation: none where it has fewer
   PieceCounter tiles, norm_tiles;
   bool reads_base = false;  // also for a difference

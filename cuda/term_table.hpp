@@ -145,7 +145,8 @@ struct RotationTask {
   std::uint64_t packed;           // as a packed factor of kPackedTurn ranks, lines being positions from `begin` on
   lyc_dtype packed_dtype;         // NONE: not packed
   std::int32_t staged;            // 1: turn the weight by stages, with what follows
-  std::uint64_t turned[2];        // stage t goes into t % 2
+  std::uint64_t turned[2];        // stage t, or pass, goes into t % 2
+  std::int32_t fused;             // stages of a pass, where several at a time are turned (butterfly_kernels.cu); else 0
   std::int32_t kernel[ops::kMaxKernelDims];
   Strided base;
   Strided result;  // where the last stage ends, rows times `rescale`; no data: in `turned`, for the terms' kernel
@@ -171,9 +172,11 @@ inline constexpr int kContractionTile = 32;                   // a and k togethe
 inline constexpr int kNormRows = 64;                          // rows whose squares a warp sums
 inline constexpr int kTermTileRows = 32;                      // rows of a tile, a warp's piece of work, 64 columns wide
 inline constexpr int kTurnedPlaces = 32, kTurnedLines = 128;  // of a stage: places of a block, and lines across
-inline constexpr int kPackThreads = 64;                       // lines that a block packs
-inline constexpr int kPackStaged = 4096;                      // elements of the other factor that it has at hand
-inline constexpr int kTallRows = 16;                          // of a long matrix, that a block takes
+inline constexpr int kConeRows = 384, kConeColumns = 64;  // of a pass of several stages, at most, that a block turns
+inline constexpr int kMostTurned = 32;                    // rows of a rotation's block there, a multiple of four
+inline constexpr int kPackThreads = 64;                   // lines that a block packs
+inline constexpr int kPackStaged = 4096;                  // elements of the other factor that it has at hand
+inline constexpr int kTallRows = 16;                      // of a long matrix, that a block takes
 inline constexpr int kMaxStages = 24;
 inline constexpr int kPackedTurn = 32;  // a block's columns in a packed rotation, those of other blocks 0
 inline constexpr int kMagnitudesPerBlock = 32;

@@ -169,6 +169,8 @@ class Uploader {
     plan_.stages.resize(others.stages.size());
     for (std::size_t stage = 0; stage < others.stages.size(); ++stage)
       append(others.stages[stage], plan_.stages[stage]);
+    plan_.passes.resize(others.passes.size());
+    for (std::size_t pass = 0; pass < others.passes.size(); ++pass) append(others.passes[pass], plan_.passes[pass]);
   }
 
   void append_products() {
@@ -208,7 +210,8 @@ void describe_run(WeightPlan &plan) {
     for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
   if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
-  for (const Schedule &schedule : plan.stages) plan.info.launches += schedule.pieces > 0;
+  for (const auto *turns : {&plan.stages, &plan.passes})
+    for (const Schedule &schedule : *turns) plan.info.launches += schedule.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.factor_blocks, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
   for (const StreamGroup &group : plan.layout.streams) plan.info.launches += norms_apart(group.kind);
@@ -277,6 +280,10 @@ void run_rotations(const WeightPlan &plan, const RotationRun &run, const Launch 
   for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
     if (plan.stages[stage].pieces > 0)
       check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), on), "launching rotations");
+  for (std::size_t pass = 0; pass < plan.passes.size(); ++pass)
+    if (plan.passes[pass].pieces > 0)
+      check(launch_cones(run, plan.passes[pass], static_cast<int>(pass), plan.layout.others.cone_rows, on),
+            "launching rotations");
 }
 
 /// Sums of squares of what DoRA normalises, and the factors that they give.

@@ -26,7 +26,7 @@ struct WeightPlan {
   const FactorTask *factors = nullptr;
   const RotationTask *rotations = nullptr;
   std::int32_t limited_rotations = 0;
-  std::vector<Schedule> stages;
+  std::vector<Schedule> stages, passes;
   std::array<std::array<Schedule, kContractionKinds>, kContractionStages> contraction_pieces{};
   std::array<const Contraction *, kContractionStages> contractions{};
   std::int32_t multiplier_count = 0;

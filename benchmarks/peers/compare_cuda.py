@@ -1,0 +1,222 @@
+"""Deltas and merges of bf16 weights on a GPU: ours beside addmm_, torch.compile and LyCORIS 4.1.3, in one run.
+
+    compare_cuda.py CUDA_WEIGHT_BENCH [WORD...]
+
+Run it in an environment with `torch` (for CUDA) and `lycoris_lora==4.1.3`. Device time by graph replay over buffers that
+rotate beyond the L2 cache, as the benchmark program takes it for ours; the median of ten replays. A peer's formula is
+LyCORIS 3.3's, compiled ("compile"), or an op of 4.1.3's Triton back end with the base folded in ("lycoris"), tuned by
+its first calls. Every peer's result is checked against float32.
+"""
+
+import re
+import subprocess
+import sys
+
+import torch
+
+GAMMA, FACTOR, OFT_BLOCK, BOFT_BLOCK = 0.375, 16, 32, 24
+CALLS, REPLAYS = 48, 10
+LINE = re.compile(r"^(?P<shape>\d\S*) (?P<method>.*?) bf16/bf16 r(?P<rank>\d+) (?P<op>delta|new|in-place)\s+"
+                  r"(?P<floor>[\d.]+)\s+(?P<us>[\d.]+)\s")
+
+
+def random(*shape, scale=0.1):
+    return torch.randn(*shape, device="cuda", dtype=torch.float32).mul_(scale).bfloat16()
+
+
+# -- formulas: of the weight (None for a delta) and the factors, in the type that these have ------------------------------
+
+
+def with_base(base, delta):
+    return delta if base is None else base + delta
+
+
+def locon(base, up, down):
+    return with_base(base, GAMMA * (up @ down))
+
+
+def loha(base, up1, down1, up2, down2):
+    return with_base(base, GAMMA * ((up1 @ down1) * (up2 @ down2)))
+
+
+def lokr(base, left, right):
+    blocks = (GAMMA * left)[:, None, :, None] * right[None, :, None, :]
+    rows, columns = left.shape[0] * right.shape[0], left.shape[1] * right.shape[1]
+    if base is None:
+        return blocks.reshape(rows, columns)
+    return (base.view(blocks.shape) + blocks).view(rows, columns)
+
+
+def lokr_rank(base, left, up, down):
+    return lokr(base, left, up @ down)
+
+
+def ia3(base, vector):
+    return base + base * (GAMMA * vector)
+
+
+def glora(base, up, down):
+    return base + GAMMA * ((base @ up) @ down)
+
+
+def dora(delta, axis):
+    def formula(base, magnitude, *factors):
+        merged = delta(base, *factors).float()
+        norm = merged.square().sum(axis, keepdim=True).sqrt() + torch.finfo(torch.float32).eps
+        return (merged * (magnitude.float() / norm)).to(base.dtype)
+
+    return formula
+
+
+def cayley(blocks):
+    skew = blocks - blocks.mT
+    eye = torch.eye(blocks.shape[-1], device=blocks.device, dtype=blocks.dtype)
+    return torch.linalg.solve(eye - skew, eye + skew, left=False)
+
+
+def oft(base, blocks):
+    turned = torch.einsum("knm,kn...->km...", cayley(blocks.float()),
+                          base.float().view(blocks.shape[0], blocks.shape[1], -1))
+    return turned.reshape(base.shape).to(base.dtype)
+
+
+def boft(base, blocks):
+    weight, turns = base.float(), cayley(blocks.float())
+    for stage in range(blocks.shape[0]):
+        width = 2**stage * (blocks.shape[-1] // 2)
+        weight = weight.unflatten(0, (-1, 2, width)).transpose(1, 2).flatten(0, 2).unflatten(0, (-1, blocks.shape[-1]))
+        weight = torch.einsum("bij,bj...->bi...", turns[stage], weight)
+        weight = weight.flatten(0, 1).unflatten(0, (-1, width, 2)).transpose(1, 2).flatten(0, 2)
+    return weight.to(base.dtype)
+
+
+# -- LyCORIS 4.1.3's ops --------------------------------------------------------------------------------------------------
+
+
+def lycoris_ops():
+    from lycoris.kernels.ops import get_ops
+
+    ops = get_ops("triton")
+    low_rank = lambda base, up, down: ops.lora_merge_fwd(up, down, None, None, base, GAMMA, "plain")
+    hadamard = lambda base, a, b, c, d: ops.lora_merge_fwd(a, b, c, d, base, GAMMA, "hada")
+    whole = lambda base, left, right: ops.lokr_full_merge_fwd(left, right, base, GAMMA)
+    ranked = lambda base, left, up, down: ops.lokr_merge_fwd(
+        left, None, up, down, (left.shape[0], up.shape[0], left.shape[1], down.shape[1]), base, GAMMA)
+    normed = lambda merge: lambda base, magnitude, *factors: ops.dora_fwd(merge(base, *factors), magnitude)[0]
+    return {
+        "locon": low_rank, "loha": hadamard, "lokr full": whole, "lokr": ranked,
+        "locon dora-out": normed(low_rank), "loha dora-out": normed(hadamard), "lokr full dora-out": normed(whole),
+        "ia3 out": lambda base, vector: ops.ia3_fwd(base, vector, 0, 1.0, GAMMA),
+        "ia3 in": lambda base, vector: ops.ia3_fwd(base, vector, 1, 1.0, GAMMA),
+        "oft": lambda base, blocks: ops.oft_fwd(blocks, base, shift=False),
+        "boft": lambda base, blocks: ops.boft_fwd(blocks, base),
+        "glora": lambda base, up, down: low_rank(base, base @ up, down),
+    }
+
+
+def addmm(base, up, down):
+    return base.addmm_(up, down, alpha=GAMMA)
+
+
+FORMULAS = {
+    "locon": locon, "loha": loha, "lokr full": lokr, "lokr": lokr_rank, "ia3 out": ia3, "ia3 in": ia3, "glora": glora,
+    "oft": oft, "boft": boft, "locon dora-out": dora(locon, 1), "loha dora-out": dora(loha, 1),
+    "lokr full dora-out": dora(lokr, 1), "locon dora-in": dora(locon, 0), "loha dora-in": dora(loha, 0),
+    "lokr full dora-in": dora(lokr, 0),
+}
+
+
+def factors_of(method, rows, columns, rank):
+    pair = lambda: [random(rows, rank), random(rank, columns)]
+    name = method.replace(" dora-out", "").replace(" dora-in", "")
+    own = {
+        "locon": pair,
+        "loha": lambda: pair() + pair(),
+        "lokr full": lambda: [random(FACTOR, FACTOR), random(rows // FACTOR, columns // FACTOR)],
+        "lokr": lambda: [random(FACTOR, FACTOR), random(rows // FACTOR, rank), random(rank, columns // FACTOR)],
+        "ia3 out": lambda: [random(rows, 1)],
+        "ia3 in": lambda: [random(1, columns)],
+        "glora": lambda: [random(columns, rank, scale=0.01), random(rank, columns)],
+        "oft": lambda: [random(rows // OFT_BLOCK, OFT_BLOCK, OFT_BLOCK, scale=0.01)],
+        "boft": lambda: [random((rows // BOFT_BLOCK).bit_length(), rows // BOFT_BLOCK, BOFT_BLOCK, BOFT_BLOCK,
+                                scale=0.01)],
+    }[name]()
+    if method.endswith("dora-out"):
+        return [random(rows, 1, scale=1.0), *own]
+    return [random(1, columns, scale=1.0), *own] if method.endswith("dora-in") else own
+
+
+def device_time(call, sets):
+    """Microseconds of one call, whatever launches it takes."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for index in range(3):
+            call(*sets[index % len(sets)])
+    torch.cuda.synchronize()
+    graph, calls = torch.cuda.CUDAGraph(), CALLS
+    with torch.cuda.graph(graph, stream=stream):
+        for index in range(calls):
+            call(*sets[index % len(sets)])
+    times = []
+    for _ in range(REPLAYS):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / calls)
+    return sorted(times)[len(times) // 2]
+
+
+def check(call, method, base, factors, in_place):
+    wide = lambda t: None if t is None else t.float()
+    want = FORMULAS[method](wide(base), *map(wide, factors))
+    got = call(base.clone() if in_place else base, *factors).float()
+    error = (got.reshape(want.shape) - want).norm() / want.norm()
+    if not error < 0.02:
+        raise ValueError(f"wrong by {error:.1%}")
+
+
+def peers_of(method, op, lycoris):
+    if op == "in-place":
+        return {"addmm_": addmm} if method == "locon" else {}
+    found = {"compile": torch.compile(FORMULAS[method])} if method not in ("oft", "boft") else {}
+    if method in lycoris:
+        found["lycoris"] = lycoris[method]
+    return found
+
+
+def measure(method, shape, rank, op, lycoris):
+    rows, columns = shape
+    count = max(2, min(32, 300_000_000 // (2 * rows * columns)))
+    sets = [[None if op == "delta" else random(rows, columns), *factors_of(method, rows, columns, rank)]
+            for _ in range(count)]
+    times = {}
+    for who, call in peers_of(method, op, lycoris).items():
+        try:
+            check(call, method, sets[0][0], sets[0][1:], op == "in-place")
+            times[who] = device_time(call, sets)
+        except Exception as failure:  # a peer's own, or too little memory
+            print(f"    {who}: {str(failure).splitlines()[0][:100]}")
+            torch.cuda.synchronize()
+    return times
+
+
+@torch.no_grad()
+def main(program, *words):
+    output = subprocess.run([program, *words], check=True, capture_output=True, text=True).stdout
+    print(output.splitlines()[0])
+    lycoris = lycoris_ops()
+    print(f"{'weight':12} {'method':20} {'op':9} {'ours us':>8} {'x floor':>8}  peers: us (peer / ours)")
+    for match in filter(None, map(LINE.match, output.splitlines())):
+        method, op, ours = match["method"], match["op"], float(match["us"])
+        if match["shape"].count("x") > 1 or method not in FORMULAS:
+            continue
+        times = measure(method, tuple(map(int, match["shape"].split("x"))), int(match["rank"]), op, lycoris)
+        peers = "  ".join(f"{who} {us:.1f} ({us / ours:.2f})" for who, us in sorted(times.items(), key=lambda t: t[1]))
+        print(f"{match['shape']:12} {method:20} {op:9} {ours:8.1f} {ours / float(match['floor']):8.2f}  {peers}",
+              flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
