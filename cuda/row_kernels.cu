@@ -271,12 +271,12 @@ __device__ void feed(const Parameters &p, const Shared &shared) {
     load.next();
   };
   while (loaded.round == 0 && !load.at_end()) load_next();
-  for (bool first = true; !store.at_end(); first = false, stored.next(p.shape.slots), store.next()) {
+  for (; !store.at_end(); stored.next(p.shape.slots), store.next()) {
     shared.computed(stored.index).wait(stored.round);
     if (!store.on_columns()) store_band<K>(shared.slot(stored.index), store);
     commit_copies();
-    if (first || load.at_end()) continue;
-    wait_until_read<1>();  // the slot before this one is free
+    if (load.at_end()) continue;
+    wait_until_read<0>();  // soon, as bands take long; then the slot is free
     load_next();
   }
   wait_for_copies();
@@ -306,15 +306,18 @@ __device__ void find_factors(const Parameters &p, const Shared &shared) {
   unsigned band = 0;
   for (Cursor<K> at(p); !at.at_end(); at.next()) {
     if (at.on_columns()) continue;
+    // All that comes from afar is fetched before there is somebody who waits for it.
     const StreamTarget &target = at.target();
+    const DoraParameters dora = target.dora.parameters;
     const float m = multiplier_at(p.stream.multipliers, target.terms[0].multiplier_index);
+    const float magnitude = element(dora.magnitude, at.line(row));
     shared.summed(band).wait(band / kBuffers);
     send_sums(shared, band, p.cluster, rank);
     wait_for_sent(shared.sent(band), band / kBuffers);
     double squares = 0.0;
     for (int from = 0; from < p.cluster; ++from)
       squares += static_cast<double>(shared.norms.of_blocks[band % kBuffers][from][row]);
-    shared.norms.factors[band % kBuffers][row] = dora_factors(target.dora.parameters, m, at.line(row), squares);
+    shared.norms.factors[band % kBuffers][row] = dora_factors_for(dora, m, magnitude, squares);
     __syncwarp();
     if (row == 0) shared.found(band).arrive();
     ++band;

@@ -142,11 +142,14 @@ class WarpColumns {
     std::uint32_t word[2][kPairs];
   };
 
-  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128).
+  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128), which for the
+  /// n tiles of a warp comes to changing bits of one address.
   __device__ std::uint32_t *word_at(char *slot, int y, int half, int n) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    char *row = box_of<K>(slot, box_) + g * kRowBytes + q * 4;
-    return reinterpret_cast<std::uint32_t *>(row + ((first_pair_ + n) * 16 ^ g * 16) + (y + half * 8) * kRowBytes);
+    const std::uint32_t first =
+        shared_address(box_of<K>(slot, box_)) + g * kRowBytes + (first_pair_ ^ g) * 16 + q * 4;
+    auto *at = static_cast<char *>(__cvta_shared_to_generic(first ^ n * 16));
+    return reinterpret_cast<std::uint32_t *>(at + (y + half * 8) * kRowBytes);
   }
 
   template <typename Visit>
