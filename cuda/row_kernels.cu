@@ -90,18 +90,17 @@ template <typename K>
 class Cursor {
  public:
   explicit __device__ Cursor(const Parameters &p)
-      : stream_(p.stream),
-        rank_(rank_in_cluster()),
-        clusters_(gridDim.x / static_cast<unsigned>(p.cluster)),
-        run_(blockIdx.x / static_cast<unsigned>(p.cluster)) {
+      : p_(p), run_(blockIdx.x / static_cast<unsigned>(p.cluster)) {
     find_run();
   }
 
-  __device__ bool at_end() const { return run_ >= stream_.table.run_count; }
+  __device__ bool at_end() const { return run_ >= table().run_count; }
   __device__ bool on_columns() const { return column_slot_ < K::kColumnSlots; }
   __device__ bool begins_run() const { return begins_run_; }
   __device__ int column_slot() const { return column_slot_; }
-  __device__ const StreamTarget &target() const { return *target_; }
+  __device__ const StreamTarget &target() const {
+    return table().targets ? table().targets[index_] : p_.stream.only;
+  }
   __device__ int index() const { return index_; }
   __device__ int rows() const { return rows_; }
   __device__ int columns() const { return columns_; }
@@ -129,19 +128,20 @@ class Cursor {
     begins_run_ = false;
     band_of_strip_ += groups_;
     if (band_of_strip_ < height_) return;
-    run_ += clusters_;
+    run_ += gridDim.x / static_cast<unsigned>(p_.cluster);
     find_run();
   }
 
  private:
+  __device__ const StreamTable &table() const { return p_.stream.table; }
+
   __device__ void find_run() {
     if (at_end()) return;
-    const StreamTable &table = stream_.table;
-    const int index = target_of_run(table, run_);
+    const int index = target_of_run(table(), run_);
     if (index != index_) enter(index);
-    const int local = static_cast<int>(run_ - (table.targets ? table.first_run[index] : 0));
-    strip_ = local % strips_;
-    band_of_strip_ = local / strips_;
+    const int local = static_cast<int>(run_ - (table().targets ? table().first_run[index] : 0));
+    strip_ = K::kKronecker ? local % strips_ : 0;  // else there is one
+    band_of_strip_ = K::kKronecker ? local / strips_ : local;
     column_slot_ = 0;
     begins_run_ = true;
   }
@@ -149,14 +149,13 @@ class Cursor {
   __device__ void enter(int index) {
     index_ = index;
     // Not one load by either address: that of a parameter alone is as near as a register.
-    if (stream_.table.targets)
-      read(stream_.table.targets[index]);
+    if (table().targets)
+      read(table().targets[index]);
     else
-      read(stream_.only);
+      read(p_.stream.only);
   }
 
   __device__ void read(const StreamTarget &target) {
-    target_ = &target;
     rows_ = target.rows;
     columns_ = target.columns;
     across_ = target.across;
@@ -164,14 +163,12 @@ class Cursor {
     height_ = target.height;
     groups_ = target.groups;
     boxes_across_ = target.boxes_across;
-    first_box_ = rank_ * target.boxes;
+    first_box_ = rank_in_cluster() * target.boxes;
     boxes_ = max(0, min(target.boxes, boxes_across_ * across_ - first_box_));
   }
 
-  const StreamParameters &stream_;
-  const StreamTarget *target_;
-  const int rank_;
-  const unsigned clusters_;
+  // What is found as soon as it is needed is not kept: registers are few.
+  const Parameters &p_;
   std::uint32_t run_;
   int index_ = -1, rows_, columns_, across_, strips_, height_, groups_, boxes_across_, first_box_, boxes_;
   int strip_, band_of_strip_, column_slot_ = 0;
@@ -337,44 +334,51 @@ class Worker {
 
   __device__ void enter(const Cursor<K> &at) {
     const StreamTarget &target = at.target();
-    has_work_ = my_.box() < at.boxes();
-    active_ = terms_.enter(target);
-    bf16_ = target.bf16 != 0;
+    const bool active = terms_.enter(target), clears = p_.stream.op == ops::WeightOp::kDiff;
+    if (my_.box() >= at.boxes())
+      work_ = Work::kNone;
+    else if (active)
+      work_ = target.bf16 ? Work::kBf16 : Work::kF16;
+    else
+      work_ = clears ? Work::kClear : Work::kNone;
     const float m = multiplier_at(p_.stream.multipliers, target.terms[0].multiplier_index);
     v_ = static_cast<float>(dora_coefficients(target.dora.parameters.rule, m).v);
   }
 
   __device__ void take_columns(char *slot, int column_slot) {
-    if (has_work_) terms_.take_columns(slot, column_slot);
+    if (computes()) terms_.take_columns(slot, column_slot);
   }
   /// What can be fetched before the band is there.
   __device__ void prepare(const Cursor<K> &at) {
-    if (has_work_ && active_) tile_ = terms_.prepare(at, at.place_of_box(my_.box()));
+    if (computes()) tile_ = terms_.prepare(at, at.place_of_box(my_.box()));
   }
 
   /// Squares of V = W + v D, summed over the warp's part of each row.
   __device__ void sum_squares(char *slot, float *sums) const {
-    if (!has_work_ || !active_)
-      sums[threadIdx.x % 32] = 0.0f;
-    else if (bf16_)
+    if (work_ == Work::kBf16)
       sum_squares<Bf16>(slot, sums);
-    else
+    else if (work_ == Work::kF16)
       sum_squares<F16>(slot, sums);
+    else
+      sums[threadIdx.x % 32] = 0.0f;
   }
 
   /// To the band that sum_squares() has just seen, the one to merge next.
   __device__ void keep_tile() { last_ = tile_; }
   __device__ void merge(char *slot, const DoraFactors *factors) const {
-    if (!has_work_) return;
-    if (!active_ && p_.stream.op == ops::WeightOp::kDiff) my_.clear(slot);
-    if (!active_) return;
-    if (bf16_)
+    if (work_ == Work::kBf16)
       merge<Bf16>(slot, factors);
-    else
+    else if (work_ == Work::kF16)
       merge<F16>(slot, factors);
+    else if (work_ == Work::kClear)
+      my_.clear(slot);
   }
 
  private:
+  enum class Work { kNone, kClear, kBf16, kF16 };  // with what the warp has of a target; the latter: compute
+
+  __device__ bool computes() const { return work_ >= Work::kBf16; }
+
   template <typename Type>
   __device__ void sum_squares(char *slot, float *sums) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
@@ -447,7 +451,7 @@ class Worker {
   Terms<K> terms_;
   typename Terms<K>::Tile tile_{}, last_{};
   float v_ = 1.0f;
-  bool has_work_ = false, active_ = false, bf16_ = false;
+  Work work_ = Work::kNone;
 };
 
 /// The warp is done with a slot; the copy engine reads what was written there.
