@@ -71,18 +71,6 @@ __device__ void send(std::uint32_t to, float value, std::uint32_t barrier) {
                : "memory");
 }
 
-/// Barrier::wait for what other blocks of the cluster have sent.
-__device__ void wait_for_sent(Barrier barrier, unsigned round) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(barrier.address),
-      "r"(round & 1u)
-      : "memory");
-}
-
 // -- the order of the work --------------------------------------------------------------------------------------------
 
 /// What a block does, slot after slot: where a run begins its column factors, then its part of the bands.
@@ -310,7 +298,7 @@ __device__ void find_factors(const Parameters &p, const Shared &shared) {
     const float magnitude = element(dora.magnitude, at.line(row));
     shared.summed(band).wait(band / kBuffers);
     send_sums(shared, band, p.cluster, rank);
-    wait_for_sent(shared.sent(band), band / kBuffers);
+    shared.sent(band).wait(band / kBuffers);  // an acquire for the cluster would empty the L1 cache; this is not in it
     double squares = 0.0;
     for (int from = 0; from < p.cluster; ++from)
       squares += static_cast<double>(shared.norms.of_blocks[band % kBuffers][from][row]);
