@@ -77,8 +77,7 @@ __device__ void send(std::uint32_t to, float value, std::uint32_t barrier) {
 template <typename K>
 class Cursor {
  public:
-  explicit __device__ Cursor(const Parameters &p)
-      : p_(p), run_(blockIdx.x / static_cast<unsigned>(p.cluster)) {
+  explicit __device__ Cursor(const Parameters &p) : p_(p), run_(blockIdx.x / static_cast<unsigned>(p.cluster)) {
     find_run();
   }
 
@@ -86,26 +85,40 @@ class Cursor {
   __device__ bool on_columns() const { return column_slot_ < K::kColumnSlots; }
   __device__ bool begins_run() const { return begins_run_; }
   __device__ int column_slot() const { return column_slot_; }
-  __device__ const StreamTarget &target() const {
-    return table().targets ? table().targets[index_] : p_.stream.only;
-  }
+  __device__ const StreamTarget &target() const { return table().targets ? table().targets[index_] : p_.stream.only; }
   __device__ int index() const { return index_; }
-  __device__ int rows() const { return rows_; }
-  __device__ int columns() const { return columns_; }
-  __device__ int across() const { return across_; }
+  __device__ int rows() const { return target().rows; }
+  __device__ int columns() const { return target().columns; }
+  __device__ int across() const { return target().across; }
 
   /// That the block has of a band.
-  __device__ int boxes() const { return boxes_; }
-  __device__ Place place_of_box(int box) const {
-    const int of_band = first_box_ + box, j = K::kKronecker ? of_band / boxes_across_ : 0;
-    const int x = (of_band - j * boxes_across_) * kBoxColumns;
-    return K::kKronecker ? Place{x, j, strip_ * kStreamRows, band_of_strip_}
-                         : Place{x, 0, band_of_strip_ * kStreamRows, 0};
+  __device__ int boxes() const {
+    const StreamTarget &t = target();
+    return max(0, min(t.boxes, t.boxes_across * t.across - rank_in_cluster() * t.boxes));
   }
+  __device__ Place place_of_box(int box) const {
+    const StreamTarget &t = target();
+    const int of_band = rank_in_cluster() * t.boxes + box, j = K::kKronecker ? of_band / t.boxes_across : 0;
+    const int x = (of_band - j * t.boxes_across) * kBoxColumns;
+    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows;
+    return {x, j, y, block_down()};
+  }
+  /// visit(box, place) for each, with one division.
+  template <typename Visit>
+  __device__ void for_boxes(Visit visit) const {
+    const int count = boxes(), end = target().boxes_across * kBoxColumns;
+    Place place = place_of_box(0);
+    for (int box = 0; box < count; ++box) {
+      visit(box, place);
+      place.x += kBoxColumns;
+      if (K::kKronecker && place.x == end) place.x = 0, ++place.j;
+    }
+  }
+  __device__ int block_down() const { return K::kKronecker ? band_of_strip_ : 0; }
   /// Of the weight, the one of the band's row `row`; the last one where there is none.
   __device__ int line(int row) const {
-    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows + row, i = K::kKronecker ? band_of_strip_ : 0;
-    return i * rows_ + min(y, rows_ - 1);
+    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows + row;
+    return block_down() * rows() + min(y, rows() - 1);
   }
 
   __device__ void next() {
@@ -125,41 +138,21 @@ class Cursor {
 
   __device__ void find_run() {
     if (at_end()) return;
-    const int index = target_of_run(table(), run_);
-    if (index != index_) enter(index);
-    const int local = static_cast<int>(run_ - (table().targets ? table().first_run[index] : 0));
-    strip_ = K::kKronecker ? local % strips_ : 0;  // else there is one
-    band_of_strip_ = K::kKronecker ? local / strips_ : local;
+    index_ = target_of_run(table(), run_);
+    const int local = static_cast<int>(run_ - (table().targets ? table().first_run[index_] : 0));
+    const StreamTarget &t = target();
+    strip_ = K::kKronecker ? local % t.strips : 0;  // else there is one
+    band_of_strip_ = K::kKronecker ? local / t.strips : local;
+    height_ = t.height;
+    groups_ = t.groups;
     column_slot_ = 0;
     begins_run_ = true;
-  }
-
-  __device__ void enter(int index) {
-    index_ = index;
-    // Not one load by either address: that of a parameter alone is as near as a register.
-    if (table().targets)
-      read(table().targets[index]);
-    else
-      read(p_.stream.only);
-  }
-
-  __device__ void read(const StreamTarget &target) {
-    rows_ = target.rows;
-    columns_ = target.columns;
-    across_ = target.across;
-    strips_ = target.strips;
-    height_ = target.height;
-    groups_ = target.groups;
-    boxes_across_ = target.boxes_across;
-    first_box_ = rank_in_cluster() * target.boxes;
-    boxes_ = max(0, min(target.boxes, boxes_across_ * across_ - first_box_));
   }
 
   // What is found as soon as it is needed is not kept: registers are few.
   const Parameters &p_;
   std::uint32_t run_;
-  int index_ = -1, rows_, columns_, across_, strips_, height_, groups_, boxes_across_, first_box_, boxes_;
-  int strip_, band_of_strip_, column_slot_ = 0;
+  int index_ = 0, height_, groups_, strip_, band_of_strip_, column_slot_ = 0;
   bool begins_run_ = true;
 };
 
@@ -218,29 +211,30 @@ struct Shared {
 template <typename K>
 __device__ void load_columns(const Parameters &p, char *slot, Barrier full, const Cursor<K> &at) {
   const StreamTarget &target = at.target();
-  const int first = at.column_slot() * kColumnSlotChunks, boxes = at.boxes();
+  const int first = at.column_slot() * kColumnSlotChunks, columns = at.columns();
   const int chunks = max(0, min(kColumnSlotChunks, target.chunk_count - first));
-  full.arrive_expecting(chunks * boxes * kColumnChunkBytes);
+  full.arrive_expecting(chunks * at.boxes() * kColumnChunkBytes);
   for (int c = first; c < first + chunks; ++c)
-    for (int box = 0; box < boxes; ++box)
-      load_column_factor(p.stream, column_chunk(shared_address(slot), box, c), target, target.chunks[c], at.columns(),
-                         at.place_of_box(box).x, full);
+    at.for_boxes([&](int box, const Place &place) {
+      load_column_factor(p.stream, column_chunk(shared_address(slot), box, c), target, target.chunks[c], columns,
+                         place.x, full);
+    });
 }
 
 template <typename K>
 __device__ void load_band(const Parameters &p, char *slot, Barrier full, const Cursor<K> &at) {
   const StreamTarget &target = at.target();
-  const int boxes = at.boxes(), chunks = target.chunk_count;
-  full.arrive_expecting(boxes * kBoxBytes + chunks * kRowChunkBytes);
-  for (int box = 0; box < boxes; ++box)
-    copy_in(shared_address(box_of<K>(slot, box)), target.base, at.place_of_box(box), full);
+  const int chunks = target.chunk_count;
+  full.arrive_expecting(at.boxes() * kBoxBytes + chunks * kRowChunkBytes);
+  at.for_boxes(
+      [&](int box, const Place &place) { copy_in(shared_address(box_of<K>(slot, box)), target.base, place, full); });
   load_row_factors<K>(p.stream, shared_address(slot), target, chunks, at.rows(), at.place_of_box(0).y, full);
 }
 
 template <typename K>
 __device__ void store_band(char *slot, const Cursor<K> &at) {
-  for (int box = 0; box < at.boxes(); ++box)
-    copy_out(at.target().out, at.place_of_box(box), shared_address(box_of<K>(slot, box)));
+  const TensorMap &out = at.target().out;
+  at.for_boxes([&](int box, const Place &place) { copy_out(out, place, shared_address(box_of<K>(slot, box))); });
 }
 
 template <typename K>
@@ -338,7 +332,14 @@ class Worker {
   }
   /// What can be fetched before the band is there.
   __device__ void prepare(const Cursor<K> &at) {
-    if (computes()) tile_ = terms_.prepare(at, at.place_of_box(my_.box()));
+    if (!computes()) return;
+    if (at.begins_run()) {
+      const Place place = at.place_of_box(my_.box());
+      block_across_ = place.j;
+      tile_ = terms_.prepare(at, place);
+    } else {
+      tile_ = terms_.prepare(at, {0, block_across_, 0, at.block_down()});
+    }
   }
 
   /// Squares of V = W + v D, summed over the warp's part of each row.
@@ -437,6 +438,7 @@ class Worker {
   const Parameters &p_;
   const WarpColumns<K> my_;
   Terms<K> terms_;
+  int block_across_ = 0;  // that its part of every band is in
   typename Terms<K>::Tile tile_{}, last_{};
   float v_ = 1.0f;
   Work work_ = Work::kNone;

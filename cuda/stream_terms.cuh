@@ -146,8 +146,7 @@ class WarpColumns {
   /// n tiles of a warp comes to changing bits of one address.
   __device__ std::uint32_t *word_at(char *slot, int y, int half, int n) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const std::uint32_t first =
-        shared_address(box_of<K>(slot, box_)) + g * kRowBytes + (first_pair_ ^ g) * 16 + q * 4;
+    const std::uint32_t first = shared_address(box_of<K>(slot, box_)) + g * kRowBytes + (first_pair_ ^ g) * 16 + q * 4;
     auto *at = static_cast<char *>(__cvta_shared_to_generic(first ^ n * 16));
     return reinterpret_cast<std::uint32_t *>(at + (y + half * 8) * kRowBytes);
   }
