@@ -75,15 +75,19 @@ __device__ inline DoraCoefficients dora_coefficients(ops::DoraRule rule, double 
   return {m, 0.0, 1.0, 1.0};
 }
 
-/// From the sum of squares of V along a magnitude's line.
-__device__ inline DoraFactors dora_factors(const DoraParameters &dora, float m, int magnitude, double squares) {
+/// From the sum of squares of V along a line and the magnitude that it is to have.
+__device__ inline DoraFactors dora_factors_for(const DoraParameters &dora, float m, float magnitude, double squares) {
   const DoraCoefficients rule = dora_coefficients(dora.rule, m);
   const double epsilon = dora.rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(dora.epsilon);
-  const double blend =
-      rule.a + rule.b * static_cast<double>(element(dora.magnitude, magnitude)) / (sqrt(squares) + epsilon);
+  const double blend = rule.a + rule.b * static_cast<double>(magnitude) / (sqrt(squares) + epsilon);
   const bool cancels = fabs(blend) > 4.0 * fabs(rule.c);
   return {static_cast<float>(blend), static_cast<float>(cancels ? -rule.c : blend - rule.c), static_cast<float>(rule.v),
           cancels ? 1.0f : 0.0f};
+}
+
+/// The same with the index of the magnitude.
+__device__ inline DoraFactors dora_factors(const DoraParameters &dora, float m, int index, double squares) {
+  return dora_factors_for(dora, m, element(dora.magnitude, index), squares);
 }
 
 __device__ inline float dora_change(const DoraFactors &factors, float base, float delta) {

@@ -71,54 +71,54 @@ __device__ void send(std::uint32_t to, float value, std::uint32_t barrier) {
                : "memory");
 }
 
-/// Barrier::wait for what other blocks of the cluster have sent.
-__device__ void wait_for_sent(Barrier barrier, unsigned round) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(barrier.address),
-      "r"(round & 1u)
-      : "memory");
-}
-
 // -- the order of the work --------------------------------------------------------------------------------------------
 
 /// What a block does, slot after slot: where a run begins its column factors, then its part of the bands.
 template <typename K>
 class Cursor {
  public:
-  explicit __device__ Cursor(const Parameters &p)
-      : stream_(p.stream),
-        rank_(rank_in_cluster()),
-        clusters_(gridDim.x / static_cast<unsigned>(p.cluster)),
-        run_(blockIdx.x / static_cast<unsigned>(p.cluster)) {
+  explicit __device__ Cursor(const Parameters &p) : p_(p), run_(blockIdx.x / static_cast<unsigned>(p.cluster)) {
     find_run();
   }
 
-  __device__ bool at_end() const { return run_ >= stream_.table.run_count; }
+  __device__ bool at_end() const { return run_ >= table().run_count; }
   __device__ bool on_columns() const { return column_slot_ < K::kColumnSlots; }
   __device__ bool begins_run() const { return begins_run_; }
   __device__ int column_slot() const { return column_slot_; }
-  __device__ const StreamTarget &target() const { return *target_; }
+  __device__ const StreamTarget &target() const { return table().targets ? table().targets[index_] : p_.stream.only; }
   __device__ int index() const { return index_; }
-  __device__ int rows() const { return rows_; }
-  __device__ int columns() const { return columns_; }
-  __device__ int across() const { return across_; }
+  __device__ int rows() const { return target().rows; }
+  __device__ int columns() const { return target().columns; }
+  __device__ int across() const { return target().across; }
 
   /// That the block has of a band.
-  __device__ int boxes() const { return boxes_; }
-  __device__ Place place_of_box(int box) const {
-    const int of_band = first_box_ + box, j = K::kKronecker ? of_band / boxes_across_ : 0;
-    const int x = (of_band - j * boxes_across_) * kBoxColumns;
-    return K::kKronecker ? Place{x, j, strip_ * kStreamRows, band_of_strip_}
-                         : Place{x, 0, band_of_strip_ * kStreamRows, 0};
+  __device__ int boxes() const {
+    const StreamTarget &t = target();
+    return max(0, min(t.boxes, t.boxes_across * t.across - rank_in_cluster() * t.boxes));
   }
+  __device__ Place place_of_box(int box) const {
+    const StreamTarget &t = target();
+    const int of_band = rank_in_cluster() * t.boxes + box, j = K::kKronecker ? of_band / t.boxes_across : 0;
+    const int x = (of_band - j * t.boxes_across) * kBoxColumns;
+    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows;
+    return {x, j, y, block_down()};
+  }
+  /// visit(box, place) for each, with one division.
+  template <typename Visit>
+  __device__ void for_boxes(Visit visit) const {
+    const int count = boxes(), end = target().boxes_across * kBoxColumns;
+    Place place = place_of_box(0);
+    for (int box = 0; box < count; ++box) {
+      visit(box, place);
+      place.x += kBoxColumns;
+      if (K::kKronecker && place.x == end) place.x = 0, ++place.j;
+    }
+  }
+  __device__ int block_down() const { return K::kKronecker ? band_of_strip_ : 0; }
   /// Of the weight, the one of the band's row `row`; the last one where there is none.
   __device__ int line(int row) const {
-    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows + row, i = K::kKronecker ? band_of_strip_ : 0;
-    return i * rows_ + min(y, rows_ - 1);
+    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows + row;
+    return block_down() * rows() + min(y, rows() - 1);
   }
 
   __device__ void next() {
@@ -129,52 +129,30 @@ class Cursor {
     begins_run_ = false;
     band_of_strip_ += groups_;
     if (band_of_strip_ < height_) return;
-    run_ += clusters_;
+    run_ += gridDim.x / static_cast<unsigned>(p_.cluster);
     find_run();
   }
 
  private:
+  __device__ const StreamTable &table() const { return p_.stream.table; }
+
   __device__ void find_run() {
     if (at_end()) return;
-    const StreamTable &table = stream_.table;
-    const int index = target_of_run(table, run_);
-    if (index != index_) enter(index);
-    const int local = static_cast<int>(run_ - (table.targets ? table.first_run[index] : 0));
-    strip_ = local % strips_;
-    band_of_strip_ = local / strips_;
+    index_ = target_of_run(table(), run_);
+    const int local = static_cast<int>(run_ - (table().targets ? table().first_run[index_] : 0));
+    const StreamTarget &t = target();
+    strip_ = K::kKronecker ? local % t.strips : 0;  // else there is one
+    band_of_strip_ = K::kKronecker ? local / t.strips : local;
+    height_ = t.height;
+    groups_ = t.groups;
     column_slot_ = 0;
     begins_run_ = true;
   }
 
-  __device__ void enter(int index) {
-    index_ = index;
-    // Not one load by either address: that of a parameter alone is as near as a register.
-    if (stream_.table.targets)
-      read(stream_.table.targets[index]);
-    else
-      read(stream_.only);
-  }
-
-  __device__ void read(const StreamTarget &target) {
-    target_ = &target;
-    rows_ = target.rows;
-    columns_ = target.columns;
-    across_ = target.across;
-    strips_ = target.strips;
-    height_ = target.height;
-    groups_ = target.groups;
-    boxes_across_ = target.boxes_across;
-    first_box_ = rank_ * target.boxes;
-    boxes_ = max(0, min(target.boxes, boxes_across_ * across_ - first_box_));
-  }
-
-  const StreamParameters &stream_;
-  const StreamTarget *target_;
-  const int rank_;
-  const unsigned clusters_;
+  // What is found as soon as it is needed is not kept: registers are few.
+  const Parameters &p_;
   std::uint32_t run_;
-  int index_ = -1, rows_, columns_, across_, strips_, height_, groups_, boxes_across_, first_box_, boxes_;
-  int strip_, band_of_strip_, column_slot_ = 0;
+  int index_ = 0, height_, groups_, strip_, band_of_strip_, column_slot_ = 0;
   bool begins_run_ = true;
 };
 
@@ -233,29 +211,30 @@ struct Shared {
 template <typename K>
 __device__ void load_columns(const Parameters &p, char *slot, Barrier full, const Cursor<K> &at) {
   const StreamTarget &target = at.target();
-  const int first = at.column_slot() * kColumnSlotChunks, boxes = at.boxes();
+  const int first = at.column_slot() * kColumnSlotChunks, columns = at.columns();
   const int chunks = max(0, min(kColumnSlotChunks, target.chunk_count - first));
-  full.arrive_expecting(chunks * boxes * kColumnChunkBytes);
+  full.arrive_expecting(chunks * at.boxes() * kColumnChunkBytes);
   for (int c = first; c < first + chunks; ++c)
-    for (int box = 0; box < boxes; ++box)
-      load_column_factor(p.stream, column_chunk(shared_address(slot), box, c), target, target.chunks[c], at.columns(),
-                         at.place_of_box(box).x, full);
+    at.for_boxes([&](int box, const Place &place) {
+      load_column_factor(p.stream, column_chunk(shared_address(slot), box, c), target, target.chunks[c], columns,
+                         place.x, full);
+    });
 }
 
 template <typename K>
 __device__ void load_band(const Parameters &p, char *slot, Barrier full, const Cursor<K> &at) {
   const StreamTarget &target = at.target();
-  const int boxes = at.boxes(), chunks = target.chunk_count;
-  full.arrive_expecting(boxes * kBoxBytes + chunks * kRowChunkBytes);
-  for (int box = 0; box < boxes; ++box)
-    copy_in(shared_address(box_of<K>(slot, box)), target.base, at.place_of_box(box), full);
+  const int chunks = target.chunk_count;
+  full.arrive_expecting(at.boxes() * kBoxBytes + chunks * kRowChunkBytes);
+  at.for_boxes(
+      [&](int box, const Place &place) { copy_in(shared_address(box_of<K>(slot, box)), target.base, place, full); });
   load_row_factors<K>(p.stream, shared_address(slot), target, chunks, at.rows(), at.place_of_box(0).y, full);
 }
 
 template <typename K>
 __device__ void store_band(char *slot, const Cursor<K> &at) {
-  for (int box = 0; box < at.boxes(); ++box)
-    copy_out(at.target().out, at.place_of_box(box), shared_address(box_of<K>(slot, box)));
+  const TensorMap &out = at.target().out;
+  at.for_boxes([&](int box, const Place &place) { copy_out(out, place, shared_address(box_of<K>(slot, box))); });
 }
 
 template <typename K>
@@ -271,12 +250,12 @@ __device__ void feed(const Parameters &p, const Shared &shared) {
     load.next();
   };
   while (loaded.round == 0 && !load.at_end()) load_next();
-  for (bool first = true; !store.at_end(); first = false, stored.next(p.shape.slots), store.next()) {
+  for (; !store.at_end(); stored.next(p.shape.slots), store.next()) {
     shared.computed(stored.index).wait(stored.round);
     if (!store.on_columns()) store_band<K>(shared.slot(stored.index), store);
     commit_copies();
-    if (first || load.at_end()) continue;
-    wait_until_read<1>();  // the slot before this one is free
+    if (load.at_end()) continue;
+    wait_until_read<0>();  // soon, as bands take long; then the slot is free
     load_next();
   }
   wait_for_copies();
@@ -306,15 +285,18 @@ __device__ void find_factors(const Parameters &p, const Shared &shared) {
   unsigned band = 0;
   for (Cursor<K> at(p); !at.at_end(); at.next()) {
     if (at.on_columns()) continue;
+    // All that comes from afar is fetched before there is somebody who waits for it.
     const StreamTarget &target = at.target();
+    const DoraParameters dora = target.dora.parameters;
     const float m = multiplier_at(p.stream.multipliers, target.terms[0].multiplier_index);
+    const float magnitude = element(dora.magnitude, at.line(row));
     shared.summed(band).wait(band / kBuffers);
     send_sums(shared, band, p.cluster, rank);
-    wait_for_sent(shared.sent(band), band / kBuffers);
+    shared.sent(band).wait(band / kBuffers);  // an acquire for the cluster would empty the L1 cache; this is not in it
     double squares = 0.0;
     for (int from = 0; from < p.cluster; ++from)
       squares += static_cast<double>(shared.norms.of_blocks[band % kBuffers][from][row]);
-    shared.norms.factors[band % kBuffers][row] = dora_factors(target.dora.parameters, m, at.line(row), squares);
+    shared.norms.factors[band % kBuffers][row] = dora_factors_for(dora, m, magnitude, squares);
     __syncwarp();
     if (row == 0) shared.found(band).arrive();
     ++band;
@@ -334,44 +316,58 @@ class Worker {
 
   __device__ void enter(const Cursor<K> &at) {
     const StreamTarget &target = at.target();
-    has_work_ = my_.box() < at.boxes();
-    active_ = terms_.enter(target);
-    bf16_ = target.bf16 != 0;
+    const bool active = terms_.enter(target), clears = p_.stream.op == ops::WeightOp::kDiff;
+    if (my_.box() >= at.boxes())
+      work_ = Work::kNone;
+    else if (active)
+      work_ = target.bf16 ? Work::kBf16 : Work::kF16;
+    else
+      work_ = clears ? Work::kClear : Work::kNone;
     const float m = multiplier_at(p_.stream.multipliers, target.terms[0].multiplier_index);
     v_ = static_cast<float>(dora_coefficients(target.dora.parameters.rule, m).v);
   }
 
   __device__ void take_columns(char *slot, int column_slot) {
-    if (has_work_) terms_.take_columns(slot, column_slot);
+    if (computes()) terms_.take_columns(slot, column_slot);
   }
   /// What can be fetched before the band is there.
   __device__ void prepare(const Cursor<K> &at) {
-    if (has_work_ && active_) tile_ = terms_.prepare(at, at.place_of_box(my_.box()));
+    if (!computes()) return;
+    if (at.begins_run()) {
+      const Place place = at.place_of_box(my_.box());
+      block_across_ = place.j;
+      tile_ = terms_.prepare(at, place);
+    } else {
+      tile_ = terms_.prepare(at, {0, block_across_, 0, at.block_down()});
+    }
   }
 
   /// Squares of V = W + v D, summed over the warp's part of each row.
   __device__ void sum_squares(char *slot, float *sums) const {
-    if (!has_work_ || !active_)
-      sums[threadIdx.x % 32] = 0.0f;
-    else if (bf16_)
+    if (work_ == Work::kBf16)
       sum_squares<Bf16>(slot, sums);
-    else
+    else if (work_ == Work::kF16)
       sum_squares<F16>(slot, sums);
+    else
+      sums[threadIdx.x % 32] = 0.0f;
   }
 
   /// To the band that sum_squares() has just seen, the one to merge next.
   __device__ void keep_tile() { last_ = tile_; }
   __device__ void merge(char *slot, const DoraFactors *factors) const {
-    if (!has_work_) return;
-    if (!active_ && p_.stream.op == ops::WeightOp::kDiff) my_.clear(slot);
-    if (!active_) return;
-    if (bf16_)
+    if (work_ == Work::kBf16)
       merge<Bf16>(slot, factors);
-    else
+    else if (work_ == Work::kF16)
       merge<F16>(slot, factors);
+    else if (work_ == Work::kClear)
+      my_.clear(slot);
   }
 
  private:
+  enum class Work { kNone, kClear, kBf16, kF16 };  // with what the warp has of a target; the latter: compute
+
+  __device__ bool computes() const { return work_ >= Work::kBf16; }
+
   template <typename Type>
   __device__ void sum_squares(char *slot, float *sums) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
@@ -442,9 +438,10 @@ class Worker {
   const Parameters &p_;
   const WarpColumns<K> my_;
   Terms<K> terms_;
+  int block_across_ = 0;  // that its part of every band is in
   typename Terms<K>::Tile tile_{}, last_{};
   float v_ = 1.0f;
-  bool has_work_ = false, active_ = false, bf16_ = false;
+  Work work_ = Work::kNone;
 };
 
 /// The warp is done with a slot; the copy engine reads what was written there.

@@ -86,9 +86,10 @@ bool has_instance(const StreamKind &kind, std::int64_t chunks) {
 }
 
 /// Blocks of the cluster that holds whole rows: so many that two of them share a multiprocessor, else as many as there
-/// can be; 0 where that is not enough.
+/// can be; 0 where that is not enough. At least two: one alone has nobody to send to, which the device takes for an
+/// error.
 std::int32_t row_cluster(std::int64_t boxes, StreamForm form, int largest) {
-  std::int32_t cluster = 1;
+  std::int32_t cluster = 2;
   while (cluster < largest && ceil_div(boxes, cluster) > kRowBoxes) cluster *= 2;
   const bool fits = cluster <= largest && ceil_div(boxes, cluster) * row_warps_per_box(form) <= kMostRowWarps;
   return fits ? cluster : 0;

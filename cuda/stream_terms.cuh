@@ -142,11 +142,13 @@ class WarpColumns {
     std::uint32_t word[2][kPairs];
   };
 
-  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128).
+  /// Row y + 8 half + g, y a multiple of 16: so of the row only g swaps columns about (swizzled_128), which for the
+  /// n tiles of a warp comes to changing bits of one address.
   __device__ std::uint32_t *word_at(char *slot, int y, int half, int n) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    char *row = box_of<K>(slot, box_) + g * kRowBytes + q * 4;
-    return reinterpret_cast<std::uint32_t *>(row + ((first_pair_ + n) * 16 ^ g * 16) + (y + half * 8) * kRowBytes);
+    const std::uint32_t first = shared_address(box_of<K>(slot, box_)) + g * kRowBytes + (first_pair_ ^ g) * 16 + q * 4;
+    auto *at = static_cast<char *>(__cvta_shared_to_generic(first ^ n * 16));
+    return reinterpret_cast<std::uint32_t *>(at + (y + half * 8) * kRowBytes);
   }
 
   template <typename Visit>
@@ -203,15 +205,15 @@ class LowRank {
   __device__ bool enter(const StreamTarget &target) {
     bool active = false;
     count_ = target.chunk_count;
-    row_transposed_ = column_transposed_ = ends_ = 0;
+    traits_ = 0;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= count_) break;
       const StreamChunk &chunk = target.chunks[c];
       const StreamTerm &term = target.terms[chunk.term];
-      row_transposed_ |= static_cast<unsigned>(chunk.row_transposed) << c;
-      column_transposed_ |= static_cast<unsigned>(chunk.column_transposed) << c;
-      ends_ |= static_cast<unsigned>(chunk.ends) << c;
+      traits_ |= static_cast<unsigned>(chunk.row_transposed) << (kRowTransposed + c);
+      traits_ |= static_cast<unsigned>(chunk.column_transposed) << (kColumnTransposed + c);
+      traits_ |= static_cast<unsigned>(chunk.ends) << (kEnds + c);
       scales_[c] = scale_of(p_, term, !K::kDora);
       active = active || multiplier_at(p_.multipliers, term.multiplier_index) != 0.0f;
     }
@@ -225,7 +227,7 @@ class LowRank {
       const std::uint32_t chunk = column_chunk(shared_address(slot), my_.box(), c);
 #pragma unroll
       for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(chunk, column_transposed_ >> c & 1, my_.first_pair() + n);
+        const uint4 two = load_column_factor(chunk, has(kColumnTransposed + c), my_.first_pair() + n);
         columns_[c][n] = make_uint2(two.x, two.y);
         columns_[c][n + 1] = make_uint2(two.z, two.w);
       }
@@ -255,9 +257,13 @@ class LowRank {
   }
 
  private:
+  enum Trait { kRowTransposed = 0, kColumnTransposed = 8, kEnds = 16 };  // of the first chunk; a bit for each
+
+  __device__ bool has(int trait) const { return traits_ >> trait & 1; }
+
   template <bool kFirst>
   __device__ void add_chunk(Sum<K> &sum, int c, std::uint32_t row_chunks, int y) const {
-    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, row_transposed_ >> c & 1, y);
+    const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, has(kRowTransposed + c), y);
 #pragma unroll
     for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors, kFirst>(sum.value[n], rows, columns_[c][n]);
   }
@@ -289,7 +295,7 @@ class LowRank {
     for (int c = 0; c < kChunks; ++c) {
       if (c >= count_) break;
       add_chunk<false>(sum, c, row_chunks, y);
-      if (!(ends_ >> c & 1)) continue;
+      if (!has(kEnds + c)) continue;
       const float scale = scales_[c];  // 0 adds nothing, not even NaN
       if (scale != 0.0f)
         sum.for_each([&](int n, int i) { total.value[n][i] = fmaf(scale, sum.value[n][i], total.value[n][i]); });
@@ -301,7 +307,7 @@ class LowRank {
   const StreamParameters &p_;
   const WarpColumns<K> my_;  // a copy: what refers to another member is not kept in registers
   int count_ = 0;
-  unsigned row_transposed_ = 0, column_transposed_ = 0, ends_ = 0;  // a bit for each chunk
+  unsigned traits_ = 0;
   float scales_[kChunks] = {};
   uint2 columns_[kChunks][kPairs];
 };

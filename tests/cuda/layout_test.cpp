@@ -350,7 +350,7 @@ TEST_F(Stream, DoraTakesWholeRowsInAsManyBlocksAsHoldThem) {
   const struct {
     std::int64_t columns;
     std::int32_t cluster, boxes;
-  } widths[] = {{64, 1, 1}, {384, 1, 6}, {392, 2, 4}, {1280, 4, 5}, {3072, 8, 6}, {3080, 16, 4}, {12288, 16, 12}};
+  } widths[] = {{64, 2, 1}, {392, 2, 4}, {768, 2, 6}, {1280, 4, 5}, {3072, 8, 6}, {3080, 16, 4}, {12288, 16, 12}};
   for (const auto &[columns, cluster, boxes] : widths) {
     const StreamWeight weight = lay_out_rows({72, columns}, term);
     EXPECT_EQ(weight.kind.cluster, cluster) << columns;
@@ -380,7 +380,7 @@ TEST_F(Stream, BandsOfAKroneckerProductShareTheRightHalf) {
 TEST_F(Stream, ColumnsAndSharedMagnitudesAreNotTakenByRows) {
   const TermChoice term = choice(ops::TermKind::kProduct);
   EXPECT_EQ(lay_out_rows({72, 64}, term, Order::kHWIO).kind.cluster, 0);  // O are columns
-  EXPECT_EQ(lay_out_one({72, 64}, term, ops::DoraAxis::kIn, Order::kHWIO).streams.at(0).kind.cluster, 1);
+  EXPECT_EQ(lay_out_one({72, 64}, term, ops::DoraAxis::kIn, Order::kHWIO).streams.at(0).kind.cluster, 2);
   EXPECT_EQ(lay_out_one({72, 64}, term, ops::DoraAxis::kIn).streams.at(0).kind.cluster, 0);
 }
 
