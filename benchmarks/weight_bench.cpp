@@ -22,6 +22,7 @@ using test::WeightCase;
 
 constexpr double kColdBytes = 100e6;
 constexpr int kRepeats = 15;
+constexpr std::size_t kAlignment = 64;  // as the allocators of tensors have it
 
 struct Rates {
   double copy, fma;
@@ -77,7 +78,7 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   choice.base_dtype = choice.out_dtype = dtype;
   choice.in_place = op == ops::WeightOp::kMerge;
   choice.adapters = {method.adapter};
-  WeightCase weights(1);
+  WeightCase weights(1, kAlignment);
   weights.factor_dtype = dtype;
   for (int i = 0; i < targets; ++i) weights.add(choice);
   use_family_coefficients(weights);
