@@ -107,14 +107,16 @@ HWY_INLINE void store_pair(Floats a, Floats b, T *p) {
 }
 #if HWY_TARGET != HWY_SCALAR
 using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
+// In 16-bit lanes: the upper halves, and one more where the lower half is above the middle or, with an odd upper one,
+// in the middle.
 HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  Words low = rounded_number(a), high = rounded_number(b);
-  if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b))))) {
-    low = keep_nan(a, low);
-    high = keep_nan(b, high);
-  }
-  return hn::ConcatOdd(halves, hn::BitCast(halves, high), hn::BitCast(halves, low));
+  if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b)))))
+    return hn::ConcatOdd(halves, hn::BitCast(halves, rounded_words(b)), hn::BitCast(halves, rounded_words(a)));
+  const Halves low = hn::BitCast(halves, a), high = hn::BitCast(halves, b);
+  const Halves upper = hn::ConcatOdd(halves, high, low), lower = hn::ConcatEven(halves, high, low);
+  const Halves even = hn::AndNot(upper, hn::Set(halves, 1));
+  return hn::Add(upper, hn::ShiftRight<15>(hn::SaturatedSub(lower, even)));
 }
 HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
@@ -136,6 +138,18 @@ HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) {
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); }
 #endif
 HWY_INLINE void stream_pair(Floats a, Floats b, F16 *p) { store_pair(a, b, p); }
+
+template <bool kStream, typename T>
+HWY_INLINE void write_pair(Floats a, Floats b, T *p) {
+  kStream ? stream_pair(a, b, p) : store_pair(a, b, p);
+}
+
+// Whether whole cache lines are written if `unit` elements are at a time.
+template <typename T>
+bool whole_lines(const void *out, std::int64_t stride, std::int64_t unit) {
+  const std::int64_t line = 64 / std::int64_t{sizeof(T)};
+  return reinterpret_cast<std::uintptr_t>(out) % 64 == 0 && stride % line == 0 && unit % line == 0;
+}
 
 // The ragged end of a row, through a buffer: the same arithmetic as the rest of it, and no byte beyond it.
 #if HWY_TARGET == HWY_AVX3  // which moves some lanes at once
@@ -186,13 +200,20 @@ void load_row(const T *row, std::int64_t n, float *values) {
   if (i < n) store_part(load_part(row + i, n - i), n - i, values + i);
 }
 
-// Tiles go along the rows: what lies further on is needed next, and comes while the tile is computed.
 template <std::int64_t kElements, typename T>
 HWY_INLINE void fetch(const T *p) {
   for (std::int64_t element = 0; element < kElements; element += 64 / std::int64_t{sizeof(T)})
     __builtin_prefetch(p + element, 1);
 }
-constexpr std::int64_t kAhead = 4 * kPanel;
+
+// Tiles go along the rows: what lies further on is needed next, and comes while the tile is computed. Not into the
+// nearest cache, where the tile's factors would replace it, and which waits for few lines at a time.
+constexpr std::int64_t kAhead = 1024;  // bytes
+template <std::int64_t kElements, typename T>
+HWY_INLINE void fetch_ahead(const T *p) {
+  for (std::int64_t element = 0; element < kElements; element += 64 / std::int64_t{sizeof(T)})
+    __builtin_prefetch(reinterpret_cast<const char *>(p + element) + kAhead, 0, 2);
+}
 
 // Rows below are as a rule in the same set of the nearest cache: the next one takes them.
 template <typename T>
@@ -333,8 +354,9 @@ HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRI
                          Floats (&sum)[kRows][kVectors]) {
   const float *from[kVectors];
   for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
-  multiply_by<kPanel>(rank, from, sum,
-              [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); });
+  multiply_by<kPanel>(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
+    return hn::Set(kFloats, left[k * kTileRows + i]);
+  });
 }
 
 HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
@@ -355,14 +377,14 @@ void product_tile(const float *left, const float *right, std::int64_t rank, std:
   }
 }
 
-template <typename T, bool kBase, bool kTimes>
+template <typename T, bool kBase, bool kTimes, bool kStream>
 void merge_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const T *base,
                 std::int64_t base_stride, T *out, std::int64_t out_stride, const float *times,
                 std::int64_t times_stride) {
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
-    if (column % kPanel == 0)
+    if ((kBase || !kStream) && column % kPanel == 0)
       for (std::int64_t i = 0; i < kTileRows; ++i)
-        fetch<kPanel>(kBase ? base + i * base_stride + column + kAhead : out + i * out_stride + column + kAhead);
+        fetch_ahead<kPanel>(kBase ? base + i * base_stride + column : out + i * out_stride + column);
     Sums sum;
     multiply(left, right_at(right, rank, column), rank, sum);
     HWY_UNROLL(6)
@@ -375,30 +397,38 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
       }
       HWY_UNROLL(2)
       for (std::int64_t v = 0; v < kVectors; v += 2)
-        store_pair(sum[i][v], sum[i][v + 1], out + i * out_stride + column + v * kLanes);
+        write_pair<kStream>(sum[i][v], sum[i][v + 1], out + i * out_stride + column + v * kLanes);
     }
   }
 }
 
-template <typename T>
+template <typename T, bool kStream>
 void merge_product_into(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride) {
   const T *base = static_cast<const T *>(rows.base);
   T *out = static_cast<T *>(rows.out);
-  const auto merge_as = base ? (times ? merge_tile<T, true, true> : merge_tile<T, true, false>)
-                             : (times ? merge_tile<T, false, true> : merge_tile<T, false, false>);
+  const auto merge_as = base ? (times ? merge_tile<T, true, true, kStream> : merge_tile<T, true, false, kStream>)
+                             : (times ? merge_tile<T, false, true, kStream> : merge_tile<T, false, false, kStream>);
   merge_as(left, right, rank, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride);
 }
 
+template <typename T>
+void merge_product_as(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
+                      const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream) {
+  const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kPanel);
+  const auto merge_into = whole ? merge_product_into<T, true> : merge_product_into<T, false>;
+  merge_into(left, right, rank, panels, rows, times, times_stride);
+}
+
 void merge_product(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                   const WeightRows &rows, const float *times, std::int64_t times_stride) {
+                   const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_product_into<Bf16>(left, right, rank, panels, rows, times, times_stride);
+      return merge_product_as<Bf16>(left, right, rank, panels, rows, times, times_stride, stream);
     case LYC_DTYPE_F16:
-      return merge_product_into<F16>(left, right, rank, panels, rows, times, times_stride);
+      return merge_product_as<F16>(left, right, rank, panels, rows, times, times_stride, stream);
     default:
-      return merge_product_into<float>(left, right, rank, panels, rows, times, times_stride);
+      return merge_product_as<float>(left, right, rank, panels, rows, times, times_stride, stream);
   }
 }
 
@@ -458,7 +488,7 @@ HWY_INLINE void project_part(const T *const *rows, const float *const *right, st
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       if (period == 1)
-        fetch<kLanes>(rows[i] + column + kAhead);
+        fetch_ahead<kLanes>(rows[i] + column);
       else if (below)
         fetch_below(rows[i] + column + below);
       const Floats value = load_vector(rows[i] + column);
@@ -637,7 +667,7 @@ void merge_kronecker_into(const Segments &parts, const T *base, std::int64_t n, 
       n, out, stream,
       [&](std::int64_t i) HWY_ATTR {
         if (!kBase) return row.vector(i);
-        fetch<kLanes>(base + i + kAhead);
+        fetch_ahead<kLanes>(base + i);
         return hn::Add(row.vector(i), load_vector(base + i));
       },
       [&](std::int64_t i, std::int64_t count) HWY_ATTR {
@@ -801,7 +831,7 @@ void change_weight_row(const WeightRows &row, const float *d, std::int64_t n, co
         if (kDelta)
           fetch_below(w + i + kTileRows * row.base_stride);
         else
-          fetch<kLanes>(w + i + kAhead);
+          fetch_ahead<kLanes>(w + i);
         Floats delta = hn::Zero(kFloats);
         if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(factors.delta + i) : same_delta);
         return changed(load_vector(w + i), kVary ? load_vector(factors.weight + i) : same_weight, delta);
@@ -851,17 +881,9 @@ HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
   return base ? hn::Add(sum, load_vector(base)) : sum;
 }
 
-template <bool kStream, typename T>
-HWY_INLINE void write_pair(Floats a, Floats b, T *p) {
-  kStream ? stream_pair(a, b, p) : store_pair(a, b, p);
-}
-
-// Whether whole cache lines are written if `unit` elements are at a time.
 template <typename T>
 bool streams(const Turned &to, std::int64_t unit) {
-  const std::int64_t line = 64 / std::int64_t{sizeof(T)};
-  return to.stream && reinterpret_cast<std::uintptr_t>(to.out) % 64 == 0 && to.out_stride % line == 0 &&
-         unit % line == 0;
+  return to.stream && whole_lines<T>(to.out, to.out_stride, unit);
 }
 
 HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p + by : nullptr; }
