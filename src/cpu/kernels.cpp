@@ -13,6 +13,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 #include <numeric>
+#include <utility>
 
 #include "base/dtype.hpp"
 #include "cpu/kernels.hpp"
@@ -871,9 +872,11 @@ void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_
 
 // -- Rotations -------------------------------------------------------------------------------------------------
 
+// Rows begin anywhere in a cache line.
 HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row, std::int64_t skipped = 0) {
-  for (std::int64_t byte = 0; byte < ahead.size; byte += 64)
-    __builtin_prefetch(ahead.data + row * ahead.stride + skipped + byte, 1);
+  const char *data = ahead.data + row * ahead.stride + skipped;
+  for (std::int64_t byte = 0; byte < ahead.size; byte += 64) __builtin_prefetch(data + byte);
+  if (ahead.size > 0) __builtin_prefetch(data + ahead.size - 1);
 }
 
 HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
@@ -890,7 +893,7 @@ HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p
 
 // What is not streamed is asked for first: it may not have been read.
 template <bool kStream, typename T>
-void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
+void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned to) {
   T *out = static_cast<T *>(to.out);
   if (!kStream && to.out != to.change)
     for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * to.out_stride);
@@ -996,18 +999,21 @@ HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *
 }
 
 template <bool kStream, typename T>
-void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned &to) {
+void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned to) {
   for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
     Floats sum[kTileRows][2];
     const std::int64_t n = block - column;
     if (n <= kLanes) {
       Floats one[kTileRows][1];
       multiply_columns(left, right, block, column, one);
+      HWY_UNROLL(6)
       for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
     } else {
       multiply_columns(left, right, block, column, sum);
     }
-    for (std::int64_t i = 0; i < rows; ++i) {
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      if (i >= rows) break;
       const float *base = advanced(to.base, i * to.base_stride + column);
       T *out = static_cast<T *>(to.out) + i * to.out_stride + column;
       if (n >= 2 * kLanes) {
@@ -1087,54 +1093,130 @@ constexpr hn::ScalableTag<double> kDoubles;
 using Doubles = decltype(hn::Zero(kDoubles));
 constexpr std::int64_t kDoubleLanes = static_cast<std::int64_t>(hn::MaxLanes(kDoubles));
 
-// sums += factor * values.
-HWY_INLINE void add_scaled(const double *HWY_RESTRICT values, double factor, std::int64_t n,
-                           double *HWY_RESTRICT sums) {
-  const Doubles factors = hn::Set(kDoubles, factor);
+constexpr std::int64_t kPivots = 4;  // rows that are eliminated together: one pass over all others
+using Pivots = double[kPivots][kPivots];
+
+// In registers: nothing is read back that has just been written.
+void invert_pivots(Pivots &pivots) {
+  double a[kPivots][kPivots];
+  std::memcpy(a, pivots, sizeof a);
+  HWY_UNROLL(4)
+  for (std::int64_t k = 0; k < kPivots; ++k) {
+    const double pivot = 1.0 / a[k][k];
+    HWY_UNROLL(4)
+    for (std::int64_t j = 0; j < kPivots; ++j) a[k][j] = j == k ? pivot : pivot * a[k][j];
+    HWY_UNROLL(4)
+    for (std::int64_t i = 0; i < kPivots; ++i) {
+      if (i == k) continue;
+      const double factor = a[i][k];
+      HWY_UNROLL(4)
+      for (std::int64_t j = 0; j < kPivots; ++j) a[i][j] = (j == k ? 0.0 : a[i][j]) - factor * a[k][j];
+    }
+  }
+  std::memcpy(pivots, a, sizeof a);
+}
+
+// sums + factors * rows, of columns i and on.
+HWY_INLINE Doubles added_rows(const double *const *rows, const double *factors, std::int64_t i, Doubles sum) {
+  HWY_UNROLL(4)
+  for (std::int64_t p = 0; p < kPivots; ++p)
+    sum = hn::MulAdd(hn::Set(kDoubles, factors[p]), hn::LoadU(kDoubles, rows[p] + i), sum);
+  return sum;
+}
+
+void add_rows(const double *const *rows, const double *factors, std::int64_t n, double *sums) {
   std::int64_t i = 0;
   for (; i + kDoubleLanes <= n; i += kDoubleLanes)
-    hn::StoreU(hn::MulAdd(factors, hn::LoadU(kDoubles, values + i), hn::LoadU(kDoubles, sums + i)), kDoubles, sums + i);
-  for (; i < n; ++i) sums[i] += factor * values[i];
+    hn::StoreU(added_rows(rows, factors, i, hn::LoadU(kDoubles, sums + i)), kDoubles, sums + i);
+  for (; i < n; ++i)
+    for (std::int64_t p = 0; p < kPivots; ++p) sums[i] += factors[p] * rows[p][i];
 }
 
-// Gauss and Jordan. Column k is written last, when no row is read again soon.
-void invert(double *a, std::int64_t n) {
-  for (std::int64_t k = 0; k < n; ++k) {
-    double *row = a + k * n;
-    const double pivot = 1.0 / row[k];
-    row[k] = 0.0;
-    for (std::int64_t i = 0; i < n; ++i)
-      if (i != k) add_scaled(row, -pivot * a[i * n + k], n, a + i * n);
-    for (std::int64_t i = 0; i < n; ++i) row[i] *= pivot;
-    for (std::int64_t i = 0; i < n; ++i) a[i * n + k] *= -pivot;
-    row[k] = pivot;
-  }
-}
-
-// One row by kCount vectors of columns.
-template <std::int64_t kCount>
-HWY_INLINE void add_row_product(const double *row, const double *b, std::int64_t n, double *sums) {
-  Doubles sum[kCount];
-  HWY_UNROLL(4)
-  for (std::int64_t v = 0; v < kCount; ++v) sum[v] = hn::LoadU(kDoubles, sums + v * kDoubleLanes);
-  for (std::int64_t k = 0; k < n; ++k) {
-    const Doubles factor = hn::Set(kDoubles, row[k]);
+// The first `count` rows become what `a` makes of all.
+void multiply_rows(const Pivots &a, double *const *rows, std::int64_t count, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + kDoubleLanes <= n; i += kDoubleLanes) {
+    Doubles made[kPivots];
     HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kCount; ++v)
-      sum[v] = hn::MulAdd(factor, hn::LoadU(kDoubles, b + k * n + v * kDoubleLanes), sum[v]);
+    for (std::int64_t p = 0; p < kPivots; ++p) made[p] = added_rows(rows, a[p], i, hn::Zero(kDoubles));
+    for (std::int64_t p = 0; p < count; ++p) hn::StoreU(made[p], kDoubles, rows[p] + i);
   }
-  HWY_UNROLL(4)
-  for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[v], kDoubles, sums + v * kDoubleLanes);
+  for (; i < n; ++i) {
+    double made[kPivots] = {};
+    for (std::int64_t p = 0; p < count; ++p)
+      for (std::int64_t q = 0; q < count; ++q) made[p] += a[p][q] * rows[q][i];
+    for (std::int64_t p = 0; p < count; ++p) rows[p][i] = made[p];
+  }
+}
+
+// Takes the pivots' columns out of rows begin .. end - 1. All of some rows first: a load that meets stores of single
+// elements waits for them.
+void eliminate(const double *const *pivots, std::int64_t k, std::int64_t count, std::int64_t n, double *a,
+               std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kSome = 32;
+  for (std::int64_t row = begin; row < end; row += kSome) {
+    const std::int64_t some = std::min(kSome, end - row);
+    double factors[kSome][kPivots] = {};
+    for (std::int64_t i = 0; i < some; ++i)
+      for (std::int64_t p = 0; p < count; ++p) factors[i][p] = -std::exchange(a[(row + i) * n + k + p], 0.0);
+    for (std::int64_t i = 0; i < some; ++i) add_rows(pivots, factors[i], n, a + (row + i) * n);
+  }
+}
+
+// Gauss and Jordan. What is eliminated is replaced by the identity first, and so becomes part of the inverse. Missing
+// pivots are rows taken zero times.
+void invert(double *a, std::int64_t n) {
+  for (std::int64_t k = 0; k < n; k += kPivots) {
+    const std::int64_t count = std::min(kPivots, n - k);
+    Pivots pivots = {{1.0}, {0.0, 1.0}, {0.0, 0.0, 1.0}, {0.0, 0.0, 0.0, 1.0}};
+    double *rows[kPivots];
+    for (std::int64_t p = 0; p < kPivots; ++p) rows[p] = a + (k + std::min(p, count - 1)) * n;
+    for (std::int64_t p = 0; p < count; ++p)
+      for (std::int64_t q = 0; q < count; ++q) pivots[p][q] = std::exchange(rows[p][k + q], p == q ? 1.0 : 0.0);
+    invert_pivots(pivots);
+    multiply_rows(pivots, rows, count, n);
+    eliminate(rows, k, count, n, a, 0, k);
+    eliminate(rows, k, count, n, a, k + count, n);
+  }
+}
+
+// kRows rows by kCount vectors of columns.
+template <std::int64_t kRows, std::int64_t kCount>
+HWY_INLINE void add_product_tile(const double *a, const double *b, std::int64_t n, double *sums) {
+  Doubles sum[kRows][kCount];
+  HWY_UNROLL(2)
+  for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::LoadU(kDoubles, sums + i * n + v * kDoubleLanes);
+  for (std::int64_t k = 0; k < n; ++k) {
+    Doubles row[kCount];
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v) row[v] = hn::LoadU(kDoubles, b + k * n + v * kDoubleLanes);
+    HWY_UNROLL(2)
+    for (std::int64_t i = 0; i < kRows; ++i) {
+      const Doubles factor = hn::Set(kDoubles, a[i * n + k]);
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
+    }
+  }
+  HWY_UNROLL(2)
+  for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[i][v], kDoubles, sums + i * n + v * kDoubleLanes);
+}
+
+template <std::int64_t kRows>
+void add_product_rows(const double *a, const double *b, std::int64_t n, double *sums) {
+  std::int64_t j = 0;
+  for (; j + 4 * kDoubleLanes <= n; j += 4 * kDoubleLanes) add_product_tile<kRows, 4>(a, b + j, n, sums + j);
+  for (; j + kDoubleLanes <= n; j += kDoubleLanes) add_product_tile<kRows, 1>(a, b + j, n, sums + j);
+  for (; j < n; ++j)
+    for (std::int64_t i = 0; i < kRows; ++i)
+      for (std::int64_t k = 0; k < n; ++k) sums[i * n + j] += a[i * n + k] * b[k * n + j];
 }
 
 void add_matrix_product(const double *a, const double *b, std::int64_t n, double *sums) {
-  for (std::int64_t i = 0; i < n; ++i, a += n, sums += n) {
-    std::int64_t j = 0;
-    for (; j + 4 * kDoubleLanes <= n; j += 4 * kDoubleLanes) add_row_product<4>(a, b + j, n, sums + j);
-    for (; j + kDoubleLanes <= n; j += kDoubleLanes) add_row_product<1>(a, b + j, n, sums + j);
-    for (; j < n; ++j)
-      for (std::int64_t k = 0; k < n; ++k) sums[j] += a[k] * b[k * n + j];
-  }
+  std::int64_t i = 0;
+  for (; i + 2 <= n; i += 2) add_product_rows<2>(a + i * n, b, n, sums + i * n);
+  if (i < n) add_product_rows<1>(a + i * n, b, n, sums + i * n);
 }
 
 void transpose_part(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,
