@@ -893,22 +893,24 @@ HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p
 
 // What is not streamed is asked for first: it may not have been read.
 template <bool kStream, typename T>
-void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned to) {
-  T *out = static_cast<T *>(to.out);
-  if (!kStream && to.out != to.change)
-    for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * to.out_stride);
+void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
+  T *const out = static_cast<T *>(to.out);
+  const float *const changes = to.change, *const bases = to.base;
+  const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
+  if (!kStream && to.out != changes)
+    for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * out_stride);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
     multiply(left, right + column, rank, sum);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
-      const float *change = advanced(to.change, i * kPanel + column);
-      const float *base = advanced(to.base, i * to.base_stride + column);
+      const float *change = advanced(changes, i * kPanel + column);
+      const float *base = advanced(bases, i * base_stride + column);
       HWY_UNROLL(2)
       for (std::int64_t v = 0; v < kVectors; v += 2)
         write_pair<kStream>(onto(sum[i][v], advanced(change, v * kLanes), advanced(base, v * kLanes)),
                             onto(sum[i][v + 1], advanced(change, (v + 1) * kLanes), advanced(base, (v + 1) * kLanes)),
-                            out + i * to.out_stride + column + v * kLanes);
+                            out + i * out_stride + column + v * kLanes);
     }
   }
 }
@@ -999,7 +1001,10 @@ HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *
 }
 
 template <bool kStream, typename T>
-void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned to) {
+void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned &to) {
+  T *const outs = static_cast<T *>(to.out);
+  const float *const bases = to.base;
+  const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
   for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
     Floats sum[kTileRows][2];
     const std::int64_t n = block - column;
@@ -1014,8 +1019,8 @@ void turn_block(const float *const *left, std::int64_t rows, const float *right,
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       if (i >= rows) break;
-      const float *base = advanced(to.base, i * to.base_stride + column);
-      T *out = static_cast<T *>(to.out) + i * to.out_stride + column;
+      const float *base = advanced(bases, i * base_stride + column);
+      T *out = outs + i * out_stride + column;
       if (n >= 2 * kLanes) {
         write_pair<kStream>(onto(sum[i][0], nullptr, base), onto(sum[i][1], nullptr, advanced(base, kLanes)), out);
         continue;
