@@ -472,6 +472,7 @@ void periodic_product(const float *left, std::int64_t left_stride, std::int64_t 
 // -- Projections -----------------------------------------------------------------------------------------------
 
 constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as a product has
+constexpr std::int64_t kStepsAhead = 6;           // from one use of a residue to the next
 
 // One lane of a vector every `period` vectors belongs to the same residue.
 template <typename T>
@@ -486,6 +487,12 @@ HWY_INLINE void project_part(const T *const *rows, const float *const *right, st
     Floats factor[kProjectRanks];
     HWY_UNROLL(4)
     for (std::int64_t r = 0; r < kProjectRanks; ++r) factor[r] = load_vector(right[r] + at);
+    if (period > 1) {  // in strides that no processor foresees
+      const std::int64_t next = std::min(column + kStepsAhead * period * kLanes, n - 1);
+      const std::int64_t next_at = next / kPanel * panel_step + next % kPanel;
+      HWY_UNROLL(4)
+      for (std::int64_t r = 0; r < kProjectRanks; ++r) __builtin_prefetch(right[r] + next_at);
+    }
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       if (period == 1)
