@@ -3,6 +3,9 @@
 #include <cstring>
 #include <time.h>
 #include <vector>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 namespace lyc::bench {
 namespace {
@@ -25,6 +28,18 @@ double best_window(ThreadPool &pool, Body &&body) {
   });
 }
 
+// Past the caches, a line at a time where there is such a store.
+void stream_lines(char *to, std::int64_t size) {
+#if defined __AVX512F__
+  for (std::int64_t i = 0; i < size; i += 64)
+    _mm512_stream_si512(reinterpret_cast<__m512i *>(to + i), _mm512_set1_epi8(4));
+#elif defined __SSE2__
+  for (std::int64_t i = 0; i < size; i += 16) _mm_stream_si128(reinterpret_cast<__m128i *>(to + i), _mm_set1_epi8(4));
+#else
+  std::memset(to, 4, static_cast<std::size_t>(size));
+#endif
+}
+
 }  // namespace
 
 double now() {
@@ -44,6 +59,15 @@ double copy_rate(ThreadPool &pool) {
     for (std::int64_t i = 0; i < kPart / 4; ++i) values[i] += 1.0f;
   });
   return 2.0 * static_cast<double>(kWindow) / std::min(copy, change);
+}
+
+double write_rate(ThreadPool &pool) {
+  std::vector<char> storage(kSize + 64, 1);
+  char *to = storage.data() + -reinterpret_cast<std::uintptr_t>(storage.data()) % 64;
+  double seconds =
+      best_window(pool, [&](std::int64_t at) { std::memset(to + at, 3, static_cast<std::size_t>(kPart)); });
+  seconds = std::min(seconds, best_window(pool, [&](std::int64_t at) { stream_lines(to + at, kPart); }));
+  return static_cast<double>(kWindow) / seconds;
 }
 
 double fma_rate(ThreadPool &pool) {

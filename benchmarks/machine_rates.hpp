@@ -8,6 +8,9 @@ namespace lyc::bench {
 /// Bytes per second, read and written both counted: the better of copying and of changing in place.
 double copy_rate(ThreadPool &pool);
 
+/// Bytes per second where nothing is read: the better of stores through the caches and of stores past them.
+double write_rate(ThreadPool &pool);
+
 /// float32 operations per second of independent fused multiply-adds in registers.
 double fma_rate(ThreadPool &pool);
 

@@ -1,5 +1,6 @@
 // Merging and differences on the CPU, as shares of what the machine could do at best:
-//   time at best = max(bytes / copy rate, operations / multiply-add rate), both rates measured in the same run.
+//   time at best = max(bytes / copy rate, operations / multiply-add rate), the rates measured in the same run.
+// A difference that reads no weight only writes: its bytes go by the rate of writing alone.
 // Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a
 // line]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
 #include <cstdio>
@@ -22,9 +23,10 @@ using test::WeightCase;
 
 constexpr double kColdBytes = 100e6;
 constexpr int kRepeats = 15;
+constexpr std::size_t kAlignment = 64;  // as the allocators of tensors have it
 
 struct Rates {
-  double copy, fma;
+  double copy, write, fma;
 };
 
 /// One weight on a context, with its workspace.
@@ -77,7 +79,7 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   choice.base_dtype = choice.out_dtype = dtype;
   choice.in_place = op == ops::WeightOp::kMerge;
   choice.adapters = {method.adapter};
-  WeightCase weights(1);
+  WeightCase weights(1, kAlignment);
   weights.factor_dtype = dtype;
   for (int i = 0; i < targets; ++i) weights.add(choice);
   use_family_coefficients(weights);
@@ -92,7 +94,7 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   const bool reads = op == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
-  const double memory = bytes / rates.copy, arithmetic = operations / rates.fma;
+  const double memory = bytes / (reads ? rates.copy : rates.write), arithmetic = operations / rates.fma;
   std::printf("%-19s %-14s %-4s %-5s %8.3f ms %7.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name, shape_name,
               dtype_name(dtype), op == ops::WeightOp::kMerge ? "merge" : "diff", seconds * 1e3, bytes / seconds * 1e-9,
               operations / seconds * 1e-9, memory > arithmetic ? "memory" : "fma",
@@ -105,9 +107,9 @@ int main(int argc, char **argv) {
   if (asked == 0) by_processor_time();
   const std::string filter = argc > 2 ? argv[2] : "";
   ops::BackendContext context(threads, *cpu::supported_kernels().front());
-  const Rates rates = {copy_rate(context.pool), fma_rate(context.pool)};
-  std::printf("%s, %d threads, copy %.1f GB/s, fma %.1f GFLOP/s\n", context.kernels.name, threads, rates.copy * 1e-9,
-              rates.fma * 1e-9);
+  const Rates rates = {copy_rate(context.pool), write_rate(context.pool), fma_rate(context.pool)};
+  std::printf("%s, %d threads, copy %.1f GB/s, write %.1f GB/s, fma %.1f GFLOP/s\n", context.kernels.name, threads,
+              rates.copy * 1e-9, rates.write * 1e-9, rates.fma * 1e-9);
   const std::pair<const char *, Shape> shapes[] = {{"3072x3072", {3072, 3072, {1, 1, 1}}},
                                                    {"12288x3072", {12288, 3072, {1, 1, 1}}},
                                                    {"1280x1280x3x3", {1280, 1280, {3, 3, 1}}}};

@@ -13,6 +13,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 #include <numeric>
+#include <utility>
 
 #include "base/dtype.hpp"
 #include "cpu/kernels.hpp"
@@ -107,14 +108,16 @@ HWY_INLINE void store_pair(Floats a, Floats b, T *p) {
 }
 #if HWY_TARGET != HWY_SCALAR
 using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
+// In 16-bit lanes: the upper halves, and one more where the lower half is above the middle or, with an odd upper one,
+// in the middle.
 HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  Words low = rounded_number(a), high = rounded_number(b);
-  if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b))))) {
-    low = keep_nan(a, low);
-    high = keep_nan(b, high);
-  }
-  return hn::ConcatOdd(halves, hn::BitCast(halves, high), hn::BitCast(halves, low));
+  if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b)))))
+    return hn::ConcatOdd(halves, hn::BitCast(halves, rounded_words(b)), hn::BitCast(halves, rounded_words(a)));
+  const Halves low = hn::BitCast(halves, a), high = hn::BitCast(halves, b);
+  const Halves upper = hn::ConcatOdd(halves, high, low), lower = hn::ConcatEven(halves, high, low);
+  const Halves even = hn::AndNot(upper, hn::Set(halves, 1));
+  return hn::Add(upper, hn::ShiftRight<15>(hn::SaturatedSub(lower, even)));
 }
 HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
@@ -136,6 +139,18 @@ HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) {
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); }
 #endif
 HWY_INLINE void stream_pair(Floats a, Floats b, F16 *p) { store_pair(a, b, p); }
+
+template <bool kStream, typename T>
+HWY_INLINE void write_pair(Floats a, Floats b, T *p) {
+  kStream ? stream_pair(a, b, p) : store_pair(a, b, p);
+}
+
+// Whether whole cache lines are written if `unit` elements are at a time.
+template <typename T>
+bool whole_lines(const void *out, std::int64_t stride, std::int64_t unit) {
+  const std::int64_t line = 64 / std::int64_t{sizeof(T)};
+  return reinterpret_cast<std::uintptr_t>(out) % 64 == 0 && stride % line == 0 && unit % line == 0;
+}
 
 // The ragged end of a row, through a buffer: the same arithmetic as the rest of it, and no byte beyond it.
 #if HWY_TARGET == HWY_AVX3  // which moves some lanes at once
@@ -186,13 +201,20 @@ void load_row(const T *row, std::int64_t n, float *values) {
   if (i < n) store_part(load_part(row + i, n - i), n - i, values + i);
 }
 
-// Tiles go along the rows: what lies further on is needed next, and comes while the tile is computed.
 template <std::int64_t kElements, typename T>
 HWY_INLINE void fetch(const T *p) {
   for (std::int64_t element = 0; element < kElements; element += 64 / std::int64_t{sizeof(T)})
     __builtin_prefetch(p + element, 1);
 }
-constexpr std::int64_t kAhead = 4 * kPanel;
+
+// Tiles go along the rows: what lies further on is needed next, and comes while the tile is computed. Not into the
+// nearest cache, where the tile's factors would replace it, and which waits for few lines at a time.
+constexpr std::int64_t kAhead = 1024;  // bytes
+template <std::int64_t kElements, typename T>
+HWY_INLINE void fetch_ahead(const T *p) {
+  for (std::int64_t element = 0; element < kElements; element += 64 / std::int64_t{sizeof(T)})
+    __builtin_prefetch(reinterpret_cast<const char *>(p + element) + kAhead, 0, 2);
+}
 
 // Rows below are as a rule in the same set of the nearest cache: the next one takes them.
 template <typename T>
@@ -333,8 +355,9 @@ HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRI
                          Floats (&sum)[kRows][kVectors]) {
   const float *from[kVectors];
   for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
-  multiply_by<kPanel>(rank, from, sum,
-              [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); });
+  multiply_by<kPanel>(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
+    return hn::Set(kFloats, left[k * kTileRows + i]);
+  });
 }
 
 HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
@@ -355,14 +378,14 @@ void product_tile(const float *left, const float *right, std::int64_t rank, std:
   }
 }
 
-template <typename T, bool kBase, bool kTimes>
+template <typename T, bool kBase, bool kTimes, bool kStream>
 void merge_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const T *base,
                 std::int64_t base_stride, T *out, std::int64_t out_stride, const float *times,
                 std::int64_t times_stride) {
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
-    if (column % kPanel == 0)
+    if ((kBase || !kStream) && column % kPanel == 0)
       for (std::int64_t i = 0; i < kTileRows; ++i)
-        fetch<kPanel>(kBase ? base + i * base_stride + column + kAhead : out + i * out_stride + column + kAhead);
+        fetch_ahead<kPanel>(kBase ? base + i * base_stride + column : out + i * out_stride + column);
     Sums sum;
     multiply(left, right_at(right, rank, column), rank, sum);
     HWY_UNROLL(6)
@@ -375,30 +398,38 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
       }
       HWY_UNROLL(2)
       for (std::int64_t v = 0; v < kVectors; v += 2)
-        store_pair(sum[i][v], sum[i][v + 1], out + i * out_stride + column + v * kLanes);
+        write_pair<kStream>(sum[i][v], sum[i][v + 1], out + i * out_stride + column + v * kLanes);
     }
   }
 }
 
-template <typename T>
+template <typename T, bool kStream>
 void merge_product_into(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride) {
   const T *base = static_cast<const T *>(rows.base);
   T *out = static_cast<T *>(rows.out);
-  const auto merge_as = base ? (times ? merge_tile<T, true, true> : merge_tile<T, true, false>)
-                             : (times ? merge_tile<T, false, true> : merge_tile<T, false, false>);
+  const auto merge_as = base ? (times ? merge_tile<T, true, true, kStream> : merge_tile<T, true, false, kStream>)
+                             : (times ? merge_tile<T, false, true, kStream> : merge_tile<T, false, false, kStream>);
   merge_as(left, right, rank, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride);
 }
 
+template <typename T>
+void merge_product_as(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
+                      const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream) {
+  const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kPanel);
+  const auto merge_into = whole ? merge_product_into<T, true> : merge_product_into<T, false>;
+  merge_into(left, right, rank, panels, rows, times, times_stride);
+}
+
 void merge_product(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                   const WeightRows &rows, const float *times, std::int64_t times_stride) {
+                   const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_product_into<Bf16>(left, right, rank, panels, rows, times, times_stride);
+      return merge_product_as<Bf16>(left, right, rank, panels, rows, times, times_stride, stream);
     case LYC_DTYPE_F16:
-      return merge_product_into<F16>(left, right, rank, panels, rows, times, times_stride);
+      return merge_product_as<F16>(left, right, rank, panels, rows, times, times_stride, stream);
     default:
-      return merge_product_into<float>(left, right, rank, panels, rows, times, times_stride);
+      return merge_product_as<float>(left, right, rank, panels, rows, times, times_stride, stream);
   }
 }
 
@@ -441,6 +472,7 @@ void periodic_product(const float *left, std::int64_t left_stride, std::int64_t 
 // -- Projections -----------------------------------------------------------------------------------------------
 
 constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as a product has
+constexpr std::int64_t kStepsAhead = 6;           // from one use of a residue to the next
 
 // One lane of a vector every `period` vectors belongs to the same residue.
 template <typename T>
@@ -455,10 +487,16 @@ HWY_INLINE void project_part(const T *const *rows, const float *const *right, st
     Floats factor[kProjectRanks];
     HWY_UNROLL(4)
     for (std::int64_t r = 0; r < kProjectRanks; ++r) factor[r] = load_vector(right[r] + at);
+    if (period > 1) {  // in strides that no processor foresees
+      const std::int64_t next = std::min(column + kStepsAhead * period * kLanes, n - 1);
+      const std::int64_t next_at = next / kPanel * panel_step + next % kPanel;
+      HWY_UNROLL(4)
+      for (std::int64_t r = 0; r < kProjectRanks; ++r) __builtin_prefetch(right[r] + next_at);
+    }
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       if (period == 1)
-        fetch<kLanes>(rows[i] + column + kAhead);
+        fetch_ahead<kLanes>(rows[i] + column);
       else if (below)
         fetch_below(rows[i] + column + below);
       const Floats value = load_vector(rows[i] + column);
@@ -637,7 +675,7 @@ void merge_kronecker_into(const Segments &parts, const T *base, std::int64_t n, 
       n, out, stream,
       [&](std::int64_t i) HWY_ATTR {
         if (!kBase) return row.vector(i);
-        fetch<kLanes>(base + i + kAhead);
+        fetch_ahead<kLanes>(base + i);
         return hn::Add(row.vector(i), load_vector(base + i));
       },
       [&](std::int64_t i, std::int64_t count) HWY_ATTR {
@@ -801,7 +839,7 @@ void change_weight_row(const WeightRows &row, const float *d, std::int64_t n, co
         if (kDelta)
           fetch_below(w + i + kTileRows * row.base_stride);
         else
-          fetch<kLanes>(w + i + kAhead);
+          fetch_ahead<kLanes>(w + i);
         Floats delta = hn::Zero(kFloats);
         if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(factors.delta + i) : same_delta);
         return changed(load_vector(w + i), kVary ? load_vector(factors.weight + i) : same_weight, delta);
@@ -841,9 +879,11 @@ void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_
 
 // -- Rotations -------------------------------------------------------------------------------------------------
 
+// Rows begin anywhere in a cache line.
 HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row, std::int64_t skipped = 0) {
-  for (std::int64_t byte = 0; byte < ahead.size; byte += 64)
-    __builtin_prefetch(ahead.data + row * ahead.stride + skipped + byte, 1);
+  const char *data = ahead.data + row * ahead.stride + skipped;
+  for (std::int64_t byte = 0; byte < ahead.size; byte += 64) __builtin_prefetch(data + byte);
+  if (ahead.size > 0) __builtin_prefetch(data + ahead.size - 1);
 }
 
 HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
@@ -851,17 +891,9 @@ HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
   return base ? hn::Add(sum, load_vector(base)) : sum;
 }
 
-template <bool kStream, typename T>
-HWY_INLINE void write_pair(Floats a, Floats b, T *p) {
-  kStream ? stream_pair(a, b, p) : store_pair(a, b, p);
-}
-
-// Whether whole cache lines are written if `unit` elements are at a time.
 template <typename T>
 bool streams(const Turned &to, std::int64_t unit) {
-  const std::int64_t line = 64 / std::int64_t{sizeof(T)};
-  return to.stream && reinterpret_cast<std::uintptr_t>(to.out) % 64 == 0 && to.out_stride % line == 0 &&
-         unit % line == 0;
+  return to.stream && whole_lines<T>(to.out, to.out_stride, unit);
 }
 
 HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p + by : nullptr; }
@@ -869,21 +901,23 @@ HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p
 // What is not streamed is asked for first: it may not have been read.
 template <bool kStream, typename T>
 void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
-  T *out = static_cast<T *>(to.out);
-  if (!kStream && to.out != to.change)
-    for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * to.out_stride);
+  T *const out = static_cast<T *>(to.out);
+  const float *const changes = to.change, *const bases = to.base;
+  const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
+  if (!kStream && to.out != changes)
+    for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * out_stride);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
     multiply(left, right + column, rank, sum);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
-      const float *change = advanced(to.change, i * kPanel + column);
-      const float *base = advanced(to.base, i * to.base_stride + column);
+      const float *change = advanced(changes, i * kPanel + column);
+      const float *base = advanced(bases, i * base_stride + column);
       HWY_UNROLL(2)
       for (std::int64_t v = 0; v < kVectors; v += 2)
         write_pair<kStream>(onto(sum[i][v], advanced(change, v * kLanes), advanced(base, v * kLanes)),
                             onto(sum[i][v + 1], advanced(change, (v + 1) * kLanes), advanced(base, (v + 1) * kLanes)),
-                            out + i * to.out_stride + column + v * kLanes);
+                            out + i * out_stride + column + v * kLanes);
     }
   }
 }
@@ -975,19 +1009,25 @@ HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *
 
 template <bool kStream, typename T>
 void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned &to) {
+  T *const outs = static_cast<T *>(to.out);
+  const float *const bases = to.base;
+  const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
   for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
     Floats sum[kTileRows][2];
     const std::int64_t n = block - column;
     if (n <= kLanes) {
       Floats one[kTileRows][1];
       multiply_columns(left, right, block, column, one);
+      HWY_UNROLL(6)
       for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
     } else {
       multiply_columns(left, right, block, column, sum);
     }
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const float *base = advanced(to.base, i * to.base_stride + column);
-      T *out = static_cast<T *>(to.out) + i * to.out_stride + column;
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      if (i >= rows) break;
+      const float *base = advanced(bases, i * base_stride + column);
+      T *out = outs + i * out_stride + column;
       if (n >= 2 * kLanes) {
         write_pair<kStream>(onto(sum[i][0], nullptr, base), onto(sum[i][1], nullptr, advanced(base, kLanes)), out);
         continue;
@@ -1065,54 +1105,130 @@ constexpr hn::ScalableTag<double> kDoubles;
 using Doubles = decltype(hn::Zero(kDoubles));
 constexpr std::int64_t kDoubleLanes = static_cast<std::int64_t>(hn::MaxLanes(kDoubles));
 
-// sums += factor * values.
-HWY_INLINE void add_scaled(const double *HWY_RESTRICT values, double factor, std::int64_t n,
-                           double *HWY_RESTRICT sums) {
-  const Doubles factors = hn::Set(kDoubles, factor);
+constexpr std::int64_t kPivots = 4;  // rows that are eliminated together: one pass over all others
+using Pivots = double[kPivots][kPivots];
+
+// In registers: nothing is read back that has just been written.
+void invert_pivots(Pivots &pivots) {
+  double a[kPivots][kPivots];
+  std::memcpy(a, pivots, sizeof a);
+  HWY_UNROLL(4)
+  for (std::int64_t k = 0; k < kPivots; ++k) {
+    const double pivot = 1.0 / a[k][k];
+    HWY_UNROLL(4)
+    for (std::int64_t j = 0; j < kPivots; ++j) a[k][j] = j == k ? pivot : pivot * a[k][j];
+    HWY_UNROLL(4)
+    for (std::int64_t i = 0; i < kPivots; ++i) {
+      if (i == k) continue;
+      const double factor = a[i][k];
+      HWY_UNROLL(4)
+      for (std::int64_t j = 0; j < kPivots; ++j) a[i][j] = (j == k ? 0.0 : a[i][j]) - factor * a[k][j];
+    }
+  }
+  std::memcpy(pivots, a, sizeof a);
+}
+
+// sums + factors * rows, of columns i and on.
+HWY_INLINE Doubles added_rows(const double *const *rows, const double *factors, std::int64_t i, Doubles sum) {
+  HWY_UNROLL(4)
+  for (std::int64_t p = 0; p < kPivots; ++p)
+    sum = hn::MulAdd(hn::Set(kDoubles, factors[p]), hn::LoadU(kDoubles, rows[p] + i), sum);
+  return sum;
+}
+
+void add_rows(const double *const *rows, const double *factors, std::int64_t n, double *sums) {
   std::int64_t i = 0;
   for (; i + kDoubleLanes <= n; i += kDoubleLanes)
-    hn::StoreU(hn::MulAdd(factors, hn::LoadU(kDoubles, values + i), hn::LoadU(kDoubles, sums + i)), kDoubles, sums + i);
-  for (; i < n; ++i) sums[i] += factor * values[i];
+    hn::StoreU(added_rows(rows, factors, i, hn::LoadU(kDoubles, sums + i)), kDoubles, sums + i);
+  for (; i < n; ++i)
+    for (std::int64_t p = 0; p < kPivots; ++p) sums[i] += factors[p] * rows[p][i];
 }
 
-// Gauss and Jordan. Column k is written last, when no row is read again soon.
-void invert(double *a, std::int64_t n) {
-  for (std::int64_t k = 0; k < n; ++k) {
-    double *row = a + k * n;
-    const double pivot = 1.0 / row[k];
-    row[k] = 0.0;
-    for (std::int64_t i = 0; i < n; ++i)
-      if (i != k) add_scaled(row, -pivot * a[i * n + k], n, a + i * n);
-    for (std::int64_t i = 0; i < n; ++i) row[i] *= pivot;
-    for (std::int64_t i = 0; i < n; ++i) a[i * n + k] *= -pivot;
-    row[k] = pivot;
-  }
-}
-
-// One row by kCount vectors of columns.
-template <std::int64_t kCount>
-HWY_INLINE void add_row_product(const double *row, const double *b, std::int64_t n, double *sums) {
-  Doubles sum[kCount];
-  HWY_UNROLL(4)
-  for (std::int64_t v = 0; v < kCount; ++v) sum[v] = hn::LoadU(kDoubles, sums + v * kDoubleLanes);
-  for (std::int64_t k = 0; k < n; ++k) {
-    const Doubles factor = hn::Set(kDoubles, row[k]);
+// The first `count` rows become what `a` makes of all.
+void multiply_rows(const Pivots &a, double *const *rows, std::int64_t count, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + kDoubleLanes <= n; i += kDoubleLanes) {
+    Doubles made[kPivots];
     HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kCount; ++v)
-      sum[v] = hn::MulAdd(factor, hn::LoadU(kDoubles, b + k * n + v * kDoubleLanes), sum[v]);
+    for (std::int64_t p = 0; p < kPivots; ++p) made[p] = added_rows(rows, a[p], i, hn::Zero(kDoubles));
+    for (std::int64_t p = 0; p < count; ++p) hn::StoreU(made[p], kDoubles, rows[p] + i);
   }
-  HWY_UNROLL(4)
-  for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[v], kDoubles, sums + v * kDoubleLanes);
+  for (; i < n; ++i) {
+    double made[kPivots] = {};
+    for (std::int64_t p = 0; p < count; ++p)
+      for (std::int64_t q = 0; q < count; ++q) made[p] += a[p][q] * rows[q][i];
+    for (std::int64_t p = 0; p < count; ++p) rows[p][i] = made[p];
+  }
+}
+
+// Takes the pivots' columns out of rows begin .. end - 1. All of some rows first: a load that meets stores of single
+// elements waits for them.
+void eliminate(const double *const *pivots, std::int64_t k, std::int64_t count, std::int64_t n, double *a,
+               std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kSome = 32;
+  for (std::int64_t row = begin; row < end; row += kSome) {
+    const std::int64_t some = std::min(kSome, end - row);
+    double factors[kSome][kPivots] = {};
+    for (std::int64_t i = 0; i < some; ++i)
+      for (std::int64_t p = 0; p < count; ++p) factors[i][p] = -std::exchange(a[(row + i) * n + k + p], 0.0);
+    for (std::int64_t i = 0; i < some; ++i) add_rows(pivots, factors[i], n, a + (row + i) * n);
+  }
+}
+
+// Gauss and Jordan. What is eliminated is replaced by the identity first, and so becomes part of the inverse. Missing
+// pivots are rows taken zero times.
+void invert(double *a, std::int64_t n) {
+  for (std::int64_t k = 0; k < n; k += kPivots) {
+    const std::int64_t count = std::min(kPivots, n - k);
+    Pivots pivots = {{1.0}, {0.0, 1.0}, {0.0, 0.0, 1.0}, {0.0, 0.0, 0.0, 1.0}};
+    double *rows[kPivots];
+    for (std::int64_t p = 0; p < kPivots; ++p) rows[p] = a + (k + std::min(p, count - 1)) * n;
+    for (std::int64_t p = 0; p < count; ++p)
+      for (std::int64_t q = 0; q < count; ++q) pivots[p][q] = std::exchange(rows[p][k + q], p == q ? 1.0 : 0.0);
+    invert_pivots(pivots);
+    multiply_rows(pivots, rows, count, n);
+    eliminate(rows, k, count, n, a, 0, k);
+    eliminate(rows, k, count, n, a, k + count, n);
+  }
+}
+
+// kRows rows by kCount vectors of columns.
+template <std::int64_t kRows, std::int64_t kCount>
+HWY_INLINE void add_product_tile(const double *a, const double *b, std::int64_t n, double *sums) {
+  Doubles sum[kRows][kCount];
+  HWY_UNROLL(2)
+  for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::LoadU(kDoubles, sums + i * n + v * kDoubleLanes);
+  for (std::int64_t k = 0; k < n; ++k) {
+    Doubles row[kCount];
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v) row[v] = hn::LoadU(kDoubles, b + k * n + v * kDoubleLanes);
+    HWY_UNROLL(2)
+    for (std::int64_t i = 0; i < kRows; ++i) {
+      const Doubles factor = hn::Set(kDoubles, a[i * n + k]);
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
+    }
+  }
+  HWY_UNROLL(2)
+  for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[i][v], kDoubles, sums + i * n + v * kDoubleLanes);
+}
+
+template <std::int64_t kRows>
+void add_product_rows(const double *a, const double *b, std::int64_t n, double *sums) {
+  std::int64_t j = 0;
+  for (; j + 4 * kDoubleLanes <= n; j += 4 * kDoubleLanes) add_product_tile<kRows, 4>(a, b + j, n, sums + j);
+  for (; j + kDoubleLanes <= n; j += kDoubleLanes) add_product_tile<kRows, 1>(a, b + j, n, sums + j);
+  for (; j < n; ++j)
+    for (std::int64_t i = 0; i < kRows; ++i)
+      for (std::int64_t k = 0; k < n; ++k) sums[i * n + j] += a[i * n + k] * b[k * n + j];
 }
 
 void add_matrix_product(const double *a, const double *b, std::int64_t n, double *sums) {
-  for (std::int64_t i = 0; i < n; ++i, a += n, sums += n) {
-    std::int64_t j = 0;
-    for (; j + 4 * kDoubleLanes <= n; j += 4 * kDoubleLanes) add_row_product<4>(a, b + j, n, sums + j);
-    for (; j + kDoubleLanes <= n; j += kDoubleLanes) add_row_product<1>(a, b + j, n, sums + j);
-    for (; j < n; ++j)
-      for (std::int64_t k = 0; k < n; ++k) sums[j] += a[k] * b[k * n + j];
-  }
+  std::int64_t i = 0;
+  for (; i + 2 <= n; i += 2) add_product_rows<2>(a + i * n, b, n, sums + i * n);
+  if (i < n) add_product_rows<1>(a + i * n, b, n, sums + i * n);
 }
 
 void transpose_part(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,

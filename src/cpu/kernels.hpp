@@ -91,7 +91,7 @@ struct Kernels {
 
   // As product, straight from registers onto the weight.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                        const WeightRows &rows, const float *times, std::int64_t times_stride);
+                        const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream);
 
   // Sums along kTileRows rows of the weight, `rows` of which are there: value * right factor, added to
   // sums[(begin + column) % period * step + r * kTileRows + row]. `begin` is a multiple of kPanel.

@@ -760,7 +760,7 @@ class TargetRun {
                   worker);
     }
     k_.merge_product(packed_ + product.left_at + row * product.rank, packed_ + product.right_at + column * product.rank,
-                     product.rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride());
+                     product.rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride(), streams_);
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {

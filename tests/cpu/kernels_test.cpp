@@ -96,6 +96,29 @@ TEST_P(CpuKernels, StreamedRowsEqualStoredOnes) {
     }
 }
 
+// With and without a base and a factor; rows that begin at a cache line, and rows that do not.
+TEST_P(CpuKernels, StreamedProductsEqualStoredOnes) {
+  constexpr std::int64_t kRank = 5, kColumns = 2 * kPanel, kStride = kColumns + 64;
+  test::Random random(6);
+  std::vector<float> left(kRank * kTileRows), right(kRank * kColumns), times(kTileRows * kColumns);
+  for (std::vector<float> *values : {&left, &right, &times})
+    for (float &value : *values) value = static_cast<float>(random.normal());
+  for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16})
+    for (std::size_t start : {0, 4})
+      for (bool with_base : {false, true})
+        for (bool with_times : {false, true}) {
+          alignas(64) char base[(kTileRows * kStride + 1) * 4] = {}, outs[2][sizeof base] = {};
+          k_.store(times.data(), kTileRows * kColumns, dtype, base, false);
+          for (const bool stream : {false, true})
+            k_.merge_product(left.data(), right.data(), kRank, kColumns / kPanel,
+                             {dtype, with_base ? base : nullptr, kColumns, outs[stream] + start, kStride},
+                             with_times ? times.data() : nullptr, kColumns, stream);
+          k_.flush();
+          ASSERT_EQ(std::memcmp(outs[0], outs[1], sizeof base - start), 0) << dtype << start;
+          ASSERT_TRUE(std::any_of(outs[1], outs[1] + sizeof base, [](char c) { return c != 0; }));
+        }
+}
+
 // Stretches of every length, shorter than a vector, too.
 TEST_P(CpuKernels, KroneckerRowsWhereverTheyBeginAndEnd) {
   test::Random random(3);

@@ -67,9 +67,11 @@ struct Shape {
 
 enum class Order { kOIHW, kHWIO, kOHWI, kGaps, kIOHW };  // kGaps: as OIHW, every second element
 
-/// Owns what operands point to.
+/// Owns what operands point to, which begins where the allocator puts it or at a multiple of `alignment`.
 class Arena {
  public:
+  explicit Arena(std::size_t alignment = 1) : alignment_(alignment) {}
+
   ops::Operand tensor(const Shape &shape, lyc_dtype dtype, Order order = Order::kOIHW) {
     ops::Operand t;
     t.dtype = dtype;
@@ -98,8 +100,9 @@ class Arena {
         break;
     }
     const std::size_t bytes = static_cast<std::size_t>(step) * dtype_size(dtype);
-    buffers_.push_back(std::make_unique<std::vector<unsigned char>>(bytes + kGuard, kGuardByte));
-    t.data = buffers_.back()->data();
+    buffers_.push_back(std::make_unique<std::vector<unsigned char>>(bytes + alignment_ - 1 + kGuard, kGuardByte));
+    unsigned char *data = buffers_.back()->data();
+    t.data = data + -reinterpret_cast<std::uintptr_t>(data) % alignment_;
     return t;
   }
 
@@ -121,6 +124,7 @@ class Arena {
  private:
   static constexpr std::ptrdiff_t kGuard = 256;
   static constexpr unsigned char kGuardByte = 0xa5;
+  std::size_t alignment_;
   std::vector<std::unique_ptr<std::vector<unsigned char>>> buffers_;
 };
 

@@ -53,7 +53,7 @@ struct TargetChoice {
 /// A batch that owns all it points to. One multiplier for each adapter.
 class WeightCase {
  public:
-  explicit WeightCase(std::uint64_t seed) : random_(seed) {}
+  explicit WeightCase(std::uint64_t seed, std::size_t alignment = 1) : random_(seed), arena_(alignment) {}
 
   void add(const TargetChoice &choice) {
     ops::WeightTarget target;
