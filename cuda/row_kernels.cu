@@ -198,9 +198,9 @@ struct Shared {
       computed(slot).init(warps);
     }
     for (unsigned buffer = 0; buffer < kBuffers; ++buffer) {
-      summed(buffer).init(warps);
+      summed(buffer).init(warps * 8);  // lanes that write sums
       sent(buffer).init(1);
-      found(buffer).init(1);
+      found(buffer).init(kStreamRows);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -297,8 +297,7 @@ __device__ void find_factors(const Parameters &p, const Shared &shared) {
     for (int from = 0; from < p.cluster; ++from)
       squares += static_cast<double>(shared.norms.of_blocks[band % kBuffers][from][row]);
     shared.norms.factors[band % kBuffers][row] = dora_factors_for(dora, m, magnitude, squares);
-    __syncwarp();
-    if (row == 0) shared.found(band).arrive();
+    shared.found(band).arrive();
     ++band;
   }
 }
@@ -349,7 +348,8 @@ class Worker {
     else if (work_ == Work::kF16)
       sum_squares<F16>(slot, sums);
     else
-      sums[threadIdx.x % 32] = 0.0f;
+      for (int row = static_cast<int>(threadIdx.x % 32) / 4; threadIdx.x % 4 == 0 && row < kStreamRows; row += 8)
+        sums[row] = 0.0f;
   }
 
   /// To the band that sum_squares() has just seen, the one to merge next.
@@ -470,8 +470,7 @@ __device__ void compute(const Parameters &p, const Shared &shared, int warp) {
         release(shared, slot.index);
       } else {
         worker.sum_squares(shared.slot(slot.index), shared.norms.of_warps[band % kBuffers][warp]);
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) shared.summed(band).arrive();
+        if (threadIdx.x % 4 == 0) shared.summed(band).arrive();
       }
     }
     if (waiting >= 0) {

@@ -101,7 +101,7 @@ def lycoris_ops():
     hadamard = lambda base, a, b, c, d: ops.lora_merge_fwd(a, b, c, d, base, GAMMA, "hada")
     whole = lambda base, left, right: ops.lokr_full_merge_fwd(left, right, base, GAMMA)
     ranked = lambda base, left, up, down: ops.lokr_merge_fwd(
-        left, None, up, down, (left.shape[0], up.shape[0], left.shape[1], down.shape[1]), base, GAMMA)
+        left, None, up, down, (*left.shape, up.shape[0], down.shape[1]), base, GAMMA)
     normed = lambda merge: lambda base, magnitude, *factors: ops.dora_fwd(merge(base, *factors), magnitude)[0]
     return {
         "locon": low_rank, "loha": hadamard, "lokr full": whole, "lokr": ranked,
@@ -178,6 +178,8 @@ def check(call, method, base, factors, in_place):
 
 
 def peers_of(method, op, lycoris):
+    if op == "delta" and "dora" in method:
+        return {}
     if op == "in-place":
         return {"addmm_": addmm} if method == "locon" else {}
     found = {"compile": torch.compile(FORMULAS[method])} if method not in ("oft", "boft") else {}
@@ -207,14 +209,17 @@ def main(program, *words):
     output = subprocess.run([program, *words], check=True, capture_output=True, text=True).stdout
     print(output.splitlines()[0])
     lycoris = lycoris_ops()
-    print(f"{'weight':12} {'method':20} {'op':9} {'ours us':>8} {'x floor':>8}  peers: us (peer / ours)")
-    for match in filter(None, map(LINE.match, output.splitlines())):
-        method, op, ours = match["method"], match["op"], float(match["us"])
-        if match["shape"].count("x") > 1 or method not in FORMULAS:
+    print(f"{'weight':12} {'method':24} {'op':9} {'ours us':>8} {'x floor':>8}  peers: us (peer / ours)")
+    for line in output.splitlines()[2:]:
+        match = LINE.match(line)
+        if not match or match["shape"].count("x") > 1 or match["method"] not in FORMULAS:
+            print(line)
             continue
+        method, op, ours = match["method"], match["op"], float(match["us"])
         times = measure(method, tuple(map(int, match["shape"].split("x"))), int(match["rank"]), op, lycoris)
         peers = "  ".join(f"{who} {us:.1f} ({us / ours:.2f})" for who, us in sorted(times.items(), key=lambda t: t[1]))
-        print(f"{match['shape']:12} {method:20} {op:9} {ours:8.1f} {ours / float(match['floor']):8.2f}  {peers}",
+        name = f"{method} r{match['rank']}"
+        print(f"{match['shape']:12} {name:24} {op:9} {ours:8.1f} {ours / float(match['floor']):8.2f}  {peers}",
               flush=True)
 
 
