@@ -443,21 +443,22 @@ namespace {
 /// Runs of a strip. For one weight as they are done soonest, where beginning a run costs half a tile. Several weights
 /// follow each other without a break, and where there is work for long, runs need not be so short that their beginnings
 /// tell.
-std::int32_t groups_of(const StreamGroup &group, const StreamTarget &target, std::int64_t resident_blocks) {
-  constexpr std::int64_t kLongRun = 4, kManyTiles = 16;
-  if (group.weights.size() > 1) {
-    const std::int64_t length = std::clamp<std::int64_t>(group.tiles() / (kManyTiles * resident_blocks), 1, kLongRun);
+std::int32_t groups_of(const StreamTarget &target, bool alone, std::int64_t all_tiles, std::int64_t resident_blocks) {
+  constexpr std::int64_t kLongRun = 4, kManyTiles = 16, kMostRounds = 4;
+  if (!alone) {
+    const std::int64_t length = std::clamp<std::int64_t>(all_tiles / (kManyTiles * resident_blocks), 1, kLongRun);
     return static_cast<std::int32_t>(
         std::min(std::max<std::int64_t>(1, resident_blocks / target.strips), ceil_div(target.height, length)));
   }
+  const std::int64_t strips = target.strips, height = target.height, fewest = ceil_div(strips, resident_blocks);
   std::int64_t best = std::numeric_limits<std::int64_t>::max();
   std::int32_t groups = 1;
-  for (std::int32_t g = 1; g <= target.height; ++g) {
-    const std::int64_t halves =
-        ceil_div(std::int64_t{target.strips} * g, resident_blocks) * (2 * ceil_div(target.height, g) + 1);
+  for (std::int64_t rounds = fewest; rounds < fewest + kMostRounds; ++rounds) {
+    const std::int64_t length = ceil_div(height, std::min(height, rounds * resident_blocks / strips));
+    const std::int64_t halves = rounds * (2 * length + 1);
     if (halves >= best) continue;
     best = halves;
-    groups = g;
+    groups = static_cast<std::int32_t>(ceil_div(height, length));
   }
   return groups;
 }
@@ -465,10 +466,11 @@ std::int32_t groups_of(const StreamGroup &group, const StreamTarget &target, std
 }  // namespace
 
 void schedule(StreamGroup &group, std::int64_t resident_blocks) {
+  const std::int64_t tiles = group.tiles();
   std::int64_t runs = 0;
   group.first_run.clear();
   for (StreamWeight &weight : group.weights) {
-    weight.target.groups = groups_of(group, weight.target, resident_blocks);
+    weight.target.groups = groups_of(weight.target, group.weights.size() == 1, tiles, resident_blocks);
     group.first_run.push_back(static_cast<std::uint32_t>(runs));
     runs += std::int64_t{weight.target.strips} * weight.target.groups;
     require(runs <= std::numeric_limits<std::int32_t>::max(), "a batch of more than 2^31 tiles; split it");
