@@ -6,9 +6,8 @@
 // Work.     A thread takes 16 bytes of four rows that lie n apart, so one vector of the right half and four elements of
 //           the left one make all of them. Threads and blocks follow memory: a block takes 4 KB in four places and
 //           ends, the next one goes on from there.
-// Traffic.  base read once, out written once: bound by DRAM, which likes that order. A thread's finding its way costs
-// as
-//           many instructions as two vectors' arithmetic, so that one vector a thread would be bound by them. The right
+// Traffic.  base read once, out written once: bound by DRAM, which likes that order. Finding its way costs a thread as
+//           many instructions as two vectors' arithmetic; with one vector a thread it would be bound by them. The right
 //           half of a Kronecker product, as large as the weight over the left half's elements, comes from the caches.
 // DoRA.     A block takes a few whole rows: sums of squares first, then the rows again, which the caches still hold.
 //           Sums go by lanes, then by warps, in an order that depends on shapes alone.
