@@ -528,8 +528,7 @@ class RowRun {
     for (std::int64_t i = 0; i < rows; ++i)
       k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight_ + i * own);
     const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
-    const Ahead ahead = {{at(region_.weight, row + kTileRows, c)},
-                         stride_bytes(region_.weight),
+    const Ahead ahead = {at(region_.weight, row + kTileRows, c), stride_bytes(region_.weight),
                          block * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
     Turned to = {
         nullptr,       0, nullptr, region_.out.dtype, const_cast<char *>(at(region_.out, row, c)), region_.out.stride,
