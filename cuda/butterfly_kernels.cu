@@ -204,16 +204,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+std::size_t shared_bytes(int rows) { return static_cast<std::size_t>(rows) * kConeColumns * sizeof(float); }
+
 }  // namespace
 
+cudaError_t allow_cones() {
+  return cudaFuncSetAttribute(reinterpret_cast<const void *>(cone_kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes(kConeRows)));
+}
+
 cudaError_t launch_cones(const RotationRun &run, const Schedule &schedule, int pass, int rows, const Launch &on) {
-  const auto bytes = static_cast<std::size_t>(rows) * kConeColumns * sizeof(float);
-  const auto *kernel = reinterpret_cast<const void *>(cone_kernel);
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (status != cudaSuccess) return status;
   void *arguments[] = {const_cast<RotationRun *>(&run), const_cast<Schedule *>(&schedule), &pass};
-  return launch_kernel(kernel, schedule.pieces, kThreads, bytes, on, arguments);
+  return launch_kernel(reinterpret_cast<const void *>(cone_kernel), schedule.pieces, kThreads, shared_bytes(rows), on,
+                       arguments);
 }
 
 }  // namespace lyc::cuda

@@ -342,6 +342,7 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
+  if (!plan->layout.others.passes.empty()) check(allow_cones(), "cudaFuncSetAttribute");
   Uploader(*plan).upload();
   describe_run(*plan);
   return plan.release();
