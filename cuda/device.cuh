@@ -48,6 +48,11 @@ __device__ inline float multiplier_at(const Multipliers &multipliers, int index)
   return multipliers.device ? multipliers.device[index] : multipliers.values[index];
 }
 
+__device__ inline int divide(int n, const Divisor &by) {
+  const auto number = static_cast<std::uint32_t>(n);
+  return static_cast<int>((number + __umulhi(number, by.magic)) >> by.shift);
+}
+
 /// The last of `count` entries whose first piece is not behind `piece`. Called by whole warps.
 __device__ inline int find_entry(const std::uint32_t *first_piece, int count, std::uint32_t piece) {
   const int lane = static_cast<int>(threadIdx.x % 32);

@@ -31,11 +31,6 @@ struct Kind {
   static constexpr int kThreads = kDora ? kDoraThreads : kElementwiseThreads, kBlocks = 3;
 };
 
-__device__ inline int divide(int n, const Divisor &by) {
-  const auto number = static_cast<std::uint32_t>(n);
-  return static_cast<int>((number + __umulhi(number, by.magic)) >> by.shift);
-}
-
 /// A thread's columns in some rows.
 template <typename K>
 struct Rows {
