@@ -11,6 +11,8 @@ struct PanelRun {
   PanelTarget only;  // the first: one alone travels with the launch
   const PanelTarget *targets;
   Schedule blocks;
+  int multiprocessors;
+  int rows;  // of a panel
   ops::WeightOp op;
   Multipliers multipliers;
 };

@@ -21,27 +21,21 @@ std::optional<std::int32_t> step_of(std::int64_t elements, std::int64_t bytes) {
   return static_cast<std::int32_t>(step);
 }
 
-/// Where lines are neighbours, as many as make `bytes` are loaded at once; of ranks it is always four.
-std::optional<PanelFactor> panel_factor(const Factor &factor, std::int64_t rank, std::int64_t bytes) {
-  if (factor.in_workspace) return std::nullopt;
-  const auto by_ranks = step_of(factor.axis.level[0], kRanksVector);
-  const auto by_lines = step_of(rank == 1 ? 0 : factor.rank_stride, bytes);
-  if (factor.rank_stride == 1 && by_ranks && rank * kElement % kRanksVector == 0 && aligned(factor.data, kRanksVector))
-    return PanelFactor{factor.data, PanelOrder::kRanks, *by_ranks};
-  if (factor.axis.level[0] == 1 && by_lines && aligned(factor.data, bytes))
-    return PanelFactor{factor.data, PanelOrder::kLines, *by_lines};
-  return std::nullopt;
-}
-
+/// Four ranks of a line are loaded at once, eight columns of a rank.
 std::optional<PanelProduct> panel_product(const LowRankTerm &term) {
-  const auto row = panel_factor(term.row_factor, term.rank, kElement);
-  const auto column = panel_factor(term.column_factor, term.rank, kVector);
-  if (!row || !column) return std::nullopt;
+  const Factor &row = term.row_factor, &column = term.column_factor;
+  const auto row_step = step_of(row.axis.level[0], kRanksVector);
+  const auto column_step = step_of(term.rank == 1 ? 0 : column.rank_stride, kVector);
+  if (row.in_workspace || row.rank_stride != 1 || !aligned(row.data, kRanksVector) || !row_step ||
+      column.in_workspace || column.axis.level[0] != 1 || !aligned(column.data, kVector) || !column_step ||
+      term.rank * kElement % kRanksVector != 0)
+    return std::nullopt;
   return PanelProduct{
-      *row, *column, term.rank, {term.scalar, term.scalar_dtype, 0}, term.coefficient, term.multiplier_index};
+      {row.data, *row_step}, {column.data, *column_step}, term.rank, {term.scalar, term.scalar_dtype, 0},
+      term.coefficient,      term.multiplier_index};
 }
 
-/// The kernel for terms, if there is one.
+/// The instance for terms, if there is one.
 std::optional<PanelKind> panel_kind(const std::vector<LowRankTerm> &terms) {
   const lyc_dtype dtype = terms.empty() ? LYC_DTYPE_NONE : terms.front().row_factor.dtype;
   std::int32_t rank = 0;
@@ -49,11 +43,12 @@ std::optional<PanelKind> panel_kind(const std::vector<LowRankTerm> &terms) {
     if (term.row_factor.dtype != dtype || term.column_factor.dtype != dtype) return std::nullopt;
     rank = std::max(rank, term.rank);
   }
-  const bool hadamard = terms.size() == 2 && terms.front().role == Role::kHold;
-  if (!is_narrow(dtype) || !(terms.size() == 1 || hadamard) || rank > (hadamard ? 1 : 2) * kChunkRanks)
-    return std::nullopt;
-  return PanelKind{hadamard ? StreamForm::kHadamard : StreamForm::kSingle,
-                   static_cast<std::int32_t>(ceil_div(rank, kChunkRanks)), dtype == LYC_DTYPE_BF16};
+  const bool hadamard = terms.size() == 2 && terms.front().role == Role::kHold, bf16 = dtype == LYC_DTYPE_BF16;
+  if (!is_narrow(dtype) || !(terms.size() == 1 || hadamard)) return std::nullopt;
+  const StreamForm form = hadamard ? StreamForm::kHadamard : StreamForm::kSingle;
+  for (const PanelKind &kind : kPanelKinds)
+    if (kind.form == form && kind.bf16_factors == bf16 && rank <= kind.chunks * kChunkRanks) return kind;
+  return std::nullopt;
 }
 
 /// Contiguous rows of 16-bit elements in one type.
@@ -84,7 +79,7 @@ std::optional<std::pair<PanelKind, PanelTarget>> panel_target(const MatrixTarget
 }
 
 void add(PanelGroup &group, const PanelTarget &target) {
-  const int rows = panel_rows(group.kind.form, group.kind.chunks, false, true);
+  const int rows = panel_rows(group.kind);
   group.targets.push_back(target);
   group.blocks.add(ceil_div(ceil_div(target.rows, rows) * target.strips.value, kPanelWarps));
 }

@@ -19,25 +19,29 @@ struct PanelKind {
     return form == o.form && chunks == o.chunks && bf16_factors == o.bf16_factors;
   }
 };
+/// Ranks of 16, 32, 64 and 128 of the usual bf16 factors have their own instances, as have halves of a Hadamard product
+/// of 16 and 32; f16 ones make do with fewer.
+inline constexpr PanelKind kPanelKinds[] = {
+    {StreamForm::kSingle, 1, true},  {StreamForm::kSingle, 2, true},   {StreamForm::kSingle, 4, true},
+    {StreamForm::kSingle, 8, true},  {StreamForm::kHadamard, 1, true}, {StreamForm::kHadamard, 2, true},
+    {StreamForm::kSingle, 2, false}, {StreamForm::kSingle, 4, false},  {StreamForm::kHadamard, 2, false},
+};
+constexpr int all_chunks(StreamForm form, int chunks) { return form == StreamForm::kHadamard ? 2 * chunks : chunks; }
 
 inline constexpr int kPanelColumns = 64;  // of a panel, a warp's piece of work: 128 bytes of each row
 inline constexpr int kPanelWarps = 4;     // of a block, which takes panels side by side
 
-/// Rows of a panel. The more, the seldomer column factors are fetched, which is much of what a difference moves; the
-/// fewer, the more warps there are to wait for the base. Of several targets panels are alike whatever is done.
-constexpr int panel_rows(StreamForm form, int chunks, bool alone, bool merges) {
-  const bool one = form == StreamForm::kSingle && chunks == 1;
-  return !alone || one != merges ? 32 : merges ? 16 : 64;
+/// Rows of a panel where there are many targets, whatever is done with them. The more, the seldomer column factors are
+/// fetched; the fewer, the nearer are the blocks that are at work.
+constexpr int panel_rows(const PanelKind &kind) {
+  const int chunks = all_chunks(kind.form, kind.chunks);
+  return chunks == 1 ? 32 : kind.form == StreamForm::kHadamard && chunks == 2 ? 96 : chunks == 2 ? 48 : 256;
 }
 
-/// How a factor lies in memory: the ranks of a line, which is a row or a column, are neighbours, or the lines of a
-/// rank.
-enum class PanelOrder : std::int32_t { kRanks, kLines };
-
+/// A factor [lines, ranks] or [ranks, lines], the latter contiguous: a row factor, or a column factor.
 struct PanelFactor {
   const void *data;
-  PanelOrder order;
-  std::int32_t step;  // bytes from line to line, or from rank to rank
+  std::int32_t step;  // bytes from line to line of a row factor, from rank to rank of a column factor
 };
 
 /// multiplier * coefficient * scalar * row_factor column_factor; or the second half of a Hadamard product, which has

@@ -118,6 +118,7 @@ class Uploader {
       const PanelGroup &group = plan_.layout.panels[g];
       PanelRun &run = plan_.panels[g];
       run.only = group.targets.front();
+      run.multiprocessors = plan_.context->multiprocessors;
       append(group.blocks, run.blocks);
       append(group.targets, run.targets);
     }
