@@ -3,11 +3,12 @@
     compare_cuda.py CUDA_WEIGHT_BENCH [WORD...]
 
 Run it in an environment with `torch` (for CUDA) and `lycoris_lora==4.1.3`. Device time by graph replay over buffers that
-rotate beyond the L2 cache, as the benchmark program takes it for ours; the median of ten replays. A peer's formula is
+rotate beyond the L2 cache, results too, as the benchmark program takes it for ours; the median of ten replays. A peer's formula is
 LyCORIS 3.3's, compiled ("compile"), or an op of 4.1.3's Triton back end with the base folded in ("lycoris"), tuned by
 its first calls. Every peer's result is checked against float32.
 """
 
+import collections
 import re
 import subprocess
 import sys
@@ -154,9 +155,10 @@ def device_time(call, sets):
             call(*sets[index % len(sets)])
     torch.cuda.synchronize()
     graph, calls = torch.cuda.CUDAGraph(), CALLS
+    results = collections.deque(maxlen=len(sets))  # a result let go would be the next one's memory, still in the cache
     with torch.cuda.graph(graph, stream=stream):
         for index in range(calls):
-            call(*sets[index % len(sets)])
+            results.append(call(*sets[index % len(sets)]))
     times = []
     for _ in range(REPLAYS):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
