@@ -3,11 +3,11 @@
 // for one weight of contiguous rows that is alone in its batch: what the elementwise kernels compute, with all that is
 // known of it decided when it is launched.
 //
-// Work.     A thread takes one vector of 16 bytes and ends.
+// Work.     A thread takes one vector of 16 bytes and ends; of a difference two, since the device cannot start blocks as
+//           fast as they would be done with one.
 // Traffic.  base read once, out written once, in the order of memory: bound by DRAM, 3 to 5 % above the floor where the
 //           weight is large. For that the instructions must be few, since the shorter a warp's way from its first load to
-//           its store, the more bytes are under way. Hints for the caches cost 2 %. Differences take large blocks: of
-//           those with 256 threads the device does not start enough.
+//           its store, the more bytes are under way. Hints for the caches cost 2 %.
 #include <type_traits>
 
 #include "base/dtype.hpp"
@@ -17,8 +17,10 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr int kResidentThreads = 2048;
-constexpr int threads_of(bool merges) { return merges ? 256 : 512; }
+constexpr int kThreads = 256;
+/// Vectors that a thread takes, and blocks that a multiprocessor holds.
+__host__ __device__ constexpr int vectors_of(bool merges) { return merges ? 1 : 2; }
+constexpr int blocks_of(bool merges) { return merges ? 8 : 5; }
 
 /// A launch's parameters: offsets are bytes, columns are counted in vectors.
 struct Flat {
@@ -56,54 +58,62 @@ __device__ inline float weight_of(const Flat &flat) {
   return multiplier == 0.0f ? 0.0f : multiplier * flat.coefficient * element(flat.scalar, 0);
 }
 
-/// One vector, its loads first.
-template <typename Type, bool kMerges, bool kTimesBase>
-__device__ void merge_vector(const Flat &flat, int number) {
+/// Vectors that lie `kStep` apart: all of their loads first.
+template <typename Type, bool kMerges, bool kTimesBase, int kVectors, int kStep>
+__device__ void merge_vectors(const Flat &flat, int first) {
   constexpr int kPairs = std::is_same_v<Type, F32> ? 2 : 4;
   constexpr bool kReads = kMerges || kTimesBase;
-  const int y = divide(number, flat.row_vectors), x = number - y * static_cast<int>(flat.row_vectors.value);
-  Words packed = {}, right = {}, more = {};
-  if (kReads) packed = load_words(vector_at(flat.base, flat.base_row, 16, y, x));
-  const int left_y = divide(y, flat.right_rows), left_x = divide(x, flat.right_vectors);
-  float left = 1.0f;
-  if (flat.left) left = Type::load(flat.left, left_y * flat.left_row + left_x * flat.left_column);
-  if (flat.right) {
+  Words packed[kVectors] = {}, right[kVectors] = {}, more[kVectors] = {};
+  float left[kVectors];
+  char *out[kVectors];
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int number = min(first + v * kStep, flat.vectors - 1);
+    const int y = divide(number, flat.row_vectors), x = number - y * static_cast<int>(flat.row_vectors.value);
+    if (kReads) packed[v] = load_words(vector_at(flat.base, flat.base_row, 16, y, x));
+    out[v] = const_cast<char *>(vector_at(flat.out, flat.out_row, 16, y, x));
+    const int left_y = divide(y, flat.right_rows), left_x = divide(x, flat.right_vectors);
+    left[v] = 1.0f;
+    if (flat.left) left[v] = Type::load(flat.left, left_y * flat.left_row + left_x * flat.left_column);
+    if (!flat.right) continue;
     const int right_y = y - left_y * static_cast<int>(flat.right_rows.value);
     const int right_x = x - left_x * static_cast<int>(flat.right_vectors.value);
     const char *from = vector_at(flat.right, flat.right_row, flat.right_step, right_y, right_x);
-    right = load_factors(from);
-    if (flat.wide_right) more = load_factors(from + 16);
+    right[v] = load_factors(from);
+    if (flat.wide_right) more[v] = load_factors(from + 16);
   }
-  float weight = weight_of(flat);
-  const bool off = weight == 0.0f;  // then a merge keeps the weight bit for bit
-  weight *= left;
+  const float weight = weight_of(flat);
   const auto change = [&](auto right_at) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const float2 base = Type::get(packed.word, i), factor = right_at(i);
-      float2 value = make_float2(weight * factor.x, weight * factor.y);
-      if (kTimesBase) value = make_float2(value.x * base.x, value.y * base.y);
-      if (kMerges) value = make_float2(base.x + value.x, base.y + value.y);
-      Type::put(packed.word, i, value);
-    }
+    for (int v = 0; v < kVectors; ++v)
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const float2 base = Type::get(packed[v].word, i), factor = right_at(v, i);
+        float2 value = make_float2(weight * left[v] * factor.x, weight * left[v] * factor.y);
+        if (kTimesBase) value = make_float2(value.x * base.x, value.y * base.y);
+        if (kMerges) value = make_float2(base.x + value.x, base.y + value.y);
+        Type::put(packed[v].word, i, value);
+      }
   };
-  if (off)
-    packed = kMerges ? packed : Words{};
+  if (weight == 0.0f)  // then a merge keeps the weight bit for bit
+    for (int v = 0; v < kVectors; ++v) packed[v] = kMerges ? packed[v] : Words{};
   else if (!flat.right)
-    change([](int) { return make_float2(1.0f, 1.0f); });
+    change([](int, int) { return make_float2(1.0f, 1.0f); });
   else if (flat.wide_right)
-    change([&](int i) { return F32::get(i < 2 ? right.word : more.word, i % 2); });
+    change([&](int v, int i) { return F32::get(i < 2 ? right[v].word : more[v].word, i % 2); });
   else
-    change([&](int i) { return Type::get(right.word, i); });
-  store_words(const_cast<char *>(vector_at(flat.out, flat.out_row, 16, y, x)), packed);
+    change([&](int v, int i) { return Type::get(right[v].word, i); });
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v)
+    if (first + v * kStep < flat.vectors) store_words(out[v], packed[v]);
 }
 
 template <typename Type, bool kMerges, bool kTimesBase>
-__global__ void __launch_bounds__(threads_of(kMerges), kResidentThreads / threads_of(kMerges))
-    flat_kernel(const __grid_constant__ Flat flat) {
+__global__ void __launch_bounds__(kThreads, blocks_of(kMerges)) flat_kernel(const __grid_constant__ Flat flat) {
   begin_kernel();
-  const auto number = static_cast<int>(blockIdx.x * threads_of(kMerges) + threadIdx.x);
-  if (number < flat.vectors) merge_vector<Type, kMerges, kTimesBase>(flat, number);
+  constexpr int kVectors = vectors_of(kMerges);
+  const auto first = static_cast<int>(blockIdx.x * kVectors * kThreads + threadIdx.x);
+  if (first < flat.vectors) merge_vectors<Type, kMerges, kTimesBase, kVectors, kThreads>(flat, first);
 }
 
 using Kernel = void (*)(Flat);
@@ -149,8 +159,8 @@ cudaError_t launch_flat(const FlatTarget &target, ops::WeightOp op, const Multip
   const Kernel kernel = weight.out_dtype == LYC_DTYPE_F32    ? kernel_for<F32>(merges, times_base)
                         : weight.out_dtype == LYC_DTYPE_BF16 ? kernel_for<Bf16>(merges, times_base)
                                                              : kernel_for<F16>(merges, times_base);
-  const int threads = threads_of(merges);
-  return launch_kernel(kernel, static_cast<unsigned>((target.vectors - 1) / threads + 1), threads, on, flat);
+  const int block = vectors_of(merges) * kThreads;
+  return launch_kernel(kernel, static_cast<unsigned>((target.vectors - 1) / block + 1), kThreads, on, flat);
 }
 
 }  // namespace lyc::cuda

@@ -118,7 +118,8 @@ AdapterChoice low_rank(std::int64_t rank, std::int64_t row_begin = 0) {
 /// Contiguous factors of one dtype and rank: what files hold, and what the fast kernels take.
 void use_plain_factors(WeightCase &c, lyc_dtype dtype, Random &random, std::size_t first_term = 0) {
   for (std::size_t t = first_term; t < c.terms().size(); ++t) {
-    const std::int64_t rank = c.terms()[t].p.rank();
+    const ops::Term &term = c.terms()[t];
+    const std::int64_t rank = term.p.whole() ? term.q.rank() : term.p.rank();
     for (ops::Product *product : {&c.terms()[t].p, &c.terms()[t].q}) {
       if (!product->down.data) continue;
       const ops::Operand down = product->down;
