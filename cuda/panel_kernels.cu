@@ -182,14 +182,6 @@ struct Panel {
   }
 };
 
-/// Where it is written: nothing is put between it and what else is loaded. Weights read and written like any memory are
-/// faster here than with hints that they come once.
-__device__ inline uint4 load_now(const char *from) {
-  uint4 v;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-  return v;
-}
-
 /// A lane's two rows of a group as they are in memory.
 struct Words {
   uint4 row[2];
@@ -198,7 +190,7 @@ struct Words {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t place = min(y + 2 * panel.q + half, panel.last);
-      row[half] = load_now(panel.base + place * panel.base_row);
+      row[half] = load_vector(reinterpret_cast<const uint4 *>(panel.base + place * panel.base_row));
     }
   }
 
@@ -206,7 +198,8 @@ struct Words {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t place = y + 2 * panel.q + half;
-      if (panel.inside && place < panel.end) *reinterpret_cast<uint4 *>(panel.out + place * panel.out_row) = row[half];
+      if (panel.inside && place < panel.end)
+        store_vector(reinterpret_cast<uint4 *>(panel.out + place * panel.out_row), row[half]);
     }
   }
 

@@ -1,11 +1,14 @@
 // A prepared batch: its tables in device memory, and the few launches that run it.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <optional>
 #include <string>
 
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
+#include "flat_kernels.hpp"
 #include "panel_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
@@ -23,6 +26,7 @@ struct WeightPlan {
   std::vector<int> stream_blocks;                               // that the device holds at once, of tiles
   std::vector<RowShape> row_shapes;                             // of whole rows
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
+  std::array<std::optional<FlatTarget>, kElementwiseKinds> flat;  // in place of it
   TermTables terms{};                                           // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
   const FactorTask *factors = nullptr;
