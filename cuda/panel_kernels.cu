@@ -34,26 +34,33 @@ constexpr int kLaneColumns = 8;              // that a lane has in each of its r
 constexpr int kMTiles = kLaneColumns / 2;    // a lane has columns 2 j and 2 j + 1 of m tile j
 constexpr int kLaneRanks = kChunkRanks / 4;  // of a chunk
 
+/// The first of a lane's ranks in a chunk. Of two chunks it has eight neighbours, which are loaded at once.
+template <typename K>
+__device__ int rank_of(int chunk, int q) {
+  if (K::kChunks == 1) return q * kLaneRanks;
+  return chunk / 2 * (2 * kChunkRanks) + q * (2 * kLaneRanks) + chunk % 2 * kLaneRanks;
+}
+
 /// What an instance is made for. Column factors take 16 registers a chunk.
 struct Pace {
   int groups;  // of 8 rows, that are a step
   int blocks;  // wanted on a multiprocessor
   int steps;   // of a panel of a target alone; 0: so many that all panels are at work at once
 };
-constexpr Pace pace(StreamForm form, int chunks, bool merges) {
+constexpr Pace pace(StreamForm form, int chunks, bool alone, bool merges) {
   const int all = all_chunks(form, chunks);
   if (all == 1) return merges ? Pace{2, 7, 1} : Pace{4, 8, 1};
+  if (all == 2 && form == StreamForm::kHadamard && alone) return merges ? Pace{4, 4, 1} : Pace{8, 5, 1};
   if (all == 2) return merges ? Pace{2, 5, 2} : Pace{2, form == StreamForm::kHadamard ? 5 : 6, 4};
   return {2, all > 4 ? 2 : form == StreamForm::kHadamard ? 3 : 4, 0};
 }
 
-/// An instance's properties as a type.
-template <StreamForm kForm, int kMostChunks, bool kBf16, bool kWithBase>
+/// An instance's properties as a type; the same one where the pace is.
+template <StreamForm kForm, int kMostChunks, bool kBf16, bool kWithBase, int kGroupsOfStep, int kBlocksWanted>
 struct Kind {
   static constexpr bool kHadamard = kForm == StreamForm::kHadamard, kBf16Factors = kBf16, kMerges = kWithBase;
   static constexpr int kChunks = kMostChunks, kAll = all_chunks(kForm, kChunks);
-  static constexpr Pace kPace = pace(kForm, kChunks, kMerges);
-  static constexpr int kGroups = kPace.groups, kStep = kGroups * 8;
+  static constexpr int kGroups = kGroupsOfStep, kStep = kGroups * 8, kBlocks = kBlocksWanted;
 };
 
 // -- factors ----------------------------------------------------------------------------------------------------------
@@ -100,11 +107,11 @@ class Products {
       const PanelProduct &product = target.product[p];
       rank_[p] = product.rank;
       row_step_[p] = product.row.step;
-      rows_data_[p] = static_cast<const char *>(product.row.data) + q * kLaneRanks * 2;
+      rows_data_[p] = static_cast<const char *>(product.row.data);
     }
 #pragma unroll
     for (int c = 0; c < K::kAll; ++c)
-      columns_[c].load(target.product[c / K::kChunks], c % K::kChunks * kChunkRanks + q * kLaneRanks, x);
+      columns_[c].load(target.product[c / K::kChunks], rank_of<K>(c % K::kChunks, q), x);
 #pragma unroll
     for (int n = 0; n < K::kGroups; ++n) load_rows(n, min(y + 8 * n + g, target.rows - 1), q);
 #pragma unroll
@@ -114,10 +121,16 @@ class Products {
   /// Of a group of rows, this lane's is `y`.
   __device__ void load_rows(int group, int y, int q) {
 #pragma unroll
-    for (int c = 0; c < K::kAll; ++c) {
-      const int p = c / K::kChunks, rank = c % K::kChunks * kChunkRanks;
-      const auto *from = reinterpret_cast<const uint2 *>(rows_data_[p] + std::int64_t{y} * row_step_[p] + rank * 2);
-      rows_[c][group] = rank + q * kLaneRanks < rank_[p] ? __ldg(from) : make_uint2(0, 0);
+    for (int c = 0; c < K::kAll; c += kTogether) {
+      const int p = c / K::kChunks, rank = rank_of<K>(c % K::kChunks, q);
+      const char *from = rows_data_[p] + std::int64_t{y} * row_step_[p] + rank * 2;
+      const bool inside = rank < rank_[p];
+      if constexpr (kTogether == 1) {
+        rows_[c][group] = inside ? __ldg(reinterpret_cast<const uint2 *>(from)) : make_uint2(0, 0);
+      } else {
+        const uint4 two = inside ? __ldg(reinterpret_cast<const uint4 *>(from)) : make_uint4(0, 0, 0, 0);
+        rows_[c][group] = make_uint2(two.x, two.y), rows_[c + 1][group] = make_uint2(two.z, two.w);
+      }
     }
   }
 
@@ -134,7 +147,7 @@ class Products {
   }
 
  private:
-  static constexpr int kProducts = K::kHadamard ? 2 : 1;
+  static constexpr int kProducts = K::kHadamard ? 2 : 1, kTogether = K::kChunks == 1 ? 1 : 2;
 
   /// P of the chunks from kFirst on; beyond its ranks they are 0.
   template <int kFirst>
@@ -210,12 +223,9 @@ struct Words {
       std::uint32_t word[kMTiles] = {row[half].x, row[half].y, row[half].z, row[half].w};
 #pragma unroll
       for (int j = 0; j < kMTiles; ++j) {
-        float2 value = make_float2(scale * sums.value[j][half], scale * sums.value[j][2 + half]);
-        if constexpr (kMerges) {
-          const float2 base = Type::get(word, j);
-          value = make_float2(base.x + value.x, base.y + value.y);
-        }
-        Type::put(word, j, value);
+        const float2 base = kMerges ? Type::get(word, j) : make_float2(0.0f, 0.0f);
+        Type::put(word, j,
+                  make_float2(fmaf(scale, sums.value[j][half], base.x), fmaf(scale, sums.value[j][2 + half], base.y)));
       }
       row[half] = make_uint4(word[0], word[1], word[2], word[3]);
     }
@@ -225,6 +235,7 @@ struct Words {
 /// What a multiplier of 0 leaves: base's bits, or no difference.
 __device__ inline void keep(const Panel &panel, bool merges) {
   if (merges && panel.base == panel.out) return;
+#pragma unroll 1
   for (int y = panel.y; y < panel.end; y += 8) {
     Words words = {};
     if (merges) words.load(panel, y);
@@ -232,8 +243,9 @@ __device__ inline void keep(const Panel &panel, bool merges) {
   }
 }
 
-template <typename K, typename Type>
-__device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[K::kGroups], float scale) {
+template <typename K>
+__device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[K::kGroups], float scale,
+                      lyc_dtype dtype) {
 #pragma unroll 1
   for (int y = panel.y;;) {
     const int next = y + K::kStep;
@@ -242,7 +254,7 @@ __device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[
     for (int n = 0; n < K::kGroups; ++n) {
       const Sums sums = products.multiply(n);
       if (more) products.load_rows(n, min(next + 8 * n + panel.g, panel.last), panel.q);
-      words[n].template add<Type, K::kMerges>(sums, scale);
+      with_type<false>(dtype, [&](auto type) { words[n].template add<decltype(type), K::kMerges>(sums, scale); });
       words[n].store(panel, y + 8 * n);
       if (K::kMerges && more) words[n].load(panel, next + 8 * n);
     }
@@ -265,16 +277,13 @@ __device__ void work_on(const PanelRun &run, const PanelTarget &target, int numb
   Products<K> products(target, panel.x, panel.y, panel.g, panel.q);
   float scale = multiplier * product.coefficient * element(product.scalar, 0);
   if (run.op == ops::WeightOp::kUnmerge) scale = -scale;
-  if (target.bf16)
-    merge<K, Bf16>(panel, products, words, scale);
-  else
-    merge<K, F16>(panel, products, words, scale);
+  merge<K>(panel, products, words, scale, target.bf16 ? LYC_DTYPE_BF16 : LYC_DTYPE_F16);
 }
 
 __host__ __device__ inline bool travels_alone(const PanelRun &run) { return run.blocks.count == 1; }
 
 template <typename K>
-__global__ void __launch_bounds__(kThreads, K::kPace.blocks) panel_kernel(const __grid_constant__ PanelRun run) {
+__global__ void __launch_bounds__(kThreads, K::kBlocks) panel_kernel(const __grid_constant__ PanelRun run) {
   begin_kernel();
   PanelTarget target;
   std::uint32_t block = blockIdx.x;
@@ -290,24 +299,29 @@ __global__ void __launch_bounds__(kThreads, K::kPace.blocks) panel_kernel(const 
 
 using Kernel = void (*)(PanelRun);
 
-template <std::size_t... kIndex>
-Kernel kernel_at(std::size_t index, bool merges, std::index_sequence<kIndex...>) {
-  constexpr auto kind = [](std::size_t i) { return kPanelKinds[i]; };
-  constexpr Kernel kKernels[][2] = {
-      {panel_kernel<Kind<kind(kIndex).form, kind(kIndex).chunks, kind(kIndex).bf16_factors, false>>,
-       panel_kernel<Kind<kind(kIndex).form, kind(kIndex).chunks, kind(kIndex).bf16_factors, true>>}...};
-  return kKernels[index][merges ? 1 : 0];
+template <std::size_t kIndex, bool kAlone, bool kMerges>
+constexpr Kernel instance() {
+  constexpr PanelKind kKind = kPanelKinds[kIndex];
+  constexpr Pace kPace = pace(kKind.form, kKind.chunks, kAlone, kMerges);
+  return panel_kernel<Kind<kKind.form, kKind.chunks, kKind.bf16_factors, kMerges, kPace.groups, kPace.blocks>>;
 }
 
-Kernel kernel_of(const PanelKind &kind, bool merges) {
+template <std::size_t... kIndex>
+Kernel kernel_at(std::size_t index, bool alone, bool merges, std::index_sequence<kIndex...>) {
+  constexpr Kernel kKernels[][2][2] = {{{instance<kIndex, false, false>(), instance<kIndex, false, true>()},
+                                        {instance<kIndex, true, false>(), instance<kIndex, true, true>()}}...};
+  return kKernels[index][alone ? 1 : 0][merges ? 1 : 0];
+}
+
+Kernel kernel_of(const PanelKind &kind, bool alone, bool merges) {
   const auto index = static_cast<std::size_t>(std::find(std::begin(kPanelKinds), std::end(kPanelKinds), kind) -
                                               std::begin(kPanelKinds));
-  return kernel_at(index, merges, std::make_index_sequence<std::size(kPanelKinds)>());
+  return kernel_at(index, alone, merges, std::make_index_sequence<std::size(kPanelKinds)>());
 }
 
 /// Rows of a panel of a target alone.
-int rows_alone(const PanelKind &kind, const PanelRun &run) {
-  const Pace of_kind = pace(kind.form, kind.chunks, run.op != ops::WeightOp::kDiff);
+int rows_alone(const PanelKind &kind, const PanelRun &run, bool merges) {
+  const Pace of_kind = pace(kind.form, kind.chunks, true, merges);
   const int step = of_kind.groups * 8;
   if (of_kind.steps > 0) return of_kind.steps * step;
   const int resident = run.multiprocessors * of_kind.blocks * kPanelWarps;
@@ -318,16 +332,16 @@ int rows_alone(const PanelKind &kind, const PanelRun &run) {
 }  // namespace
 
 cudaError_t launch_panels(const PanelKind &kind, const PanelRun &run, const Launch &on) {
+  const bool alone = travels_alone(run), merges = run.op != ops::WeightOp::kDiff;
   PanelRun now = run;
   unsigned blocks = run.blocks.pieces;
-  now.rows = panel_rows(kind);
-  if (travels_alone(run)) {
-    now.rows = rows_alone(kind, run);
+  now.rows = alone ? rows_alone(kind, run, merges) : panel_rows(kind);
+  if (alone) {
     const int panels = (run.only.rows + now.rows - 1) / now.rows * static_cast<int>(run.only.strips.value);
     blocks = static_cast<unsigned>((panels + kPanelWarps - 1) / kPanelWarps);
   }
   void *arguments[] = {&now};
-  const auto *kernel = reinterpret_cast<const void *>(kernel_of(kind, run.op != ops::WeightOp::kDiff));
+  const auto *kernel = reinterpret_cast<const void *>(kernel_of(kind, alone, merges));
   return launch_kernel(kernel, blocks, kThreads, 0, on, arguments);
 }
 

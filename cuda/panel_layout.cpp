@@ -8,7 +8,7 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr std::int64_t kElement = 2, kVector = 16, kRanksVector = 8;  // bytes
+constexpr std::int64_t kElement = 2, kVector = 16;  // bytes
 
 bool is_narrow(lyc_dtype dtype) { return dtype == LYC_DTYPE_BF16 || dtype == LYC_DTYPE_F16; }
 
@@ -21,14 +21,14 @@ std::optional<std::int32_t> step_of(std::int64_t elements, std::int64_t bytes) {
   return static_cast<std::int32_t>(step);
 }
 
-/// Four ranks of a line are loaded at once, eight columns of a rank.
-std::optional<PanelProduct> panel_product(const LowRankTerm &term) {
+/// Eight columns of a rank are loaded at once, and as many ranks of a row, or four where there is one chunk.
+std::optional<PanelProduct> panel_product(const LowRankTerm &term, const PanelKind &kind) {
+  const std::int64_t ranks = kind.chunks == 1 ? kVector / 2 : kVector;
   const Factor &row = term.row_factor, &column = term.column_factor;
-  const auto row_step = step_of(row.axis.level[0], kRanksVector);
+  const auto row_step = step_of(row.axis.level[0], ranks);
   const auto column_step = step_of(term.rank == 1 ? 0 : column.rank_stride, kVector);
-  if (row.in_workspace || row.rank_stride != 1 || !aligned(row.data, kRanksVector) || !row_step ||
-      column.in_workspace || column.axis.level[0] != 1 || !aligned(column.data, kVector) || !column_step ||
-      term.rank * kElement % kRanksVector != 0)
+  if (row.in_workspace || row.rank_stride != 1 || !aligned(row.data, ranks) || !row_step || column.in_workspace ||
+      column.axis.level[0] != 1 || !aligned(column.data, kVector) || !column_step || term.rank * kElement % ranks != 0)
     return std::nullopt;
   return PanelProduct{
       {row.data, *row_step}, {column.data, *column_step}, term.rank, {term.scalar, term.scalar_dtype, 0},
@@ -69,7 +69,7 @@ std::optional<std::pair<PanelKind, PanelTarget>> panel_target(const MatrixTarget
   PanelTarget target{base.data,        matrix.out.data,    base.row_bytes, matrix.out.row_bytes,
                      matrix.rows.size, matrix.columns.size};
   for (std::size_t i = 0; i < terms.size(); ++i) {
-    const auto product = panel_product(terms[i]);
+    const auto product = panel_product(terms[i], *kind);
     if (!product) return std::nullopt;
     target.product[i] = *product;
   }

@@ -19,12 +19,13 @@ struct PanelKind {
     return form == o.form && chunks == o.chunks && bf16_factors == o.bf16_factors;
   }
 };
+
 /// Ranks of 16, 32, 64 and 128 of the usual bf16 factors have their own instances, as have halves of a Hadamard product
-/// of 16 and 32; f16 ones make do with fewer.
+/// of 16 and 32; of f16 ones up to 32 make do with the larger.
 inline constexpr PanelKind kPanelKinds[] = {
-    {StreamForm::kSingle, 1, true},  {StreamForm::kSingle, 2, true},   {StreamForm::kSingle, 4, true},
-    {StreamForm::kSingle, 8, true},  {StreamForm::kHadamard, 1, true}, {StreamForm::kHadamard, 2, true},
-    {StreamForm::kSingle, 2, false}, {StreamForm::kSingle, 4, false},  {StreamForm::kHadamard, 2, false},
+    {StreamForm::kSingle, 1, true},  {StreamForm::kSingle, 2, true},    {StreamForm::kSingle, 4, true},
+    {StreamForm::kSingle, 8, true},  {StreamForm::kHadamard, 1, true},  {StreamForm::kHadamard, 2, true},
+    {StreamForm::kSingle, 2, false}, {StreamForm::kHadamard, 2, false},
 };
 constexpr int all_chunks(StreamForm form, int chunks) { return form == StreamForm::kHadamard ? 2 * chunks : chunks; }
 

@@ -528,7 +528,7 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kPanels = 9, kStreamed = 15, kRows = 8, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4,
+  constexpr int kPanels = 8, kStreamed = 15, kRows = 8, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4,
                 kProducts = 4,
                 kRotations = 1 + 1 + 3;  // R - I, a pass and three stages
   constexpr int kTerms = 3, kMultipliers = 1;

@@ -149,7 +149,7 @@ TEST_F(Layout, PanelsAreChosenByRanks) {
   const struct {
     std::int64_t rank;
     int chunks;
-  } ranks[] = {{4, 1}, {16, 1}, {20, 2}, {32, 2}, {48, 4}, {64, 4}, {68, 8}, {128, 8}};
+  } ranks[] = {{4, 1}, {16, 1}, {24, 2}, {32, 2}, {48, 4}, {64, 4}, {72, 8}, {128, 8}};
   for (const auto &[rank, chunks] : ranks) {
     case_ = WeightCase(1);
     const WeightLayout layout = lay_out_one({72, 200}, Order::kOIHW, rank);
@@ -199,6 +199,7 @@ TEST_F(Layout, HalvesOfAHadamardProductShareAPanel) {
 TEST_F(Layout, PanelsTakeWholeVectorsAlone) {
   add({64, 60}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);   // columns
   add({64, 64}, Order::kOIHW, 6, LYC_DTYPE_BF16, LYC_DTYPE_BF16);    // ranks
+  add({64, 64}, Order::kOIHW, 20, LYC_DTYPE_BF16, LYC_DTYPE_BF16);   // of several chunks
   add({64, 64}, Order::kOIHW, 132, LYC_DTYPE_BF16, LYC_DTYPE_BF16);  // too many
   add({64, 64}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_F32);
   add({64, 64}, Order::kHWIO, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
