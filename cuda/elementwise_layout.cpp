@@ -80,14 +80,6 @@ std::int64_t step_of(const ElementwiseTerm &term, std::int64_t rows, std::int64_
   return rows % step == 0 && rows / step >= together ? step : 1;
 }
 
-Divisor divisor(std::int64_t value, const char *what) {
-  Divisor by{static_cast<std::uint32_t>(narrow(value, what)), 0, 0};
-  while ((std::int64_t{1} << by.shift) < value) ++by.shift;
-  const auto wide = static_cast<std::uint64_t>(value);
-  by.magic = static_cast<std::uint32_t>((((std::uint64_t{1} << by.shift) - wide) << 32) / wide + 1);
-  return by;
-}
-
 }  // namespace
 
 bool ElementwiseLayoutBuilder::takes(const ops::WeightTarget &target) const {

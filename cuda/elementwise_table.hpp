@@ -9,11 +9,6 @@
 
 namespace lyc::cuda {
 
-/// A number that others below 2^31 are divided by: n / value = (n + (n * magic >> 32)) >> shift.
-struct Divisor {
-  std::uint32_t value, magic, shift;
-};
-
 /// multiplier * coefficient * scalar * left[y / n, x / k] * right[y % n, x % k], right of n rows and k columns, times
 /// the weight's element where `times_base` is 1
 struct alignas(16) ElementwiseTerm {

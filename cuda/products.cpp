@@ -213,6 +213,14 @@ std::int32_t narrow(std::int64_t value, const char *what) {
   return static_cast<std::int32_t>(value);
 }
 
+Divisor divisor(std::int64_t value, const char *what) {
+  Divisor by{static_cast<std::uint32_t>(narrow(value, what)), 0, 0};
+  while ((std::int64_t{1} << by.shift) < value) ++by.shift;
+  const auto wide = static_cast<std::uint64_t>(value);
+  by.magic = static_cast<std::uint32_t>((((std::uint64_t{1} << by.shift) - wide) << 32) / wide + 1);
+  return by;
+}
+
 void check_multiplier(const ops::Adapter &adapter, const ops::WeightBatch &batch) {
   require(adapter.multiplier_index >= 0 && adapter.multiplier_index < batch.multiplier_count, "multiplier index ",
           adapter.multiplier_index, " of ", batch.multiplier_count);

@@ -69,6 +69,7 @@ class Products {
 
 // What the builders of tables check.
 std::int32_t narrow(std::int64_t value, const char *what);
+Divisor divisor(std::int64_t value, const char *what);
 void check_multiplier(const ops::Adapter &adapter, const ops::WeightBatch &batch);
 void check(const ops::Operand &operand, const char *what);
 void check_product(const ops::Product &product);

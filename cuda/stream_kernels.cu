@@ -455,16 +455,13 @@ constexpr Instance instance() {
           kSlots * K::kSlotBytes + kBoxes * K::kHeldBytes + kSwizzleAlignment};
 }
 
-// What stream_kind() makes: ranks of 16, 32, 64 and 128 of the usual bf16 factors each have their own, the rest makes
-// do with the largest. Both halves of a Hadamard product have half of the chunks; chunks of a rotation are the three
-// parts of 32 ranks.
+// What stream_kind() makes. Without DoRA and of few terms, products of factors as files have them are for
+// panel_kernels.cu. Both halves of a Hadamard product have half of the chunks: three for 16 ranks that a run computes,
+// as chunks of a rotation are the three parts of 32 ranks.
 constexpr Instance kInstances[] = {
-    instance<1, StreamForm::kSingle, true>(),          instance<2, StreamForm::kSingle, true>(),
     instance<4, StreamForm::kSingle, true>(),          instance<8, StreamForm::kSingle, true>(),
     instance<4, StreamForm::kSeveral, true>(),         instance<4, StreamForm::kSeveral, false>(),
-    instance<2, StreamForm::kHadamard, true>(),        instance<4, StreamForm::kHadamard, true>(),
-    instance<6, StreamForm::kHadamard, true>(),        instance<2, StreamForm::kHadamard, false>(),
-    instance<4, StreamForm::kHadamard, false>(),       instance<6, StreamForm::kRotation, true>(),
+    instance<6, StreamForm::kHadamard, true>(),        instance<6, StreamForm::kRotation, true>(),
     instance<6, StreamForm::kRotation, false>(),       instance<1, StreamForm::kSingle, true, true>(),
     instance<4, StreamForm::kSeveral, true, true>(),   instance<4, StreamForm::kSeveral, false, true>(),
     instance<2, StreamForm::kHadamard, true, true>(),  instance<4, StreamForm::kHadamard, true, true>(),

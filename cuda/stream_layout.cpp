@@ -73,7 +73,8 @@ StreamKind stream_kind(StreamForm form, std::int64_t chunks, bool bf16, bool dor
     case StreamForm::kHadamard:
       return {static_cast<std::int32_t>(chunks), form, bf16, dora};
     case StreamForm::kSingle:
-      if (bf16 && (!dora || chunks == 1)) return {at_least({1, 2, 4, 8}), form, bf16, dora};
+      if (bf16 && dora && chunks == 1) return {1, form, bf16, dora};
+      if (bf16 && !dora) return {at_least({4, 8}), form, bf16, dora};
       [[fallthrough]];
     default:
       return {4, StreamForm::kSeveral, bf16, dora};
@@ -81,8 +82,8 @@ StreamKind stream_kind(StreamForm form, std::int64_t chunks, bool bf16, bool dor
 }
 
 bool has_instance(const StreamKind &kind, std::int64_t chunks) {
-  return chunks <= kind.chunks && (kind.form != StreamForm::kHadamard || kind.chunks == 2 || kind.chunks == 4 ||
-                                   (kind.chunks == 6 && kind.bf16_factors && !kind.dora));
+  if (kind.form != StreamForm::kHadamard) return chunks <= kind.chunks;
+  return kind.dora ? kind.chunks == 2 || kind.chunks == 4 : kind.chunks == 6 && kind.bf16_factors;
 }
 
 /// Blocks of the cluster that holds whole rows: so many that two of them share a multiprocessor, else as many as there

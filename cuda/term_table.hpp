@@ -8,6 +8,11 @@
 
 namespace lyc::cuda {
 
+/// A number that others below 2^31 are divided by: n / value = (n + (n * magic >> 32)) >> shift.
+struct Divisor {
+  std::uint32_t value, magic, shift;
+};
+
 /// A tensor as the lines of a target see it.
 struct View {
   const void *data;  // or an offset into the workspace

@@ -236,6 +236,7 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
+    if (!dora && add_panels(matrix, terms)) return;
     if (device_.copy_engine && add_stream(target, sides, matrix, terms)) return;
     kind.regular = is_regular(matrix, terms, kind);
     if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
@@ -258,6 +259,18 @@ class Builder {
   }
 
  private:
+  bool add_panels(const MatrixTarget &matrix, const std::vector<LowRankTerm> &terms) {
+    const auto found = panel_target(matrix, terms);
+    if (!found) return false;
+    const auto &[kind, target] = *found;
+    auto &groups = layout_.panels;
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const PanelGroup &g) { return g.kind == found->first; });
+    if (group == groups.end()) group = groups.insert(group, {kind, {}, {}});
+    cuda::add(*group, target);
+    return true;
+  }
+
   bool add_stream(const ops::WeightTarget &target, const Sides &sides, const MatrixTarget &matrix,
                   const std::vector<LowRankTerm> &terms) {
     const bool dora = with_dora(target);
@@ -409,6 +422,7 @@ void schedule(TargetGroup &group, std::int64_t resident_warps) {
 
 std::string describe(const WeightLayout &layout) {
   std::string text;
+  for (const PanelGroup &group : layout.panels) text += describe(group);
   for (const StreamGroup &group : layout.streams) text += describe(group);
   for (const TargetGroup &group : layout.groups)
     text +=

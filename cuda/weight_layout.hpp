@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "elementwise_layout.hpp"
+#include "panel_layout.hpp"
 #include "stream_layout.hpp"
 #include "term_layout.hpp"
 
@@ -21,7 +22,8 @@ struct TargetGroup {
 };
 
 struct WeightLayout {
-  std::vector<StreamGroup> streams;  // none of them empty; nor of these:
+  std::vector<PanelGroup> panels;  // none of them empty; nor of these:
+  std::vector<StreamGroup> streams;
   std::vector<TargetGroup> groups;
   std::vector<LowRankTerm> terms;  // of all groups
   ElementwiseLayout elementwise;   // targets with elementwise terms alone

@@ -82,6 +82,7 @@ class Uploader {
   explicit Uploader(WeightPlan &plan) : plan_(plan) {}
 
   void upload() {
+    append_panels();
     append_streams();
     append_groups();
     append_elementwise();
@@ -109,6 +110,18 @@ class Uploader {
     schedule.count = static_cast<std::int32_t>(counter.first.size());
     schedule.pieces = counter.pieces;
     append(counter.first, schedule.first);
+  }
+
+  void append_panels() {
+    plan_.panels.resize(plan_.layout.panels.size());
+    for (std::size_t g = 0; g < plan_.panels.size(); ++g) {
+      const PanelGroup &group = plan_.layout.panels[g];
+      PanelRun &run = plan_.panels[g];
+      run.only = group.targets.front();
+      run.multiprocessors = plan_.context->multiprocessors;
+      append(group.blocks, run.blocks);
+      append(group.targets, run.targets);
+    }
   }
 
   void append_streams() {
@@ -200,7 +213,7 @@ std::size_t staging_size(const WeightPlan &plan) {
 }
 
 void describe_run(WeightPlan &plan) {
-  plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
+  plan.info.launches = static_cast<std::int32_t>(plan.panels.size() + plan.streams.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const auto &stage : plan.contraction_pieces)
     for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
@@ -258,6 +271,15 @@ void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers
     run.multipliers = multipliers;
     run.workspace = workspace;
     check(launch_elementwise(elementwise_kind(static_cast<int>(k)), run, on), "launching a weight kernel");
+  }
+}
+
+void run_panels(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const Launch &on) {
+  for (std::size_t g = 0; g < plan.panels.size(); ++g) {
+    PanelRun run = plan.panels[g];
+    run.op = op;
+    run.multipliers = multipliers;
+    check(launch_panels(plan.layout.panels[g].kind, run, on), "launching a weight kernel");
   }
 }
 
@@ -358,6 +380,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   run_products(plan, workspace, on);
   run_rotations(plan, {plan.rotations, workspace, options.op, multipliers}, on);
   run_norms(plan, terms, streams, on);
+  run_panels(plan, options.op, multipliers, on);
   run_streams(plan, StreamPass::kMerge, streams, on);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, on),

@@ -9,6 +9,7 @@
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
 #include "flat_kernels.hpp"
+#include "panel_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
@@ -18,6 +19,7 @@ struct WeightPlan {
   Context *context = nullptr;
   WeightLayout layout;                                          // the host's copy, for explanations
   void *memory = nullptr;                                       // one allocation for all tables
+  std::vector<PanelRun> panels;                                 // of layout.panels, what is known before a run
   std::vector<TargetTable> tables;                              // of layout.groups
   std::vector<StreamTarget> only;                               // the first of each of layout.streams
   std::vector<StreamTable> streams;                             // of layout.streams

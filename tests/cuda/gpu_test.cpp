@@ -465,7 +465,7 @@ WeightCase every_kernel_case() {
       for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard}) {
         add({40, 128}, weights, factors, choice_of(kind), DoraAxis::kNone);
         if (weights == factors && weights == LYC_DTYPE_BF16 && kind == TermKind::kProduct)
-          for (std::int64_t rank : {32, 64, 128})  // streamed in four ways
+          for (std::int64_t rank : {32, 64, 128})  // by panels of four kinds
             add({40, 128}, weights, factors, choice_of(kind, rank), DoraAxis::kNone);
         add({33, 50}, weights, factors, choice_of(kind), DoraAxis::kNone);
         add({40, 320}, weights, factors, choice_of(kind), DoraAxis::kOut);
@@ -478,10 +478,11 @@ WeightCase every_kernel_case() {
   tucker.p = tucker.q = Half::kTucker;
   add({20, 10, {3, 3, 1}}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, tucker, DoraAxis::kIn);
   add({20, 50}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, choice_of(TermKind::kSparse), DoraAxis::kNone);
-  for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard})  // too many ranks to be streamed
+  for (TermKind kind : {TermKind::kProduct, TermKind::kHadamard})  // too many ranks for all others
     for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut})
       add({40, 128}, LYC_DTYPE_F16, LYC_DTYPE_F16, choice_of(kind, 80), axis);
-  // What is streamed besides, in every way there is.
+  add({40, 128}, LYC_DTYPE_F16, LYC_DTYPE_F16, choice_of(TermKind::kProduct), DoraAxis::kNone);
+  // What is streamed, in every way there is, and what panels of other kinds take.
   for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16})
     for (DoraAxis axis : kAxes) {
       add({40, 128}, factors, factors, choice_of(TermKind::kProduct, 48), axis);
@@ -506,13 +507,18 @@ WeightCase every_kernel_case() {
   }
   TermChoice halves = tucker;
   halves.kind = TermKind::kHadamard;
-  for (const TermChoice &term : {tucker, halves, choice_of(TermKind::kBaseProduct)}) {
+  for (const TermChoice &term :
+       {tucker, halves, choice_of(TermKind::kBaseProduct), choice_of(TermKind::kBaseProduct, 32)}) {
     c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
     ops::Product &q = c.terms().back().q;
     if (q.up.data) q = c.terms().back().p;  // of the same rank
   }
   const AdapterChoice one = {{choice_of(TermKind::kProduct)}};
-  c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, one}});
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
+    const std::size_t first_term = c.terms().size();
+    c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, one}});
+    use_plain_factors(c, factors, random, first_term);
+  }
   c.multipliers.resize(100, 1.0f);  // too many to go by value
   return c;
 }
@@ -522,11 +528,12 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kStreamed = 21, kRows = 8, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4, kProducts = 4,
+  constexpr int kPanels = 9, kStreamed = 15, kRows = 8, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4,
+                kProducts = 4,
                 kRotations = 1 + 1 + 3;  // R - I, a pass and three stages
   constexpr int kTerms = 3, kMultipliers = 1;
-  EXPECT_EQ(plan.info.launches, kStreamed + kRows + kStreamedNorms + kLowRank + kElementwise + kProducts + kRotations +
-                                    kTerms + kMultipliers)
+  EXPECT_EQ(plan.info.launches, kPanels + kStreamed + kRows + kStreamedNorms + kLowRank + kElementwise + kProducts +
+                                    kRotations + kTerms + kMultipliers)
       << plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }

@@ -44,10 +44,10 @@ class Layout : public testing::Test {
 };
 
 TEST_F(Layout, LinearRowsAreOut) {
-  const WeightLayout layout = lay_out_one({192, 320}, Order::kOIHW);
+  const WeightLayout layout = lay_out_one({192, 320}, Order::kOIHW, 16, LYC_DTYPE_F32);
   ASSERT_EQ(layout.groups.size(), 1u);
   const TargetGroup &group = layout.groups[0];
-  EXPECT_TRUE(group.kind.regular && group.kind.native && !group.kind.wide);
+  EXPECT_TRUE(group.kind.regular && group.kind.native && group.kind.wide);
   EXPECT_EQ(group.targets[0].rows.size, 192);
   EXPECT_EQ(group.targets[0].columns.size, 320);
   EXPECT_EQ(group.targets[0].base.row.level[0], 320);
@@ -56,7 +56,7 @@ TEST_F(Layout, LinearRowsAreOut) {
 }
 
 TEST_F(Layout, ConvolutionColumnsAreInAndKernelInOneAxis) {
-  const WeightLayout layout = lay_out_one({64, 64, {3, 3, 1}}, Order::kOIHW);
+  const WeightLayout layout = lay_out_one({64, 64, {3, 3, 1}}, Order::kOIHW, 16, LYC_DTYPE_F32);
   const MatrixTarget &target = layout.groups[0].targets[0];
   EXPECT_TRUE(layout.groups[0].kind.regular);
   EXPECT_EQ(target.columns.levels, 1);
@@ -90,8 +90,8 @@ TEST_F(Layout, WhatHasOddColumnsOrStridesIsNotRegular) {
 }
 
 TEST_F(Layout, ChunksAreStagedUpToWhatFits) {
-  EXPECT_EQ(lay_out_one({64, 64}, Order::kOIHW, 36).groups[0].chunk_capacity, 3);
-  add({64, 64}, Order::kOIHW, 1000, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  EXPECT_EQ(lay_out_one({64, 64}, Order::kOIHW, 36, LYC_DTYPE_F32).groups[0].chunk_capacity, 3);
+  add({64, 64}, Order::kOIHW, 1000, LYC_DTYPE_F32, LYC_DTYPE_BF16);
   const WeightLayout layout = lay_out(case_.batch());
   ASSERT_EQ(layout.groups.size(), 2u);
   EXPECT_TRUE(layout.groups[0].kind.regular);
@@ -103,13 +103,15 @@ TEST_F(Layout, GroupsByKernel) {
   for (lyc_dtype weight : {LYC_DTYPE_BF16, LYC_DTYPE_F32, LYC_DTYPE_F16})
     for (lyc_dtype factor : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) add({64, 64}, Order::kOIHW, 16, weight, factor);
   const WeightLayout layout = lay_out(case_.batch());
-  ASSERT_EQ(layout.groups.size(), 4u);
+  ASSERT_EQ(layout.groups.size(), 3u);
   for (const TargetGroup &group : layout.groups) EXPECT_EQ(group.targets.size(), group.kind.wide ? 1u : 2u);
+  ASSERT_EQ(layout.panels.size(), 1u);  // narrow weights with narrow factors
+  EXPECT_EQ(layout.panels[0].targets.size(), 2u);
 }
 
 TEST_F(Layout, SmallBatchesGetLowTilesAndLargeOnesHighTiles) {
   constexpr std::int64_t kResident = 132 * 16;
-  WeightLayout layout = lay_out_one({3072, 3072}, Order::kOIHW);
+  WeightLayout layout = lay_out_one({3072, 3072}, Order::kOIHW, 16, LYC_DTYPE_F32);
   TargetGroup &group = layout.groups[0];
   schedule(group, kResident);
   EXPECT_LE(group.tile_count, kResident);  // one round
@@ -122,9 +124,9 @@ TEST_F(Layout, SmallBatchesGetLowTilesAndLargeOnesHighTiles) {
 }
 
 TEST_F(Layout, TilesOfTargetsFollowEachOther) {
-  add({100, 64}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
-  add({16, 640}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
-  add({128, 128}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  add({100, 64}, Order::kOIHW, 4, LYC_DTYPE_F32, LYC_DTYPE_BF16);
+  add({16, 640}, Order::kOIHW, 4, LYC_DTYPE_F32, LYC_DTYPE_BF16);
+  add({128, 128}, Order::kOIHW, 4, LYC_DTYPE_F32, LYC_DTYPE_BF16);
   WeightLayout layout = lay_out(case_.batch());
   schedule(layout.groups[0], 1);
   EXPECT_THAT(layout.groups[0].first_tile, testing::ElementsAre(0u, 1u, 11u));
@@ -133,7 +135,7 @@ TEST_F(Layout, TilesOfTargetsFollowEachOther) {
 }
 
 TEST_F(Layout, RowsOfAFusedAdapterBeginLater) {
-  add({64, 64}, Order::kOIHW, 4, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  add({64, 64}, Order::kOIHW, 4, LYC_DTYPE_F32, LYC_DTYPE_BF16);
   ops::Term &term = case_.terms().back();
   term.p.up = case_.arena().random({192, 4, {1, 1, 1}}, LYC_DTYPE_BF16, random_, 1.0);
   term.row_begin = 128;
@@ -141,6 +143,66 @@ TEST_F(Layout, RowsOfAFusedAdapterBeginLater) {
   EXPECT_EQ(layout.terms[0].row_factor.data, static_cast<const std::uint16_t *>(term.p.up.data) + 128 * 4);
   term.row_begin = 129;
   EXPECT_THROW(lay_out(case_.batch()), Error);
+}
+
+TEST_F(Layout, PanelsAreChosenByRanks) {
+  const struct {
+    std::int64_t rank;
+    int chunks;
+  } ranks[] = {{4, 1}, {16, 1}, {20, 2}, {32, 2}, {48, 4}, {64, 4}, {68, 8}, {128, 8}};
+  for (const auto &[rank, chunks] : ranks) {
+    case_ = WeightCase(1);
+    const WeightLayout layout = lay_out_one({72, 200}, Order::kOIHW, rank);
+    ASSERT_EQ(layout.panels.size(), 1u) << rank;
+    EXPECT_EQ(layout.panels[0].kind, (PanelKind{StreamForm::kSingle, chunks, true})) << rank;
+    EXPECT_TRUE(layout.groups.empty());
+  }
+}
+
+TEST_F(Layout, PanelsOfTargetsFollowEachOther) {
+  add({100, 200}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  add({64, 64, {3, 3, 1}}, Order::kOIHW, 16, LYC_DTYPE_F16, LYC_DTYPE_BF16);
+  const WeightLayout layout = lay_out(case_.batch());
+  ASSERT_EQ(layout.panels.size(), 1u);
+  const PanelGroup &group = layout.panels[0];
+  EXPECT_EQ(group.targets[0].strips.value, 4u);
+  EXPECT_EQ(group.targets[0].base_row, 400);
+  EXPECT_EQ(group.targets[0].product[0].row.step, 32);
+  EXPECT_EQ(group.targets[0].product[0].column.step, 400);
+  EXPECT_EQ(group.targets[1].strips.value, 9u);
+  EXPECT_EQ(group.targets[1].bf16, 0);
+  EXPECT_THAT(group.blocks.first, testing::ElementsAre(0u, 4u));  // 4 x 4 panels, four a block
+  EXPECT_EQ(group.blocks.pieces, 4u + 5u);                        // 2 x 9
+  EXPECT_THAT(describe(layout), HasSubstr("2 weights"));
+}
+
+TEST_F(Layout, HalvesOfAHadamardProductShareAPanel) {
+  TermChoice term;
+  term.kind = ops::TermKind::kHadamard;
+  case_.factor_dtype = LYC_DTYPE_F16;
+  for (std::int64_t rank : {16, 32}) {
+    term.rank = rank;
+    case_.add({{64, 64}, LYC_DTYPE_F16, LYC_DTYPE_F16, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+    ops::Term &added = case_.terms().back();
+    for (ops::Product *half : {&added.p, &added.q}) {
+      half->up = case_.arena().random({64, rank, {1, 1, 1}}, LYC_DTYPE_F16, random_, 1.0);
+      half->down = case_.arena().random({rank, 64}, LYC_DTYPE_F16, random_, 1.0);
+    }
+  }
+  const WeightLayout layout = lay_out(case_.batch());
+  ASSERT_EQ(layout.panels.size(), 1u);
+  EXPECT_EQ(layout.panels[0].kind, (PanelKind{StreamForm::kHadamard, 2, false}));
+  EXPECT_EQ(layout.panels[0].targets.size(), 2u);
+  EXPECT_EQ(layout.panels[0].targets[1].product[1].rank, 32);
+}
+
+TEST_F(Layout, PanelsTakeWholeVectorsAlone) {
+  add({64, 60}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);   // columns
+  add({64, 64}, Order::kOIHW, 6, LYC_DTYPE_BF16, LYC_DTYPE_BF16);    // ranks
+  add({64, 64}, Order::kOIHW, 132, LYC_DTYPE_BF16, LYC_DTYPE_BF16);  // too many
+  add({64, 64}, Order::kOIHW, 16, LYC_DTYPE_BF16, LYC_DTYPE_F32);
+  add({64, 64}, Order::kHWIO, 16, LYC_DTYPE_BF16, LYC_DTYPE_BF16);
+  EXPECT_TRUE(lay_out(case_.batch()).panels.empty());
 }
 
 /// One target for the kernels of every term.
@@ -340,7 +402,7 @@ TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
 }
 
 TEST_F(Stream, AllBlocksWalkDownAWeightSideBySide) {
-  WeightLayout layout = lay_out_one({384 * 32, 12 * 256}, choice(ops::TermKind::kProduct));
+  WeightLayout layout = lay_out_one({384 * 32, 12 * 256}, choice(ops::TermKind::kProduct), ops::DoraAxis::kIn);
   StreamGroup &group = layout.streams.at(0);
   const auto groups = [&] { return group.weights.at(0).target.groups; };
   schedule(group, 400);

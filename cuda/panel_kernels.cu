@@ -1,0 +1,334 @@
+// out[y, x] = round(base[y, x] + s * sum_r row[y, r] * column[r, x]),  s = multiplier * coefficient * scalar, or with
+// s * P o Q for two such products P and Q
+//
+// for 16-bit weights in contiguous rows and 16-bit factors as files have them. out may be base.
+//
+// Work.     A warp takes a panel, 64 columns of some rows, and goes down it a few rows at a time. All that it needs is
+// in
+//           registers: the column factors of the panel, and of a step the base and the row factors, on their way while
+//           the step before is computed. Warps share nothing but the caches; there is no shared memory and no barrier.
+//           Panels follow each other in the order of memory; blocks end, and the next ones go on from there.
+// Traffic.  base read once, out written once, 16 bytes for each thread and access: bound by DRAM, which likes that
+//           order. Factors come from the caches: rank / (rows of a panel) of the base's bytes along columns, rank / 256
+//           along rows, which the warps of a block share. So panels are low where ranks are few, and there is one for
+//           each warp that the device holds where they are many.
+// Numerics. Tensor cores multiply 16-bit factors exactly and sum in float32. One rounding, at the store. A product
+// whose
+//           multiplier is 0 adds nothing, not even NaN: out gets base's bits.
+//
+// A panel is transposed in the fragments of mma.m16n8k16: m runs along columns, n along rows, k along ranks. Which
+// column an m stands for is ours to choose, so that lane (g, q) = (lane / 4, lane % 4) has 8 neighbours, 16 bytes, and
+// the eight g make up a row's 128 bytes. Ranks are dealt out the same way: q has ranks 4 q to 4 q + 3 of each 16.
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "device.cuh"
+#include "panel_kernels.hpp"
+
+namespace lyc::cuda {
+namespace {
+
+constexpr int kThreads = kPanelWarps * 32;
+constexpr int kLaneColumns = 8;              // that a lane has in each of its rows
+constexpr int kMTiles = kLaneColumns / 2;    // a lane has columns 2 j and 2 j + 1 of m tile j
+constexpr int kLaneRanks = kChunkRanks / 4;  // of a chunk
+
+/// What an instance is made for. Column factors take 16 registers a chunk.
+struct Pace {
+  int groups;  // of 8 rows, that are a step
+  int blocks;  // wanted on a multiprocessor
+  int steps;   // of a panel of a target alone; 0: so many that all panels are at work at once
+};
+constexpr Pace pace(StreamForm form, int chunks, bool merges) {
+  const int all = all_chunks(form, chunks);
+  if (all == 1) return merges ? Pace{2, 7, 1} : Pace{4, 8, 1};
+  if (all == 2) return merges ? Pace{2, 5, 2} : Pace{2, form == StreamForm::kHadamard ? 5 : 6, 4};
+  return {2, all > 4 ? 2 : form == StreamForm::kHadamard ? 3 : 4, 0};
+}
+
+/// An instance's properties as a type.
+template <StreamForm kForm, int kMostChunks, bool kBf16, bool kWithBase>
+struct Kind {
+  static constexpr bool kHadamard = kForm == StreamForm::kHadamard, kBf16Factors = kBf16, kMerges = kWithBase;
+  static constexpr int kChunks = kMostChunks, kAll = all_chunks(kForm, kChunks);
+  static constexpr Pace kPace = pace(kForm, kChunks, kMerges);
+  static constexpr int kGroups = kPace.groups, kStep = kGroups * 8;
+};
+
+// -- factors ----------------------------------------------------------------------------------------------------------
+
+/// Of a group of 8 rows, in the fragments of mma's operand C: of m tile j columns 2 j (0, 1) and 2 j + 1 (2, 3), rows
+/// 2 q (0, 2) and 2 q + 1 (1, 3).
+struct Sums {
+  float value[kMTiles][4];
+};
+
+/// 16 ranks of a lane's columns: first as they are in memory, a row of 8 for each of its ranks, then as operand A of
+/// mma.
+struct Columns {
+  uint4 word[kMTiles];
+
+  __device__ void load(const PanelProduct &product, int first, int x) {
+    const char *data = static_cast<const char *>(product.column.data) + x * 2;
+#pragma unroll
+    for (int r = 0; r < kLaneRanks; ++r) {
+      const auto *from = reinterpret_cast<const uint4 *>(data + std::int64_t{first + r} * product.column.step);
+      word[r] = first + r < product.rank ? __ldg(from) : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  __device__ void make_operand() {
+    const uint4 rank[kLaneRanks] = {word[0], word[1], word[2], word[3]};
+    const auto tile = [&](std::uint32_t uint4::*columns) {
+      constexpr unsigned kLow = 0x5410, kHigh = 0x7632;
+      const std::uint32_t a = rank[0].*columns, b = rank[1].*columns, c = rank[2].*columns, d = rank[3].*columns;
+      return make_uint4(__byte_perm(a, b, kLow), __byte_perm(a, b, kHigh), __byte_perm(c, d, kLow),
+                        __byte_perm(c, d, kHigh));
+    };
+    word[0] = tile(&uint4::x), word[1] = tile(&uint4::y), word[2] = tile(&uint4::z), word[3] = tile(&uint4::w);
+  }
+};
+
+/// What a warp adds to its columns: the column factors of its panel, and the row factors of a step.
+template <typename K>
+class Products {
+ public:
+  __device__ Products(const PanelTarget &target, int x, int y, int g, int q) {
+#pragma unroll
+    for (int p = 0; p < kProducts; ++p) {
+      const PanelProduct &product = target.product[p];
+      rank_[p] = product.rank;
+      row_step_[p] = product.row.step;
+      rows_data_[p] = static_cast<const char *>(product.row.data) + q * kLaneRanks * 2;
+    }
+#pragma unroll
+    for (int c = 0; c < K::kAll; ++c)
+      columns_[c].load(target.product[c / K::kChunks], c % K::kChunks * kChunkRanks + q * kLaneRanks, x);
+#pragma unroll
+    for (int n = 0; n < K::kGroups; ++n) load_rows(n, min(y + 8 * n + g, target.rows - 1), q);
+#pragma unroll
+    for (int c = 0; c < K::kAll; ++c) columns_[c].make_operand();
+  }
+
+  /// Of a group of rows, this lane's is `y`.
+  __device__ void load_rows(int group, int y, int q) {
+#pragma unroll
+    for (int c = 0; c < K::kAll; ++c) {
+      const int p = c / K::kChunks, rank = c % K::kChunks * kChunkRanks;
+      const auto *from = reinterpret_cast<const uint2 *>(rows_data_[p] + std::int64_t{y} * row_step_[p] + rank * 2);
+      rows_[c][group] = rank + q * kLaneRanks < rank_[p] ? __ldg(from) : make_uint2(0, 0);
+    }
+  }
+
+  __device__ Sums multiply(int group) const {
+    Sums sums = product<0>(group);
+    if constexpr (K::kHadamard) {
+      const Sums other = product<K::kChunks>(group);
+#pragma unroll
+      for (int j = 0; j < kMTiles; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums.value[j][i] *= other.value[j][i];
+    }
+    return sums;
+  }
+
+ private:
+  static constexpr int kProducts = K::kHadamard ? 2 : 1;
+
+  /// P of the chunks from kFirst on; beyond its ranks they are 0.
+  template <int kFirst>
+  __device__ Sums product(int group) const {
+    Sums sums;
+#pragma unroll
+    for (int j = 0; j < kMTiles; ++j)
+      cuda::multiply<K::kBf16Factors, true>(sums.value[j], columns_[kFirst].word[j], rows_[kFirst][group]);
+#pragma unroll
+    for (int c = kFirst + 1; c < kFirst + K::kChunks; ++c)
+#pragma unroll
+      for (int j = 0; j < kMTiles; ++j)
+        cuda::multiply<K::kBf16Factors>(sums.value[j], columns_[c].word[j], rows_[c][group]);
+    return sums;
+  }
+
+  int rank_[kProducts], row_step_[kProducts];
+  const char *rows_data_[kProducts];
+  Columns columns_[K::kAll];
+  uint2 rows_[K::kAll][K::kGroups];
+};
+
+// -- panels -----------------------------------------------------------------------------------------------------------
+
+/// A lane's part of a weight: 8 columns of rows from y to end, two of each group.
+struct Panel {
+  const char *base;
+  char *out;
+  int base_row, out_row;
+  int g, q, x, y, end, last;  // last: row of the weight
+  bool inside;                // what is not can be loaded, but not stored
+
+  __device__ Panel(const PanelTarget &target, int number, int rows)
+      : g(static_cast<int>(threadIdx.x % 32) / 4), q(static_cast<int>(threadIdx.x % 4)) {
+    const int down = divide(number, target.strips);
+    const int column = (number - down * static_cast<int>(target.strips.value)) * kPanelColumns + g * kLaneColumns;
+    inside = column < target.columns;
+    x = min(column, target.columns - kLaneColumns);
+    y = down * rows;
+    end = min(y + rows, target.rows);
+    last = target.rows - 1;
+    base = static_cast<const char *>(target.base) + x * 2;
+    out = static_cast<char *>(target.out) + x * 2;
+    base_row = target.base_row, out_row = target.out_row;
+  }
+};
+
+/// A lane's two rows of a group as they are in memory.
+struct Words {
+  uint4 row[2];
+
+  __device__ void load(const Panel &panel, int y) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t place = min(y + 2 * panel.q + half, panel.last);
+      row[half] = load_vector(reinterpret_cast<const uint4 *>(panel.base + place * panel.base_row));
+    }
+  }
+
+  __device__ void store(const Panel &panel, int y) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t place = y + 2 * panel.q + half;
+      if (panel.inside && place < panel.end)
+        store_vector(reinterpret_cast<uint4 *>(panel.out + place * panel.out_row), row[half]);
+    }
+  }
+
+  template <typename Type, bool kMerges>
+  __device__ void add(const Sums &sums, float scale) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      std::uint32_t word[kMTiles] = {row[half].x, row[half].y, row[half].z, row[half].w};
+#pragma unroll
+      for (int j = 0; j < kMTiles; ++j) {
+        float2 value = make_float2(scale * sums.value[j][half], scale * sums.value[j][2 + half]);
+        if constexpr (kMerges) {
+          const float2 base = Type::get(word, j);
+          value = make_float2(base.x + value.x, base.y + value.y);
+        }
+        Type::put(word, j, value);
+      }
+      row[half] = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+  }
+};
+
+/// What a multiplier of 0 leaves: base's bits, or no difference.
+__device__ inline void keep(const Panel &panel, bool merges) {
+  if (merges && panel.base == panel.out) return;
+  for (int y = panel.y; y < panel.end; y += 8) {
+    Words words = {};
+    if (merges) words.load(panel, y);
+    words.store(panel, y);
+  }
+}
+
+template <typename K, typename Type>
+__device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[K::kGroups], float scale) {
+#pragma unroll 1
+  for (int y = panel.y;;) {
+    const int next = y + K::kStep;
+    const bool more = next < panel.end;
+#pragma unroll
+    for (int n = 0; n < K::kGroups; ++n) {
+      const Sums sums = products.multiply(n);
+      if (more) products.load_rows(n, min(next + 8 * n + panel.g, panel.last), panel.q);
+      words[n].template add<Type, K::kMerges>(sums, scale);
+      words[n].store(panel, y + 8 * n);
+      if (K::kMerges && more) words[n].load(panel, next + 8 * n);
+    }
+    if (!more) return;
+    y = next;
+  }
+}
+
+template <typename K>
+__device__ void work_on(const PanelRun &run, const PanelTarget &target, int number) {
+  const Panel panel(target, number, run.rows);
+  if (panel.y >= panel.end) return;
+  Words words[K::kGroups];
+#pragma unroll
+  for (int n = 0; n < K::kGroups; ++n)
+    if (K::kMerges) words[n].load(panel, panel.y + 8 * n);  // before there is anything else to wait for
+  const PanelProduct &product = target.product[0];
+  const float multiplier = multiplier_at(run.multipliers, product.multiplier_index);
+  if (multiplier == 0.0f) return keep(panel, K::kMerges);
+  Products<K> products(target, panel.x, panel.y, panel.g, panel.q);
+  float scale = multiplier * product.coefficient * element(product.scalar, 0);
+  if (run.op == ops::WeightOp::kUnmerge) scale = -scale;
+  if (target.bf16)
+    merge<K, Bf16>(panel, products, words, scale);
+  else
+    merge<K, F16>(panel, products, words, scale);
+}
+
+__host__ __device__ inline bool travels_alone(const PanelRun &run) { return run.blocks.count == 1; }
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads, K::kPace.blocks) panel_kernel(const __grid_constant__ PanelRun run) {
+  begin_kernel();
+  PanelTarget target;
+  std::uint32_t block = blockIdx.x;
+  if (travels_alone(run)) {
+    target = run.only;  // came with the launch
+  } else {
+    const int index = find_entry(run.blocks.first, run.blocks.count, block);
+    block -= run.blocks.first[index];
+    target = run.targets[index];
+  }
+  work_on<K>(run, target, static_cast<int>(block * kPanelWarps + threadIdx.x / 32));
+}
+
+using Kernel = void (*)(PanelRun);
+
+template <std::size_t... kIndex>
+Kernel kernel_at(std::size_t index, bool merges, std::index_sequence<kIndex...>) {
+  constexpr auto kind = [](std::size_t i) { return kPanelKinds[i]; };
+  constexpr Kernel kKernels[][2] = {
+      {panel_kernel<Kind<kind(kIndex).form, kind(kIndex).chunks, kind(kIndex).bf16_factors, false>>,
+       panel_kernel<Kind<kind(kIndex).form, kind(kIndex).chunks, kind(kIndex).bf16_factors, true>>}...};
+  return kKernels[index][merges ? 1 : 0];
+}
+
+Kernel kernel_of(const PanelKind &kind, bool merges) {
+  const auto index = static_cast<std::size_t>(std::find(std::begin(kPanelKinds), std::end(kPanelKinds), kind) -
+                                              std::begin(kPanelKinds));
+  return kernel_at(index, merges, std::make_index_sequence<std::size(kPanelKinds)>());
+}
+
+/// Rows of a panel of a target alone.
+int rows_alone(const PanelKind &kind, const PanelRun &run) {
+  const Pace of_kind = pace(kind.form, kind.chunks, run.op != ops::WeightOp::kDiff);
+  const int step = of_kind.groups * 8;
+  if (of_kind.steps > 0) return of_kind.steps * step;
+  const int resident = run.multiprocessors * of_kind.blocks * kPanelWarps;
+  const int panels = std::max(1, resident / static_cast<int>(run.only.strips.value)), rows = run.only.rows;
+  return ((rows + panels - 1) / panels + step - 1) / step * step;
+}
+
+}  // namespace
+
+cudaError_t launch_panels(const PanelKind &kind, const PanelRun &run, const Launch &on) {
+  PanelRun now = run;
+  unsigned blocks = run.blocks.pieces;
+  now.rows = panel_rows(kind);
+  if (travels_alone(run)) {
+    now.rows = rows_alone(kind, run);
+    const int panels = (run.only.rows + now.rows - 1) / now.rows * static_cast<int>(run.only.strips.value);
+    blocks = static_cast<unsigned>((panels + kPanelWarps - 1) / kPanelWarps);
+  }
+  void *arguments[] = {&now};
+  const auto *kernel = reinterpret_cast<const void *>(kernel_of(kind, run.op != ops::WeightOp::kDiff));
+  return launch_kernel(kernel, blocks, kThreads, 0, on, arguments);
+}
+
+}  // namespace lyc::cuda
