@@ -119,6 +119,8 @@ class Uploader {
       PanelRun &run = plan_.panels[g];
       run.only = group.targets.front();
       run.multiprocessors = plan_.context->multiprocessors;
+      run.blocks.count = static_cast<std::int32_t>(group.targets.size());
+      if (group.targets.size() == 1) continue;  // travels with the launch
       append(group.blocks, run.blocks);
       append(group.targets, run.targets);
     }
