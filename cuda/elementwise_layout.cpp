@@ -195,7 +195,8 @@ void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const o
 std::optional<FlatTarget> flat_target(const ElementwiseLayout &layout, ElementwiseKind kind) {
   const ElementwiseGroup &group = layout.groups[static_cast<std::size_t>(index_of(kind))];
   if (kind.dora || group.targets.size() != 1 || group.targets.front().term_count != 1) return std::nullopt;
-  FlatTarget flat{group.targets.front(), layout.terms[static_cast<std::size_t>(group.targets.front().first_term)], {}, 0};
+  FlatTarget flat{
+      group.targets.front(), layout.terms[static_cast<std::size_t>(group.targets.front().first_term)], {}, 0};
   const ElementwiseTarget &weight = flat.weight;
   const ElementwiseTerm &term = flat.term;
   const auto size = static_cast<std::int32_t>(dtype_size(weight.out_dtype));

@@ -3,11 +3,11 @@
 // for one weight of contiguous rows that is alone in its batch: what the elementwise kernels compute, with all that is
 // known of it decided when it is launched.
 //
-// Work.     A thread takes one vector of 16 bytes and ends; of a difference two, since the device cannot start blocks as
-//           fast as they would be done with one.
-// Traffic.  base read once, out written once, in the order of memory: bound by DRAM, 3 to 5 % above the floor where the
-//           weight is large. For that the instructions must be few, since the shorter a warp's way from its first load to
-//           its store, the more bytes are under way. Hints for the caches cost 2 %.
+// Work.     A thread takes one vector of 16 bytes and ends; of a difference two, since the device cannot start blocks
+//           as fast as they would be done with one.
+// Traffic.  base read once, out written once, in the order of memory: bound by DRAM, 3 to 5 % above the floor where
+//           the weight is large. For that the instructions must be few, since the shorter a warp's way from its first
+//           load to its store, the more bytes are under way. Hints for the caches cost 2 %.
 #include <type_traits>
 
 #include "base/dtype.hpp"
@@ -42,7 +42,9 @@ struct Words {
 };
 
 __device__ inline Words words(uint4 v) { return {{v.x, v.y, v.z, v.w}}; }
-__device__ inline Words load_words(const char *from) { return words(load_vector(reinterpret_cast<const uint4 *>(from))); }
+__device__ inline Words load_words(const char *from) {
+  return words(load_vector(reinterpret_cast<const uint4 *>(from)));
+}
 __device__ inline Words load_factors(const char *from) { return words(__ldg(reinterpret_cast<const uint4 *>(from))); }
 __device__ inline void store_words(char *to, const Words &w) {
   store_vector(reinterpret_cast<uint4 *>(to), make_uint4(w.word[0], w.word[1], w.word[2], w.word[3]));

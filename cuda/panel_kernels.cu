@@ -4,17 +4,15 @@
 // for 16-bit weights in contiguous rows and 16-bit factors as files have them. out may be base.
 //
 // Work.     A warp takes a panel, 64 columns of some rows, and goes down it a few rows at a time. All that it needs is
-// in
-//           registers: the column factors of the panel, and of a step the base and the row factors, on their way while
-//           the step before is computed. Warps share nothing but the caches; there is no shared memory and no barrier.
-//           Panels follow each other in the order of memory; blocks end, and the next ones go on from there.
+//           in registers: the column factors of the panel, and of a step the base and the row factors, on their way
+//           while the step before is computed. Warps share nothing but the caches; there is no shared memory and no
+//           barrier. Panels follow each other in the order of memory; blocks end, and the next ones go on from there.
 // Traffic.  base read once, out written once, 16 bytes for each thread and access: bound by DRAM, which likes that
 //           order. Factors come from the caches: rank / (rows of a panel) of the base's bytes along columns, rank / 256
 //           along rows, which the warps of a block share. So panels are low where ranks are few, and there is one for
 //           each warp that the device holds where they are many.
 // Numerics. Tensor cores multiply 16-bit factors exactly and sum in float32. One rounding, at the store. A product
-// whose
-//           multiplier is 0 adds nothing, not even NaN: out gets base's bits.
+//           whose multiplier is 0 adds nothing, not even NaN: out gets base's bits.
 //
 // A panel is transposed in the fragments of mma.m16n8k16: m runs along columns, n along rows, k along ranks. Which
 // column an m stands for is ours to choose, so that lane (g, q) = (lane / 4, lane % 4) has 8 neighbours, 16 bytes, and

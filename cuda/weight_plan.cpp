@@ -119,6 +119,8 @@ class Uploader {
       PanelRun &run = plan_.panels[g];
       run.only = group.targets.front();
       run.multiprocessors = plan_.context->multiprocessors;
+      run.blocks.count = static_cast<std::int32_t>(group.targets.size());
+      if (group.targets.size() == 1) continue;  // travels with the launch
       append(group.blocks, run.blocks);
       append(group.targets, run.targets);
     }
@@ -263,8 +265,7 @@ void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
                      const Launch &on) {
   for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
-    if (plan.flat[k])
-      check(launch_flat(*plan.flat[k], op, multipliers, workspace, on), "launching a weight kernel");
+    if (plan.flat[k]) check(launch_flat(*plan.flat[k], op, multipliers, workspace, on), "launching a weight kernel");
     ElementwiseRun run = plan.elementwise[k];
     if (run.tiles.pieces == 0) continue;
     run.op = op;
