@@ -66,8 +66,10 @@ std::optional<std::pair<PanelKind, PanelTarget>> panel_target(const MatrixTarget
   const auto kind = panel_kind(terms);
   if (!kind || !takes(matrix)) return std::nullopt;
   const Matrix &base = matrix.base.data ? matrix.base : matrix.out;
-  PanelTarget target{base.data,        matrix.out.data,    base.row_bytes, matrix.out.row_bytes,
-                     matrix.rows.size, matrix.columns.size};
+  PanelTarget target{};
+  target.base = base.data, target.base_row = base.row_bytes;
+  target.out = matrix.out.data, target.out_row = matrix.out.row_bytes;
+  target.rows = matrix.rows.size, target.columns = matrix.columns.size;
   for (std::size_t i = 0; i < terms.size(); ++i) {
     const auto product = panel_product(terms[i], *kind);
     if (!product) return std::nullopt;
