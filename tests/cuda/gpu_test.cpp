@@ -243,6 +243,27 @@ TEST_F(Gpu, PlainHadamardAndDoraTargetsMatchTheReference) {
         }
 }
 
+/// Of all ranks that there are instances for, alone and side by side; rows and columns that fill no panel.
+TEST_F(Gpu, PanelsMatchTheReference) {
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16})
+    for (ops::TermKind kind : {ops::TermKind::kProduct, ops::TermKind::kHadamard})
+      for (std::int64_t rank : {4, 16, 24, 32, 64, 128})
+        for (bool alone : {true, false}) {
+          SCOPED_TRACE(testing::Message() << dtype_name(factors) << " kind " << static_cast<int>(kind) << " rank "
+                                          << rank << (alone ? " alone" : ""));
+          WeightCase c(425);
+          Random random(426);
+          for (Shape shape : {Shape{100, 136}, Shape{1, 8}}) {
+            const std::vector<AdapterChoice> adapters = {{{choice_of(kind, rank)}}};
+            c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, alone, adapters});
+            if (alone) break;
+          }
+          use_plain_factors(c, factors, random);
+          expect_reference(c, WeightOp::kMerge);
+          expect_reference(c, WeightOp::kDiff);
+        }
+}
+
 /// What the streaming kernels take: aligned 16-bit weights with factors of one dtype, contiguous.
 class Streamed : public Gpu {
  protected:
