@@ -9,8 +9,12 @@
 // Traffic.  base read once, out written once: bound by DRAM, which likes that order. Finding its way costs a thread as
 //           many instructions as two vectors' arithmetic; with one vector a thread it would be bound by them. The right
 //           half of a Kronecker product, as large as the weight over the left half's elements, comes from the caches.
-// DoRA.     A block takes a few whole rows: sums of squares first, then the rows again, which the caches still hold.
-//           Sums go by lanes, then by warps, in an order that depends on shapes alone.
+// DoRA.     Over rows. A team of one, two or all warps of a block takes whole rows, side by side in memory: each thread
+//           copies its vectors of them into shared memory, which nobody else looks at, adds up squares, and computes
+//           the terms once more when the rows' norms are known. What has no room there, of very wide rows, is read
+//           again. A row of a Kronecker product's right half, which repeats along the weight's, comes from the nearest
+//           cache. Sums go by vectors, lanes, warps: an order that depends on shapes alone.
+#include <type_traits>
 #include <utility>
 
 #include "device.cuh"
@@ -19,28 +23,21 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr int kDoraThreads = 128, kDoraWarps = kDoraThreads / 32;
+constexpr int kDoraThreads = kElementwiseDoraWarps * 32;
 constexpr int kBatch = kElementwiseRows;  // rows whose loads are under way together
-constexpr int kRows = kElementwiseDoraRows;
 
 template <int kIndex>
 struct Kind {
   static constexpr bool kWide = elementwise_kind(kIndex).wide;
   static constexpr bool kDora = elementwise_kind(kIndex).dora;
   static constexpr int kVector = elementwise_vector(elementwise_kind(kIndex));
-  static constexpr int kThreads = kDora ? kDoraThreads : kElementwiseThreads, kBlocks = 3;
+  static constexpr int kThreads = kDora ? kDoraThreads : kElementwiseThreads, kBlocks = kDora ? 9 : 3;
 };
 
 __device__ inline int divide(int n, const Divisor &by) {
   const auto number = static_cast<std::uint32_t>(n);
   return static_cast<int>((number + __umulhi(number, by.magic)) >> by.shift);
 }
-
-/// A thread's columns in some rows.
-template <typename K>
-struct Rows {
-  float value[kBatch][K::kVector];
-};
 
 /// As they are in memory: 16 bytes, or 8 where they are narrower than others of their kind.
 struct Packed {
@@ -339,154 +336,230 @@ __device__ void merge_targets(const ElementwiseRun &run) {
 
 // -- DoRA -------------------------------------------------------------------------------------------------------------
 
-template <typename K>
-__device__ Lines lines_of_block(const ElementwiseTarget &target, int number) {
-  const int step = static_cast<int>(target.step.value), blocks = target.rows / step, block = number / step * kRows;
-  return {block * step + number % step, step, min(kRows, blocks - block)};
+/// Copy into shared memory; what a thread has copied is there for it after wait_for_own_copies().
+__device__ inline void copy_own(void *to, const char *from, bool all_16_bytes) {
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  if (all_16_bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(from) : "memory");
+}
+__device__ inline void wait_for_own_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+/// A pointer that is not to be computed again in every round of a loop.
+__device__ inline const char *once(const char *pointer) {
+  asm("" : "+l"(pointer));
+  return pointer;
 }
 
-/// What a block works on.
+/// Neighbours of a type as they are in memory.
+template <int kCount>
+struct Words {
+  std::uint32_t word[kCount];
+};
+
+template <typename Type, int kCount>
+__device__ Words<kCount> load_vector(const char *row, int x) {
+  constexpr int kBytes = kCount * (std::is_same_v<Type, F32> ? 4 : 2);
+  const char *from = row + std::int64_t{x} * (kBytes / kCount);
+  Words<kCount> words;
+  if constexpr (kBytes == 8) {
+    const uint2 v = __ldg(reinterpret_cast<const uint2 *>(from));
+    words.word[0] = v.x, words.word[1] = v.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kBytes / 16; ++i) {
+      const uint4 v = __ldg(reinterpret_cast<const uint4 *>(from) + i);
+      words.word[4 * i] = v.x, words.word[4 * i + 1] = v.y, words.word[4 * i + 2] = v.z, words.word[4 * i + 3] = v.w;
+    }
+  }
+  return words;
+}
+
+/// A block's shared memory: what each thread has of rows that wait for their norms, and sums of squares.
+struct Waiting {
+  uint4 vectors[kElementwiseHeld][kDoraThreads];
+  float squares[kElementwiseHeld][kElementwiseDoraWarps];
+};
+
+/// Warps that take some whole rows, one after another.
 template <typename K>
-struct Work {
-  const ElementwiseRun &run;
-  const ElementwiseTarget &target;
-  Lines tile;
-
-  __device__ Lines batch(int begin) const { return {tile.row(begin), tile.step, min(kBatch, tile.count - begin)}; }
-
-  __device__ Rows<K> widened(const Packed (&packed)[kBatch]) const {
-    Rows<K> rows;
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) widen<K>(packed[j], target.base_dtype, rows.value[j]);
-    return rows;
+class Team {
+ public:
+  __device__ Team(const ElementwiseRun &run, const ElementwiseTarget &target, const ElementwiseTerm *terms, int block,
+                  Waiting &waiting)
+      : run_(run), target_(target), terms_(terms), waiting_(waiting) {
+    const int thread = static_cast<int>(threadIdx.x), team = thread / 32 / target.team_warps;
+    first_ = (block * (kElementwiseDoraWarps / target.team_warps) + team) * target.team_rows;
+    count_ = min(target.team_rows, target.rows - first_);
+    threads_ = target.team_warps * 32;
+    member_ = thread - team * threads_;
+    first_warp_ = team * target.team_warps;
+    vectors_ = static_cast<int>(target.row_vectors.value);
+    of_thread_ = (vectors_ + threads_ - 1) / threads_;
   }
 
-  __device__ void store(const Rows<K> &rows, int begin, int x) const {
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j)
-      if (begin + j < tile.count)
-        store_packed<K>(round_to<K>(rows.value[j], target.out_dtype), target, tile.row(begin + j), x);
-  }
-
-  /// Without multipliers.
-  __device__ void add_terms(Rows<K> &rows, const Packed (&packed)[kBatch], const Lines &lines, int x) const {
-    for (int t = 0; t < target.term_count; ++t) {
-      const ElementwiseTerm &term = run.terms[target.first_term + t];
-      const float weight = term.coefficient * element(term.scalar, 0);
-      if (target.together)
-        add_together(rows, packed, term, weight, lines, x);
-      else
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j)
-          if (j < lines.count)
-            add_term<K>(rows.value[j], term, weight, packed[j], target.base_dtype, run.workspace, lines.row(j), x);
+  __device__ void merge() const {
+    const float m = multiplier_at(run_.multipliers, terms_->multiplier_index);
+    if (m == 0.0f) return keep();
+    fetch();
+    const int lane = static_cast<int>(threadIdx.x % 32), own = max(min(lane, count_ - 1), 0);
+    const float magnitude = count_ > 0 ? element(target_.dora.magnitude, first_ + own) : 0.0f;
+    const float v = static_cast<float>(dora_coefficients(target_.dora.rule, m).v);
+    wait_for_own_copies();
+    for (int row = 0; row < count_; ++row) {
+      const float sum = sum_of_warp(squares(row, v));
+      if (lane == 0) waiting_.squares[row][threadIdx.x / 32] = sum;
     }
+    __syncthreads();
+    double sum = 0.0;  // of the row whose number is the lane's
+    for (int warp = 0; warp < target_.team_warps; ++warp)
+      sum += static_cast<double>(waiting_.squares[own][first_warp_ + warp]);
+    const DoraFactors factors = dora_factors_for(target_.dora, m, magnitude, sum);
+    for (int row = 0; row < count_; ++row)
+      merge_row(row, {__shfl_sync(~0u, factors.x, row), __shfl_sync(~0u, factors.y, row),
+                      __shfl_sync(~0u, factors.v, row), __shfl_sync(~0u, factors.w, row)});
   }
 
-  __device__ void add_together(Rows<K> &rows, const Packed (&packed)[kBatch], const ElementwiseTerm &term, float weight,
-                               const Lines &lines, int x) const {
-    const TermOfLines<K> of_lines(term, run.workspace, lines, x);
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      float base[K::kVector];
-      if (term.times_base) widen<K>(packed[j], target.base_dtype, base);
-#pragma unroll
-      for (int i = 0; i < K::kVector; ++i)
-        rows.value[j][i] = fmaf(weight * of_lines.left[j],
-                                term.times_base ? of_lines.right[i] * base[i] : of_lines.right[i], rows.value[j][i]);
-    }
-  }
-
-  /// Call with the weight and the delta.
+ private:
+  /// visit(slot, x): where a vector of the thread waits, and its first column.
   template <typename Visit>
-  __device__ void visit(int x, Visit visit) const {
+  __device__ void for_vectors(int row, Visit visit) const {
+    int slot = row * of_thread_;
+    for (int vector = member_; vector < vectors_; vector += threads_, ++slot) visit(slot, vector * K::kVector);
+  }
+
+  __device__ void fetch() const {
+    for (int row = 0; row < count_; ++row)
+      for_vectors(row, [&](int slot, int x) {
+        if (slot < kElementwiseHeld)
+          copy_own(&waiting_.vectors[slot][threadIdx.x],
+                   address_at(target_.base, target_.base_dtype, target_.base_row, first_ + row, x),
+                   takes_16_bytes<K>(target_.base_dtype));
+      });
+  }
+
+  __device__ Packed fetched(int slot, int y, int x) const {
+    if (slot >= kElementwiseHeld) return load_packed<K>(target_, y, x);
+    const uint4 v = waiting_.vectors[slot][threadIdx.x];
+    return {{v.x, v.y, v.z, v.w}};
+  }
+
+  /// visit(x, base, delta, scale): the weight and what, times `scale`, is the delta without a multiplier.
+  template <typename Visit>
+  __device__ void visit_row(int row, Visit visit) const {
+    if (target_.together)
+      with_type<K::kWide>(target_.base_dtype, [&](auto base_type) {
+        with_type<true>(terms_->right_dtype,
+                        [&](auto right_type) { visit_kronecker(base_type, right_type, row, visit); });
+      });
+    else
+      visit_any(row, visit);
+  }
+
+  /// One Kronecker product of two halves, the right one's rows contiguous, where all of the rows waits.
+  template <typename BaseType, typename RightType, typename Visit>
+  __device__ void visit_kronecker(BaseType, RightType, int row, Visit visit) const {
+    const ElementwiseTerm &term = *terms_;
+    const HalfPlaces at(term, run_.workspace, first_ + row, 0);
+    const char *const left = once(at.left), *const right = once(at.right);
+    const float weight = bare_weight(term);
+    const uint4 *waiting = &waiting_.vectors[row * of_thread_][threadIdx.x];
+    for (int vector = member_; vector < vectors_; vector += threads_, waiting += kDoraThreads) {
+      const int x = vector * K::kVector, left_x = divide(x, term.right_columns);
+      const int right_x = x - left_x * static_cast<int>(term.right_columns.value);
+      const std::uint32_t of_left = load_bits(left + left_x * term.left_column, term.left_dtype);
+      const auto of_right = load_vector<RightType, K::kVector>(right, right_x);
+      const uint4 v = *waiting;
+      const std::uint32_t of_base[] = {v.x, v.y, v.z, v.w};
+      float base[K::kVector], delta[K::kVector];
 #pragma unroll
-    for (int begin = 0; begin < kRows; begin += kBatch) {
-      if (begin >= tile.count) break;
-      Packed packed[kBatch] = {};
-      const Lines lines = batch(begin);
-      load_lines<K>(packed, target, lines, x);
-      Rows<K> delta = {};
-      add_terms(delta, packed, lines, x);
-      visit(begin, widened(packed), delta);
+      for (int i = 0; i < K::kVector; i += 2) {
+        const float2 d = RightType::get(of_right.word, i / 2), b = BaseType::get(of_base, i / 2);
+        delta[i] = d.x, delta[i + 1] = d.y;
+        base[i] = b.x, base[i + 1] = b.y;
+      }
+      visit(x, base, delta, weight * to_float(of_left, term.left_dtype));
     }
   }
 
-  __device__ void add_squares(float (&squares)[kRows], float v, int x) const {
-    visit(x, [&](int begin, const Rows<K> &base, const Rows<K> &delta) {
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j)
-#pragma unroll
-        for (int i = 0; i < K::kVector; ++i) {
-          const float value = fmaf(v, delta.value[j][i], base.value[j][i]);
-          squares[begin + j] = fmaf(value, value, squares[begin + j]);
-        }
+  template <typename Visit>
+  __device__ void visit_any(int row, Visit visit) const {
+    const int y = first_ + row;
+    for_vectors(row, [&](int slot, int x) {
+      const Packed packed = fetched(slot, y, x);
+      float base[K::kVector], delta[K::kVector] = {};
+      for (int t = 0; t < target_.term_count; ++t)
+        add_term<K>(delta, terms_[t], bare_weight(terms_[t]), packed, target_.base_dtype, run_.workspace, y, x);
+      widen<K>(packed, target_.base_dtype, base);
+      visit(x, base, delta, 1.0f);
     });
   }
 
-  __device__ void merge(const DoraFactors *factors, int x) const {
-    const float kept = run.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
-    visit(x, [&](int begin, const Rows<K> &base, Rows<K> &delta) {
+  __device__ float bare_weight(const ElementwiseTerm &term) const { return term.coefficient * element(term.scalar, 0); }
+
+  __device__ float squares(int row, float v) const {
+    float squares = 0.0f;
+    visit_row(row, [&](int, const float(&base)[K::kVector], const float(&delta)[K::kVector], float scale) {
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j)
+      for (int i = 0; i < K::kVector; ++i) {
+        const float value = fmaf(v * scale, delta[i], base[i]);
+        squares = fmaf(value, value, squares);
+      }
+    });
+    return squares;
+  }
+
+  __device__ void merge_row(int row, const DoraFactors &factors) const {
+    const float of_base = factors.y + (run_.op == ops::WeightOp::kDiff ? 0.0f : 1.0f);
+    const bool cancels = factors.w != 0.0f;
+    visit_row(row, [&](int x, const float(&base)[K::kVector], float(&delta)[K::kVector], float scale) {
+      const float of_delta = cancels ? factors.v * scale : factors.x * factors.v * scale;
 #pragma unroll
-        for (int i = 0; i < K::kVector; ++i) {
-          const float change = dora_change(factors[begin + j], base.value[j][i], delta.value[j][i]);
-          delta.value[j][i] = kept != 0.0f ? base.value[j][i] + change : change;
-        }
-      store(delta, begin, x);
+      for (int i = 0; i < K::kVector; ++i) {
+        const float rest = of_base * base[i];
+        delta[i] = cancels ? fmaf(factors.x, fmaf(of_delta, delta[i], base[i]), rest) : fmaf(of_delta, delta[i], rest);
+      }
+      store_packed<K>(round_to<K>(delta, target_.out_dtype), target_, first_ + row, x);
     });
   }
 
   /// What the adapter does not change: bit for bit, in another type, or nothing, of a difference.
-  __device__ void keep(int x) const {
-    const bool same = run.op != ops::WeightOp::kDiff && target.base_dtype == target.out_dtype;
-    if (same && target.base == target.out) return;
-    for (int begin = 0; begin < tile.count; begin += kBatch) {
-      Packed packed[kBatch] = {};
-      if (run.op != ops::WeightOp::kDiff) load_lines<K>(packed, target, batch(begin), x);
-      if (!same) {
-        store(run.op == ops::WeightOp::kDiff ? Rows<K>{} : widened(packed), begin, x);
-        continue;
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j)
-        if (begin + j < tile.count) store_packed<K>(packed[j], target, tile.row(begin + j), x);
-    }
+  __device__ void keep() const {
+    const bool clears = run_.op == ops::WeightOp::kDiff, same = target_.base_dtype == target_.out_dtype;
+    if (!clears && same && target_.base == target_.out) return;
+    for (int row = 0; row < count_; ++row)
+      for_vectors(row, [&](int, int x) {
+        Packed packed = {};
+        if (!clears) packed = load_packed<K>(target_, first_ + row, x);
+        if (!clears && !same) {
+          float base[K::kVector];
+          widen<K>(packed, target_.base_dtype, base);
+          packed = round_to<K>(base, target_.out_dtype);
+        }
+        store_packed<K>(packed, target_, first_ + row, x);
+      });
   }
+
+  const ElementwiseRun &run_;
+  const ElementwiseTarget &target_;
+  const ElementwiseTerm *const terms_;
+  Waiting &waiting_;
+  int first_, count_;        // rows
+  int member_, threads_;     // this thread, of so many
+  int first_warp_;           // of the block's
+  int vectors_, of_thread_;  // of a row; of it, a thread's at most
 };
 
 /// A few whole rows for each block.
 template <typename K>
 __device__ void merge_rows(const ElementwiseRun &run) {
-  __shared__ float partial[kDoraWarps][kRows];
-  __shared__ DoraFactors factors[kRows];
+  __shared__ Waiting waiting;
+  if (travels_alone(run)) return Team<K>(run, run.only, &run.only_term, static_cast<int>(blockIdx.x), waiting).merge();
   const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
   const ElementwiseTarget &target = run.targets[index];
-  const Work<K> work{run, target, lines_of_block<K>(target, static_cast<int>(blockIdx.x - run.tiles.first[index]))};
-  const int thread = static_cast<int>(threadIdx.x), begin = thread * K::kVector;
-  constexpr int kStep = kDoraThreads * K::kVector;
-  const float m = multiplier_at(run.multipliers, run.terms[target.first_term].multiplier_index);
-  if (m == 0.0f) {
-    for (int x = begin; x < target.columns; x += kStep) work.keep(x);
-    return;
-  }
-  const float v = static_cast<float>(dora_coefficients(target.dora.rule, m).v);
-  float squares[kRows] = {};
-  for (int x = begin; x < target.columns; x += kStep) work.add_squares(squares, v, x);
-#pragma unroll
-  for (int j = 0; j < kRows; ++j) {
-    const float sum = sum_of_warp(squares[j]);
-    if (thread % 32 == 0) partial[thread / 32][j] = sum;
-  }
-  __syncthreads();
-  if (thread < work.tile.count) {
-    double sum = 0.0;
-    for (int warp = 0; warp < kDoraWarps; ++warp) sum += static_cast<double>(partial[warp][thread]);
-    factors[thread] = dora_factors(target.dora, m, work.tile.row(thread), sum);
-  }
-  __syncthreads();
-  for (int x = begin; x < target.columns; x += kStep) work.merge(factors, x);
+  const int block = static_cast<int>(blockIdx.x - run.tiles.first[index]);
+  Team<K>(run, target, run.terms + target.first_term, block, waiting).merge();
 }
 
 template <typename K>

@@ -74,18 +74,46 @@ bool takes_term(const ops::Term &term, bool turned, std::int64_t vector) {
   }
 }
 
-/// How far apart rows taken together should lie for a term: as far as rows that meet the same row of its right half.
-std::int64_t step_of(const ElementwiseTerm &term, std::int64_t rows, std::int64_t together) {
-  const std::int64_t step = term.right_rows.value;
-  return rows % step == 0 && rows / step >= together ? step : 1;
-}
-
 Divisor divisor(std::int64_t value, const char *what) {
   Divisor by{static_cast<std::uint32_t>(narrow(value, what)), 0, 0};
   while ((std::int64_t{1} << by.shift) < value) ++by.shift;
   const auto wide = static_cast<std::uint64_t>(value);
   by.magic = static_cast<std::uint32_t>((((std::uint64_t{1} << by.shift) - wide) << 32) / wide + 1);
   return by;
+}
+
+/// How far apart rows taken together should lie for a term: as far as rows that meet the same row of its right half.
+std::int64_t step_of(const ElementwiseTerm &term, std::int64_t rows) {
+  const std::int64_t step = term.right_rows.value;
+  return rows % step == 0 && rows / step >= kElementwiseRows ? step : 1;
+}
+
+/// Among threads; the number of blocks.
+std::int64_t share_vectors(ElementwiseTarget &entry, const ElementwiseTerm &first) {
+  const std::int64_t step = step_of(first, entry.rows);
+  entry.step = divisor(step, "the number of rows");
+  entry.together = entry.term_count == 1 && step % first.right_rows.value == 0 &&
+                   (!entry.base || entry.base_dtype == entry.out_dtype);
+  const std::int64_t lines = step * ceil_div(entry.rows / step, kElementwiseRows);
+  entry.threads = narrow(lines * entry.row_vectors.value, "the number of elements");
+  return ceil_div(entry.threads, kElementwiseThreads * kElementwisePieces);
+}
+
+/// Among teams: of so many warps that a row, and then of so many rows that all of them have room in shared memory. The
+/// number of blocks.
+std::int64_t share_rows(ElementwiseTarget &entry, const ElementwiseTerm &first) {
+  const std::int64_t vectors = entry.row_vectors.value;
+  std::int32_t warps = 1;
+  while (warps < kElementwiseDoraWarps && vectors > std::int64_t{warps} * 32 * kElementwiseHeld) warps *= 2;
+  const std::int64_t of_thread = ceil_div(vectors, std::int64_t{warps} * 32);
+  const std::int64_t left_span = std::int64_t{first.left_column} * entry.columns / first.right_columns.value;
+  entry.together = entry.term_count == 1 && first.left_dtype != LYC_DTYPE_NONE && first.right_dtype != LYC_DTYPE_NONE &&
+                   first.times_base == 0 && of_thread <= kElementwiseHeld &&
+                   first.right_column == static_cast<std::int32_t>(dtype_size(first.right_dtype)) &&
+                   left_span <= std::numeric_limits<std::int32_t>::max();
+  entry.team_warps = warps;
+  entry.team_rows = static_cast<std::int32_t>(std::max<std::int64_t>(1, kElementwiseHeld / of_thread));
+  return ceil_div(entry.rows, kElementwiseDoraWarps / warps * entry.team_rows);
 }
 
 }  // namespace
@@ -144,18 +172,10 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
   require(base.data || !entry.reads_base, "a term made from the weight needs the base weight");
   layout_.reads_base |= entry.reads_base != 0;
   entry.term_count = static_cast<std::int32_t>(layout_.terms.size()) - entry.first_term;
-  const std::int64_t together = kind.dora ? kElementwiseDoraRows : kElementwiseRows;
-  const ElementwiseTerm &first = layout_.terms[static_cast<std::size_t>(entry.first_term)];
-  const std::int64_t step = step_of(first, entry.rows, together);
-  entry.step = divisor(step, "the number of rows");
-  entry.together = entry.term_count == 1 && step % first.right_rows.value == 0 &&
-                   (kind.dora || !base.data || base.dtype == out.dtype);
-  const std::int64_t lines = step * ceil_div(entry.rows / step, together);
-  entry.threads = narrow(lines * entry.row_vectors.value, "the number of elements");
-
   ElementwiseGroup &group = layout_.groups[static_cast<std::size_t>(index_of(kind))];
+  const ElementwiseTerm &first = layout_.terms[static_cast<std::size_t>(entry.first_term)];
+  group.tiles.add(kind.dora ? share_rows(entry, first) : share_vectors(entry, first));
   group.targets.push_back(entry);
-  group.tiles.add(kind.dora ? lines : ceil_div(entry.threads, kElementwiseThreads * kElementwisePieces));
 }
 
 void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const ops::Term &term,

@@ -36,8 +36,11 @@ struct alignas(16) ElementwiseTarget {
   std::int32_t rows, columns;
   Divisor row_vectors;      // that make up a row
   Divisor step;             // between rows that are taken together: the first term's right_rows, if there are many
-  std::int32_t together;    // one term, and such rows meet the same row of its right half; without DoRA, in one type
+  std::int32_t together;    // one term, in one type, and such rows meet the same row of its right half; with DoRA, one
+                            // of two halves, the right one's rows contiguous
   std::int32_t threads;     // a vector of kElementwiseRows rows each; not with DoRA
+  std::int32_t team_warps;  // that take rows together, with DoRA
+  std::int32_t team_rows;   // that they take
   std::int32_t reads_base;  // also for a difference
   std::int32_t first_term, term_count;
   DoraParameters dora;  // of the one adapter of a target with DoRA
@@ -46,7 +49,7 @@ struct alignas(16) ElementwiseTarget {
 /// Kernels, by what makes one faster than another.
 struct ElementwiseKind {
   bool wide;  // base or out is float32, or columns come in fours alone
-  bool dora;  // over rows: a block takes whole rows, and takes them twice, the second time from the caches
+  bool dora;  // over rows, which a few warps take whole
 };
 inline constexpr int kElementwiseKinds = 4;
 constexpr int index_of(ElementwiseKind kind) { return (kind.wide ? 1 : 0) + (kind.dora ? 2 : 0); }
@@ -54,8 +57,9 @@ constexpr ElementwiseKind elementwise_kind(int index) { return {(index & 1) != 0
 
 constexpr int elementwise_vector(ElementwiseKind kind) { return kind.wide ? 4 : 8; }  // columns that a thread takes
 inline constexpr int kElementwiseThreads = 256;
-inline constexpr int kElementwisePieces = 4;    // of a target that a block takes where it has to find the target first
-inline constexpr int kElementwiseRows = 4;      // that a thread takes
-inline constexpr int kElementwiseDoraRows = 8;  // that a block takes whole
+inline constexpr int kElementwisePieces = 4;     // of a target that a block takes where it has to find the target first
+inline constexpr int kElementwiseRows = 4;       // that a thread takes
+inline constexpr int kElementwiseDoraWarps = 4;  // of a block that takes whole rows
+inline constexpr int kElementwiseHeld = 12;      // vectors of a thread that wait for their rows' norms
 
 }  // namespace lyc::cuda

@@ -225,17 +225,47 @@ TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   EXPECT_EQ(plain.targets[1].rows, 128);  // turned round
   EXPECT_EQ(plain.targets[1].columns, 256);
   EXPECT_EQ(plain.tiles.pieces, 1u + 1u);
-  EXPECT_EQ(dora.targets[0].step.value, 16u);
-  EXPECT_EQ(dora.tiles.pieces, 16u);
+  EXPECT_EQ(dora.targets[0].team_warps, 1);
+  EXPECT_EQ(dora.targets[0].team_rows, 12);  // of one vector a thread
+  EXPECT_EQ(dora.tiles.pieces, 3u);
   EXPECT_TRUE(layout.reads_base);
 }
 
 TEST_F(Terms, RowsThatTooFewShareAreTakenInOrder) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
-  term.p_out = 4, term.p_in = 8;
-  lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kOut);
-  EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[2].targets.at(0).step.value, 1u);
+  term.p_out = 2, term.p_in = 8;
+  lay_out_one({128, 128}, Order::kOIHW, term);
+  EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[0].targets.at(0).step.value, 1u);
+}
+
+TEST_F(Terms, WarpsTakeTheRowsThatWaitInSharedMemory) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 2;
+  const struct {
+    std::int64_t columns;
+    std::int32_t warps, rows;
+    std::uint32_t blocks;
+  } widths[] = {{64, 1, 12, 3},   {640, 1, 4, 7},     {3072, 1, 1, 25},
+                {3088, 2, 1, 50}, {12288, 4, 1, 100}, {16384, 4, 1, 100}};
+  for (const auto &[columns, warps, rows, blocks] : widths) {
+    WeightCase c(8);
+    c.factor_dtype = LYC_DTYPE_BF16;
+    c.add({{100, columns},
+           LYC_DTYPE_BF16,
+           LYC_DTYPE_BF16,
+           Order::kOIHW,
+           Order::kOIHW,
+           true,
+           {{{term}, ops::DoraAxis::kOut}}});
+    const WeightLayout layout = lay_out(c.batch());
+    const ElementwiseGroup &group = layout.elementwise.groups[2];
+    ASSERT_EQ(group.targets.size(), 1u);
+    EXPECT_EQ(group.targets[0].team_warps, warps) << columns;
+    EXPECT_EQ(group.targets[0].team_rows, rows) << columns;
+    EXPECT_EQ(group.tiles.pieces, blocks) << columns;
+  }
 }
 
 TEST_F(Terms, DivisorsDivide) {
@@ -301,18 +331,19 @@ TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
   TermChoice term = choice(ops::TermKind::kKronecker);
   term.p_out = 4, term.p_in = 6;
   term.q = test::Half::kWhole;
-  const WeightLayout layout = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut);
+  const WeightLayout layout = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kIn);
   const StreamTarget &target = layout.streams.at(0).weights.at(0).target;
   EXPECT_EQ(target.rows, 40);
   EXPECT_EQ(target.columns, 64);
   EXPECT_EQ(target.boxes_across, 1);  // so a tile takes four neighbouring blocks
   EXPECT_EQ(target.strips, 2);        // 40 rows
   EXPECT_EQ(target.height, 4 * 2);
-  EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term, ops::DoraAxis::kOut).streams.size(), 0u);  // blocks too low
-  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term).streams.size(), 0u);                      // the elementwise kernels'
-  const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut, Order::kHWIO);
+  EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term, ops::DoraAxis::kIn).streams.size(), 0u);  // blocks too low
+  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term).streams.size(), 0u);                     // the elementwise kernels'
+  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut).streams.size(), 0u);
+  const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kIn, Order::kHWIO);
   EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.rows, 64);
-  EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.dora.by_row, 0);
+  EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.dora.by_row, 1);
 }
 
 TEST_F(Stream, AllBlocksWalkDownAWeightSideBySide) {
@@ -361,20 +392,6 @@ TEST_F(Stream, DoraTakesWholeRowsInAsManyBlocksAsHoldThem) {
   }
   EXPECT_EQ(lay_out_rows({72, 12296}, term).kind.cluster, 0);
   EXPECT_EQ(lay_out_rows({72, 64, {3, 3, 1}}, term).target.boxes, 5);
-}
-
-TEST_F(Stream, BandsOfAKroneckerProductShareTheRightHalf) {
-  TermChoice term = choice(ops::TermKind::kKronecker);
-  term.p_out = 4, term.p_in = 6;
-  term.q = test::Half::kWhole;
-  const StreamWeight weight = lay_out_rows({4 * 40, 6 * 72}, term);
-  EXPECT_EQ(weight.kind.cluster, 2);
-  EXPECT_EQ(weight.target.boxes_across, 2);
-  EXPECT_EQ(weight.target.boxes, 6);
-  EXPECT_EQ(weight.target.strips, 2);
-  EXPECT_EQ(weight.target.height, 4);
-  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1024}, term).kind.cluster, 16);
-  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1032}, term).kind.cluster, 0);
 }
 
 TEST_F(Stream, ColumnsAndSharedMagnitudesAreNotTakenByRows) {
