@@ -9,12 +9,6 @@
 // Traffic.  base read once, out written once: bound by DRAM, which likes that order. Finding its way costs a thread as
 //           many instructions as two vectors' arithmetic; with one vector a thread it would be bound by them. The right
 //           half of a Kronecker product, as large as the weight over the left half's elements, comes from the caches.
-// DoRA.     Over rows. A team of one, two or all warps of a block takes whole rows, side by side in memory: each thread
-//           copies its vectors of them into shared memory, which nobody else looks at, adds up squares, and computes
-//           the terms once more when the rows' norms are known. What has no room there, of very wide rows, is read
-//           again. A row of a Kronecker product's right half, which repeats along the weight's, comes from the nearest
-//           cache. Sums go by vectors, lanes, warps: an order that depends on shapes alone.
-#include <type_traits>
 #include <utility>
 
 #include "device.cuh"
@@ -23,21 +17,14 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr int kDoraThreads = kElementwiseDoraWarps * 32;
 constexpr int kBatch = kElementwiseRows;  // rows whose loads are under way together
 
 template <int kIndex>
 struct Kind {
   static constexpr bool kWide = elementwise_kind(kIndex).wide;
-  static constexpr bool kDora = elementwise_kind(kIndex).dora;
   static constexpr int kVector = elementwise_vector(elementwise_kind(kIndex));
-  static constexpr int kThreads = kDora ? kDoraThreads : kElementwiseThreads, kBlocks = kDora ? 9 : 3;
+  static constexpr int kThreads = kElementwiseThreads, kBlocks = 3;
 };
-
-__device__ inline int divide(int n, const Divisor &by) {
-  const auto number = static_cast<std::uint32_t>(n);
-  return static_cast<int>((number + __umulhi(number, by.magic)) >> by.shift);
-}
 
 /// As they are in memory: 16 bytes, or 8 where they are narrower than others of their kind.
 struct Packed {
@@ -147,15 +134,6 @@ struct Right {
     for (int i = 0; i < K::kVector; i += 2) word[i / 2] = half(i) | half(i + 1) << 16;
   }
 };
-
-/// An element that is to be widened later. Two loads, not one or the other, which would wait for each other.
-__device__ inline std::uint32_t load_bits(const char *from, lyc_dtype dtype) {
-  const auto *half = reinterpret_cast<const std::uint16_t *>(from);
-  const std::uint32_t low = __ldg(half);
-  std::uint32_t high = 0;
-  if (dtype == LYC_DTYPE_F32) high = __ldg(half + 1);
-  return low | high << 16;
-}
 
 __device__ inline float weight_of(const ElementwiseRun &run, const ElementwiseTerm &term) {
   const float multiplier = multiplier_at(run.multipliers, term.multiplier_index);
@@ -334,242 +312,11 @@ __device__ void merge_targets(const ElementwiseRun &run) {
     merge_target<K>(run, target, run.terms + target.first_term, first + piece);
 }
 
-// -- DoRA -------------------------------------------------------------------------------------------------------------
-
-/// Copy into shared memory; what a thread has copied is there for it after wait_for_own_copies().
-__device__ inline void copy_own(void *to, const char *from, bool all_16_bytes) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  if (all_16_bytes)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(from) : "memory");
-}
-__device__ inline void wait_for_own_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-/// A pointer that is not to be computed again in every round of a loop.
-__device__ inline const char *once(const char *pointer) {
-  asm("" : "+l"(pointer));
-  return pointer;
-}
-
-/// Neighbours of a type as they are in memory.
-template <int kCount>
-struct Words {
-  std::uint32_t word[kCount];
-};
-
-template <typename Type, int kCount>
-__device__ Words<kCount> load_vector(const char *row, int x) {
-  constexpr int kBytes = kCount * (std::is_same_v<Type, F32> ? 4 : 2);
-  const char *from = row + std::int64_t{x} * (kBytes / kCount);
-  Words<kCount> words;
-  if constexpr (kBytes == 8) {
-    const uint2 v = __ldg(reinterpret_cast<const uint2 *>(from));
-    words.word[0] = v.x, words.word[1] = v.y;
-  } else {
-#pragma unroll
-    for (int i = 0; i < kBytes / 16; ++i) {
-      const uint4 v = __ldg(reinterpret_cast<const uint4 *>(from) + i);
-      words.word[4 * i] = v.x, words.word[4 * i + 1] = v.y, words.word[4 * i + 2] = v.z, words.word[4 * i + 3] = v.w;
-    }
-  }
-  return words;
-}
-
-/// A block's shared memory: what each thread has of rows that wait for their norms, and sums of squares.
-struct Waiting {
-  uint4 vectors[kElementwiseHeld][kDoraThreads];
-  float squares[kElementwiseHeld][kElementwiseDoraWarps];
-};
-
-/// Warps that take some whole rows, one after another.
-template <typename K>
-class Team {
- public:
-  __device__ Team(const ElementwiseRun &run, const ElementwiseTarget &target, const ElementwiseTerm *terms, int block,
-                  Waiting &waiting)
-      : run_(run), target_(target), terms_(terms), waiting_(waiting) {
-    const int thread = static_cast<int>(threadIdx.x), team = thread / 32 / target.team_warps;
-    first_ = (block * (kElementwiseDoraWarps / target.team_warps) + team) * target.team_rows;
-    count_ = min(target.team_rows, target.rows - first_);
-    threads_ = target.team_warps * 32;
-    member_ = thread - team * threads_;
-    first_warp_ = team * target.team_warps;
-    vectors_ = static_cast<int>(target.row_vectors.value);
-    of_thread_ = (vectors_ + threads_ - 1) / threads_;
-  }
-
-  __device__ void merge() const {
-    const float m = multiplier_at(run_.multipliers, terms_->multiplier_index);
-    if (m == 0.0f) return keep();
-    fetch();
-    const int lane = static_cast<int>(threadIdx.x % 32), own = max(min(lane, count_ - 1), 0);
-    const float magnitude = count_ > 0 ? element(target_.dora.magnitude, first_ + own) : 0.0f;
-    const float v = static_cast<float>(dora_coefficients(target_.dora.rule, m).v);
-    wait_for_own_copies();
-    for (int row = 0; row < count_; ++row) {
-      const float sum = sum_of_warp(squares(row, v));
-      if (lane == 0) waiting_.squares[row][threadIdx.x / 32] = sum;
-    }
-    __syncthreads();
-    double sum = 0.0;  // of the row whose number is the lane's
-    for (int warp = 0; warp < target_.team_warps; ++warp)
-      sum += static_cast<double>(waiting_.squares[own][first_warp_ + warp]);
-    const DoraFactors factors = dora_factors_for(target_.dora, m, magnitude, sum);
-    for (int row = 0; row < count_; ++row)
-      merge_row(row, {__shfl_sync(~0u, factors.x, row), __shfl_sync(~0u, factors.y, row),
-                      __shfl_sync(~0u, factors.v, row), __shfl_sync(~0u, factors.w, row)});
-  }
-
- private:
-  /// visit(slot, x): where a vector of the thread waits, and its first column.
-  template <typename Visit>
-  __device__ void for_vectors(int row, Visit visit) const {
-    int slot = row * of_thread_;
-    for (int vector = member_; vector < vectors_; vector += threads_, ++slot) visit(slot, vector * K::kVector);
-  }
-
-  __device__ void fetch() const {
-    for (int row = 0; row < count_; ++row)
-      for_vectors(row, [&](int slot, int x) {
-        if (slot < kElementwiseHeld)
-          copy_own(&waiting_.vectors[slot][threadIdx.x],
-                   address_at(target_.base, target_.base_dtype, target_.base_row, first_ + row, x),
-                   takes_16_bytes<K>(target_.base_dtype));
-      });
-  }
-
-  __device__ Packed fetched(int slot, int y, int x) const {
-    if (slot >= kElementwiseHeld) return load_packed<K>(target_, y, x);
-    const uint4 v = waiting_.vectors[slot][threadIdx.x];
-    return {{v.x, v.y, v.z, v.w}};
-  }
-
-  /// visit(x, base, delta, scale): the weight and what, times `scale`, is the delta without a multiplier.
-  template <typename Visit>
-  __device__ void visit_row(int row, Visit visit) const {
-    if (target_.together)
-      with_type<K::kWide>(target_.base_dtype, [&](auto base_type) {
-        with_type<true>(terms_->right_dtype,
-                        [&](auto right_type) { visit_kronecker(base_type, right_type, row, visit); });
-      });
-    else
-      visit_any(row, visit);
-  }
-
-  /// One Kronecker product of two halves, the right one's rows contiguous, where all of the rows waits.
-  template <typename BaseType, typename RightType, typename Visit>
-  __device__ void visit_kronecker(BaseType, RightType, int row, Visit visit) const {
-    const ElementwiseTerm &term = *terms_;
-    const HalfPlaces at(term, run_.workspace, first_ + row, 0);
-    const char *const left = once(at.left), *const right = once(at.right);
-    const float weight = bare_weight(term);
-    const uint4 *waiting = &waiting_.vectors[row * of_thread_][threadIdx.x];
-    for (int vector = member_; vector < vectors_; vector += threads_, waiting += kDoraThreads) {
-      const int x = vector * K::kVector, left_x = divide(x, term.right_columns);
-      const int right_x = x - left_x * static_cast<int>(term.right_columns.value);
-      const std::uint32_t of_left = load_bits(left + left_x * term.left_column, term.left_dtype);
-      const auto of_right = load_vector<RightType, K::kVector>(right, right_x);
-      const uint4 v = *waiting;
-      const std::uint32_t of_base[] = {v.x, v.y, v.z, v.w};
-      float base[K::kVector], delta[K::kVector];
-#pragma unroll
-      for (int i = 0; i < K::kVector; i += 2) {
-        const float2 d = RightType::get(of_right.word, i / 2), b = BaseType::get(of_base, i / 2);
-        delta[i] = d.x, delta[i + 1] = d.y;
-        base[i] = b.x, base[i + 1] = b.y;
-      }
-      visit(x, base, delta, weight * to_float(of_left, term.left_dtype));
-    }
-  }
-
-  template <typename Visit>
-  __device__ void visit_any(int row, Visit visit) const {
-    const int y = first_ + row;
-    for_vectors(row, [&](int slot, int x) {
-      const Packed packed = fetched(slot, y, x);
-      float base[K::kVector], delta[K::kVector] = {};
-      for (int t = 0; t < target_.term_count; ++t)
-        add_term<K>(delta, terms_[t], bare_weight(terms_[t]), packed, target_.base_dtype, run_.workspace, y, x);
-      widen<K>(packed, target_.base_dtype, base);
-      visit(x, base, delta, 1.0f);
-    });
-  }
-
-  __device__ float bare_weight(const ElementwiseTerm &term) const { return term.coefficient * element(term.scalar, 0); }
-
-  __device__ float squares(int row, float v) const {
-    float squares = 0.0f;
-    visit_row(row, [&](int, const float(&base)[K::kVector], const float(&delta)[K::kVector], float scale) {
-#pragma unroll
-      for (int i = 0; i < K::kVector; ++i) {
-        const float value = fmaf(v * scale, delta[i], base[i]);
-        squares = fmaf(value, value, squares);
-      }
-    });
-    return squares;
-  }
-
-  __device__ void merge_row(int row, const DoraFactors &factors) const {
-    const float of_base = factors.y + (run_.op == ops::WeightOp::kDiff ? 0.0f : 1.0f);
-    const bool cancels = factors.w != 0.0f;
-    visit_row(row, [&](int x, const float(&base)[K::kVector], float(&delta)[K::kVector], float scale) {
-      const float of_delta = cancels ? factors.v * scale : factors.x * factors.v * scale;
-#pragma unroll
-      for (int i = 0; i < K::kVector; ++i) {
-        const float rest = of_base * base[i];
-        delta[i] = cancels ? fmaf(factors.x, fmaf(of_delta, delta[i], base[i]), rest) : fmaf(of_delta, delta[i], rest);
-      }
-      store_packed<K>(round_to<K>(delta, target_.out_dtype), target_, first_ + row, x);
-    });
-  }
-
-  /// What the adapter does not change: bit for bit, in another type, or nothing, of a difference.
-  __device__ void keep() const {
-    const bool clears = run_.op == ops::WeightOp::kDiff, same = target_.base_dtype == target_.out_dtype;
-    if (!clears && same && target_.base == target_.out) return;
-    for (int row = 0; row < count_; ++row)
-      for_vectors(row, [&](int, int x) {
-        Packed packed = {};
-        if (!clears) packed = load_packed<K>(target_, first_ + row, x);
-        if (!clears && !same) {
-          float base[K::kVector];
-          widen<K>(packed, target_.base_dtype, base);
-          packed = round_to<K>(base, target_.out_dtype);
-        }
-        store_packed<K>(packed, target_, first_ + row, x);
-      });
-  }
-
-  const ElementwiseRun &run_;
-  const ElementwiseTarget &target_;
-  const ElementwiseTerm *const terms_;
-  Waiting &waiting_;
-  int first_, count_;        // rows
-  int member_, threads_;     // this thread, of so many
-  int first_warp_;           // of the block's
-  int vectors_, of_thread_;  // of a row; of it, a thread's at most
-};
-
-/// A few whole rows for each block.
-template <typename K>
-__device__ void merge_rows(const ElementwiseRun &run) {
-  __shared__ Waiting waiting;
-  if (travels_alone(run)) return Team<K>(run, run.only, &run.only_term, static_cast<int>(blockIdx.x), waiting).merge();
-  const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
-  const ElementwiseTarget &target = run.targets[index];
-  const int block = static_cast<int>(blockIdx.x - run.tiles.first[index]);
-  Team<K>(run, target, run.terms + target.first_term, block, waiting).merge();
-}
-
 template <typename K>
 __global__ void __launch_bounds__(K::kThreads, K::kBlocks)
     elementwise_kernel(const __grid_constant__ ElementwiseRun run) {
   begin_kernel();
-  if constexpr (K::kDora)
-    merge_rows<K>(run);
-  else
-    merge_targets<K>(run);
+  merge_targets<K>(run);
 }
 
 using Kernel = void (*)(ElementwiseRun);
@@ -584,11 +331,11 @@ const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
 
 cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, const Launch &on) {
   unsigned blocks = run.tiles.pieces;
-  if (!kind.dora && travels_alone(run))
+  if (travels_alone(run))
     blocks = (static_cast<unsigned>(run.only.threads) + kElementwiseThreads - 1) / kElementwiseThreads;
   void *arguments[] = {const_cast<ElementwiseRun *>(&run)};
   const void *kernel = kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>());
-  return launch_kernel(kernel, blocks, kind.dora ? kDoraThreads : kElementwiseThreads, 0, on, arguments);
+  return launch_kernel(kernel, blocks, kElementwiseThreads, 0, on, arguments);
 }
 
 }  // namespace lyc::cuda

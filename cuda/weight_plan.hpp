@@ -6,6 +6,7 @@
 
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
+#include "elementwise_rows.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
@@ -21,6 +22,7 @@ struct WeightPlan {
   std::vector<int> stream_blocks;                               // that the device holds at once, of tiles
   std::vector<RowShape> row_shapes;                             // of whole rows
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
+  std::vector<ElementwiseRowsRun> elementwise_rows;             // of layout.elementwise.rows
   TermTables terms{};                                           // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
   const FactorTask *factors = nullptr;

@@ -215,8 +215,9 @@ TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   EXPECT_EQ(lay_out_one({128, 144}, Order::kOIHW, term).targets.size(), 1u);  // halves of 18 columns
   EXPECT_EQ(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kIn).targets.size(), 2u);
   const WeightLayout layout = lay_out(case_.batch());
-  const ElementwiseGroup &plain = layout.elementwise.groups[0], &fours = layout.elementwise.groups[1],
-                         &dora = layout.elementwise.groups[2];
+  const ElementwiseGroup &plain = layout.elementwise.groups[0], &fours = layout.elementwise.groups[1];
+  ASSERT_EQ(layout.elementwise.rows.size(), 1u);
+  const ElementwiseRowsGroup &dora = layout.elementwise.rows[0];
   ASSERT_EQ(plain.targets.size(), 2u);
   ASSERT_EQ(fours.targets.size(), 1u);  // halves of 20 columns
   ASSERT_EQ(dora.targets.size(), 1u);
@@ -225,9 +226,6 @@ TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   EXPECT_EQ(plain.targets[1].rows, 128);  // turned round
   EXPECT_EQ(plain.targets[1].columns, 256);
   EXPECT_EQ(plain.tiles.pieces, 1u + 1u);
-  EXPECT_EQ(dora.targets[0].team_warps, 1);
-  EXPECT_EQ(dora.targets[0].team_rows, 12);  // of one vector a thread
-  EXPECT_EQ(dora.tiles.pieces, 3u);
   EXPECT_TRUE(layout.reads_base);
 }
 
@@ -239,31 +237,30 @@ TEST_F(Terms, RowsThatTooFewShareAreTakenInOrder) {
   EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[0].targets.at(0).step.value, 1u);
 }
 
-TEST_F(Terms, WarpsTakeTheRowsThatWaitInSharedMemory) {
+TEST_F(Terms, TeamsTakeTheRowsThatTheyHold) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
   term.p_out = term.p_in = 2;
   const struct {
     std::int64_t columns;
-    std::int32_t warps, rows;
+    std::int32_t block, team, rows, of_thread;
     std::uint32_t blocks;
-  } widths[] = {{64, 1, 12, 3},   {640, 1, 4, 7},     {3072, 1, 1, 25},
-                {3088, 2, 1, 50}, {12288, 4, 1, 100}, {16384, 4, 1, 100}};
-  for (const auto &[columns, warps, rows, blocks] : widths) {
+  } widths[] = {{64, 3, 1, 4, 1, 9},        {640, 3, 3, 4, 1, 25},     {1280, 3, 3, 2, 2, 50},
+                {1024, 3, 1, 1, 4, 34},     {3072, 3, 3, 1, 4, 100},   {3088, 6, 6, 1, 3, 100},
+                {6144, 6, 6, 1, 4, 100},    {6160, 12, 12, 1, 3, 100}, {12288, 12, 12, 1, 4, 100},
+                {24576, 24, 24, 1, 4, 100}, {24592, 24, 24, 1, 5, 100}};
+  for (const auto &[columns, block, team, rows, of_thread, blocks] : widths) {
     WeightCase c(8);
     c.factor_dtype = LYC_DTYPE_BF16;
-    c.add({{100, columns},
-           LYC_DTYPE_BF16,
-           LYC_DTYPE_BF16,
-           Order::kOIHW,
-           Order::kOIHW,
-           true,
-           {{{term}, ops::DoraAxis::kOut}}});
+    const Shape shape{100, columns};
+    c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}, ops::DoraAxis::kOut}}});
     const WeightLayout layout = lay_out(c.batch());
-    const ElementwiseGroup &group = layout.elementwise.groups[2];
-    ASSERT_EQ(group.targets.size(), 1u);
-    EXPECT_EQ(group.targets[0].team_warps, warps) << columns;
+    ASSERT_EQ(layout.elementwise.rows.size(), 1u) << columns;
+    const ElementwiseRowsGroup &group = layout.elementwise.rows[0];
+    EXPECT_EQ(group.kind.block_warps, block) << columns;
+    EXPECT_EQ(group.targets[0].team_warps, team) << columns;
     EXPECT_EQ(group.targets[0].team_rows, rows) << columns;
+    EXPECT_EQ(group.targets[0].of_thread, of_thread) << columns;
     EXPECT_EQ(group.tiles.pieces, blocks) << columns;
   }
 }
