@@ -144,16 +144,12 @@ class Uploader {
 
   void append_elementwise() {
     const ElementwiseLayout &layout = plan_.layout.elementwise;
-    if (layout.terms.empty()) return;
-    const std::size_t terms = block_.append(layout.terms);
     for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
-      if (layout.groups[k].targets.empty()) continue;
-      const ElementwiseTarget &first = layout.groups[k].targets.front();
-      plan_.elementwise[k].only = first;
-      plan_.elementwise[k].only_term = layout.terms[static_cast<std::size_t>(first.first_term)];
+      plan_.flat[k] = flat_target(layout, elementwise_kind(static_cast<int>(k)));
+      if (plan_.flat[k] || layout.groups[k].targets.empty()) continue;
       append(layout.groups[k].targets, plan_.elementwise[k].targets);
       append(layout.groups[k].tiles, plan_.elementwise[k].tiles);
-      point(plan_.elementwise[k].terms, terms);
+      append(layout.terms, plan_.elementwise[k].terms);
     }
     plan_.elementwise_rows.resize(layout.rows.size());
     for (std::size_t g = 0; g < layout.rows.size(); ++g) {
@@ -161,7 +157,7 @@ class Uploader {
       run.only = layout.rows[g].targets.front();
       append(layout.rows[g].targets, run.targets);
       append(layout.rows[g].tiles, run.tiles);
-      point(run.terms, terms);
+      append(layout.terms, run.terms);
     }
   }
 
@@ -218,6 +214,7 @@ void describe_run(WeightPlan &plan) {
   for (const auto &stage : plan.contraction_pieces)
     for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
+  for (const auto &target : plan.flat) plan.info.launches += target.has_value();
   if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
   for (const auto *turns : {&plan.stages, &plan.passes})
     for (const Schedule &schedule : *turns) plan.info.launches += schedule.pieces > 0;
@@ -261,13 +258,15 @@ void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
                      const Launch &on) {
-  for (int k = 0; k < kElementwiseKinds; ++k) {
-    ElementwiseRun run = plan.elementwise[static_cast<std::size_t>(k)];
+  for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
+    if (plan.flat[k])
+      check(launch_flat(*plan.flat[k], op, multipliers, workspace, on), "launching a weight kernel");
+    ElementwiseRun run = plan.elementwise[k];
     if (run.tiles.pieces == 0) continue;
     run.op = op;
     run.multipliers = multipliers;
     run.workspace = workspace;
-    check(launch_elementwise(elementwise_kind(k), run, on), "launching a weight kernel");
+    check(launch_elementwise(elementwise_kind(static_cast<int>(k)), run, on), "launching a weight kernel");
   }
 }
 

@@ -1,12 +1,15 @@
 // A prepared batch: its tables in device memory, and the few launches that run it.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <optional>
 #include <string>
 
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
 #include "elementwise_rows.hpp"
+#include "flat_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
@@ -14,16 +17,17 @@ namespace lyc::cuda {
 
 struct WeightPlan {
   Context *context = nullptr;
-  WeightLayout layout;                                          // the host's copy, for explanations
-  void *memory = nullptr;                                       // one allocation for all tables
-  std::vector<TargetTable> tables;                              // of layout.groups
-  std::vector<StreamTarget> only;                               // the first of each of layout.streams
-  std::vector<StreamTable> streams;                             // of layout.streams
-  std::vector<int> stream_blocks;                               // that the device holds at once, of tiles
-  std::vector<RowShape> row_shapes;                             // of whole rows
-  std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
-  std::vector<ElementwiseRowsRun> elementwise_rows;             // of layout.elementwise.rows
-  TermTables terms{};                                           // of layout.others, and how their work is cut
+  WeightLayout layout;                                            // the host's copy, for explanations
+  void *memory = nullptr;                                         // one allocation for all tables
+  std::vector<TargetTable> tables;                                // of layout.groups
+  std::vector<StreamTarget> only;                                 // the first of each of layout.streams
+  std::vector<StreamTable> streams;                               // of layout.streams
+  std::vector<int> stream_blocks;                                 // that the device holds at once, of tiles
+  std::vector<RowShape> row_shapes;                               // of whole rows
+  std::array<ElementwiseRun, kElementwiseKinds> elementwise{};    // what is known before a run; no tiles: nothing to do
+  std::vector<ElementwiseRowsRun> elementwise_rows;               // of layout.elementwise.rows
+  std::array<std::optional<FlatTarget>, kElementwiseKinds> flat;  // in place of it
+  TermTables terms{};                                             // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
   const FactorTask *factors = nullptr;
   const RotationTask *rotations = nullptr;
