@@ -36,6 +36,15 @@ __device__ inline float load_float(const void *data, lyc_dtype dtype, std::int64
   return to_float(__ldg(static_cast<const unsigned short *>(data) + offset), dtype);
 }
 
+/// An element that is to be widened later. Two loads, not one or the other, which would wait for each other.
+__device__ inline std::uint32_t load_bits(const char *from, lyc_dtype dtype) {
+  const auto *half = reinterpret_cast<const std::uint16_t *>(from);
+  const std::uint32_t low = __ldg(half);
+  std::uint32_t high = 0;
+  if (dtype == LYC_DTYPE_F32) high = __ldg(half + 1);
+  return low | high << 16;
+}
+
 /// Of a vector that may be absent.
 __device__ inline float element(const Vector &vector, std::int64_t index) {
   return vector.data ? load_float(vector.data, vector.dtype, index * vector.stride) : 1.0f;

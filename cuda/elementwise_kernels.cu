@@ -9,8 +9,6 @@
 // Traffic.  base read once, out written once: bound by DRAM, which likes that order. Finding its way costs a thread as
 //           many instructions as two vectors' arithmetic; with one vector a thread it would be bound by them. The right
 //           half of a Kronecker product, as large as the weight over the left half's elements, comes from the caches.
-// DoRA.     A block takes a few whole rows: sums of squares first, then the rows again, which the caches still hold.
-//           Sums go by lanes, then by warps, in an order that depends on shapes alone.
 #include <utility>
 
 #include "device.cuh"
@@ -19,22 +17,13 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr int kDoraThreads = 128, kDoraWarps = kDoraThreads / 32;
 constexpr int kBatch = kElementwiseRows;  // rows whose loads are under way together
-constexpr int kRows = kElementwiseDoraRows;
 
 template <int kIndex>
 struct Kind {
   static constexpr bool kWide = elementwise_kind(kIndex).wide;
-  static constexpr bool kDora = elementwise_kind(kIndex).dora;
   static constexpr int kVector = elementwise_vector(elementwise_kind(kIndex));
-  static constexpr int kThreads = kDora ? kDoraThreads : kElementwiseThreads, kBlocks = 3;
-};
-
-/// A thread's columns in some rows.
-template <typename K>
-struct Rows {
-  float value[kBatch][K::kVector];
+  static constexpr int kThreads = kElementwiseThreads, kBlocks = 3;
 };
 
 /// As they are in memory: 16 bytes, or 8 where they are narrower than others of their kind.
@@ -145,15 +134,6 @@ struct Right {
     for (int i = 0; i < K::kVector; i += 2) word[i / 2] = half(i) | half(i + 1) << 16;
   }
 };
-
-/// An element that is to be widened later. Two loads, not one or the other, which would wait for each other.
-__device__ inline std::uint32_t load_bits(const char *from, lyc_dtype dtype) {
-  const auto *half = reinterpret_cast<const std::uint16_t *>(from);
-  const std::uint32_t low = __ldg(half);
-  std::uint32_t high = 0;
-  if (dtype == LYC_DTYPE_F32) high = __ldg(half + 1);
-  return low | high << 16;
-}
 
 __device__ inline float weight_of(const ElementwiseRun &run, const ElementwiseTerm &term) {
   const float multiplier = multiplier_at(run.multipliers, term.multiplier_index);
@@ -325,166 +305,11 @@ __device__ void merge_targets(const ElementwiseRun &run) {
     merge_target<K>(run, target, run.terms + target.first_term, first + piece);
 }
 
-// -- DoRA -------------------------------------------------------------------------------------------------------------
-
-template <typename K>
-__device__ Lines lines_of_block(const ElementwiseTarget &target, int number) {
-  const int step = static_cast<int>(target.step.value), blocks = target.rows / step, block = number / step * kRows;
-  return {block * step + number % step, step, min(kRows, blocks - block)};
-}
-
-/// What a block works on.
-template <typename K>
-struct Work {
-  const ElementwiseRun &run;
-  const ElementwiseTarget &target;
-  Lines tile;
-
-  __device__ Lines batch(int begin) const { return {tile.row(begin), tile.step, min(kBatch, tile.count - begin)}; }
-
-  __device__ Rows<K> widened(const Packed (&packed)[kBatch]) const {
-    Rows<K> rows;
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) widen<K>(packed[j], target.base_dtype, rows.value[j]);
-    return rows;
-  }
-
-  __device__ void store(const Rows<K> &rows, int begin, int x) const {
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j)
-      if (begin + j < tile.count)
-        store_packed<K>(round_to<K>(rows.value[j], target.out_dtype), target, tile.row(begin + j), x);
-  }
-
-  /// Without multipliers.
-  __device__ void add_terms(Rows<K> &rows, const Packed (&packed)[kBatch], const Lines &lines, int x) const {
-    for (int t = 0; t < target.term_count; ++t) {
-      const ElementwiseTerm &term = run.terms[target.first_term + t];
-      const float weight = term.coefficient * element(term.scalar, 0);
-      if (target.together)
-        add_together(rows, packed, term, weight, lines, x);
-      else
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j)
-          if (j < lines.count)
-            add_term<K>(rows.value[j], term, weight, packed[j], target.base_dtype, run.workspace, lines.row(j), x);
-    }
-  }
-
-  __device__ void add_together(Rows<K> &rows, const Packed (&packed)[kBatch], const ElementwiseTerm &term, float weight,
-                               const Lines &lines, int x) const {
-    const TermOfLines<K> of_lines(term, run.workspace, lines, x);
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      float base[K::kVector];
-      if (term.times_base) widen<K>(packed[j], target.base_dtype, base);
-#pragma unroll
-      for (int i = 0; i < K::kVector; ++i)
-        rows.value[j][i] = fmaf(weight * of_lines.left[j],
-                                term.times_base ? of_lines.right[i] * base[i] : of_lines.right[i], rows.value[j][i]);
-    }
-  }
-
-  /// Call with the weight and the delta.
-  template <typename Visit>
-  __device__ void visit(int x, Visit visit) const {
-#pragma unroll
-    for (int begin = 0; begin < kRows; begin += kBatch) {
-      if (begin >= tile.count) break;
-      Packed packed[kBatch] = {};
-      const Lines lines = batch(begin);
-      load_lines<K>(packed, target, lines, x);
-      Rows<K> delta = {};
-      add_terms(delta, packed, lines, x);
-      visit(begin, widened(packed), delta);
-    }
-  }
-
-  __device__ void add_squares(float (&squares)[kRows], float v, int x) const {
-    visit(x, [&](int begin, const Rows<K> &base, const Rows<K> &delta) {
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j)
-#pragma unroll
-        for (int i = 0; i < K::kVector; ++i) {
-          const float value = fmaf(v, delta.value[j][i], base.value[j][i]);
-          squares[begin + j] = fmaf(value, value, squares[begin + j]);
-        }
-    });
-  }
-
-  __device__ void merge(const DoraFactors *factors, int x) const {
-    const float kept = run.op == ops::WeightOp::kDiff ? 0.0f : 1.0f;
-    visit(x, [&](int begin, const Rows<K> &base, Rows<K> &delta) {
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j)
-#pragma unroll
-        for (int i = 0; i < K::kVector; ++i) {
-          const float change = dora_change(factors[begin + j], base.value[j][i], delta.value[j][i]);
-          delta.value[j][i] = kept != 0.0f ? base.value[j][i] + change : change;
-        }
-      store(delta, begin, x);
-    });
-  }
-
-  /// What the adapter does not change: bit for bit, in another type, or nothing, of a difference.
-  __device__ void keep(int x) const {
-    const bool same = run.op != ops::WeightOp::kDiff && target.base_dtype == target.out_dtype;
-    if (same && target.base == target.out) return;
-    for (int begin = 0; begin < tile.count; begin += kBatch) {
-      Packed packed[kBatch] = {};
-      if (run.op != ops::WeightOp::kDiff) load_lines<K>(packed, target, batch(begin), x);
-      if (!same) {
-        store(run.op == ops::WeightOp::kDiff ? Rows<K>{} : widened(packed), begin, x);
-        continue;
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j)
-        if (begin + j < tile.count) store_packed<K>(packed[j], target, tile.row(begin + j), x);
-    }
-  }
-};
-
-/// A few whole rows for each block.
-template <typename K>
-__device__ void merge_rows(const ElementwiseRun &run) {
-  __shared__ float partial[kDoraWarps][kRows];
-  __shared__ DoraFactors factors[kRows];
-  const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
-  const ElementwiseTarget &target = run.targets[index];
-  const Work<K> work{run, target, lines_of_block<K>(target, static_cast<int>(blockIdx.x - run.tiles.first[index]))};
-  const int thread = static_cast<int>(threadIdx.x), begin = thread * K::kVector;
-  constexpr int kStep = kDoraThreads * K::kVector;
-  const float m = multiplier_at(run.multipliers, run.terms[target.first_term].multiplier_index);
-  if (m == 0.0f) {
-    for (int x = begin; x < target.columns; x += kStep) work.keep(x);
-    return;
-  }
-  const float v = static_cast<float>(dora_coefficients(target.dora.rule, m).v);
-  float squares[kRows] = {};
-  for (int x = begin; x < target.columns; x += kStep) work.add_squares(squares, v, x);
-#pragma unroll
-  for (int j = 0; j < kRows; ++j) {
-    const float sum = sum_of_warp(squares[j]);
-    if (thread % 32 == 0) partial[thread / 32][j] = sum;
-  }
-  __syncthreads();
-  if (thread < work.tile.count) {
-    double sum = 0.0;
-    for (int warp = 0; warp < kDoraWarps; ++warp) sum += static_cast<double>(partial[warp][thread]);
-    factors[thread] = dora_factors(target.dora, m, work.tile.row(thread), sum);
-  }
-  __syncthreads();
-  for (int x = begin; x < target.columns; x += kStep) work.merge(factors, x);
-}
-
 template <typename K>
 __global__ void __launch_bounds__(K::kThreads, K::kBlocks)
     elementwise_kernel(const __grid_constant__ ElementwiseRun run) {
   begin_kernel();
-  if constexpr (K::kDora)
-    merge_rows<K>(run);
-  else
-    merge_targets<K>(run);
+  merge_targets<K>(run);
 }
 
 using Kernel = void (*)(ElementwiseRun);
@@ -500,7 +325,7 @@ const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
 cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, const Launch &on) {
   void *arguments[] = {const_cast<ElementwiseRun *>(&run)};
   const void *kernel = kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>());
-  return launch_kernel(kernel, run.tiles.pieces, kind.dora ? kDoraThreads : kElementwiseThreads, 0, on, arguments);
+  return launch_kernel(kernel, run.tiles.pieces, kElementwiseThreads, 0, on, arguments);
 }
 
 }  // namespace lyc::cuda

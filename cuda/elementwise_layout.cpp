@@ -75,9 +75,56 @@ bool takes_term(const ops::Term &term, bool turned, std::int64_t vector) {
 }
 
 /// How far apart rows taken together should lie for a term: as far as rows that meet the same row of its right half.
-std::int64_t step_of(const ElementwiseTerm &term, std::int64_t rows, std::int64_t together) {
+std::int64_t step_of(const ElementwiseTerm &term, std::int64_t rows) {
   const std::int64_t step = term.right_rows.value;
-  return rows % step == 0 && rows / step >= together ? step : 1;
+  return rows % step == 0 && rows / step >= kElementwiseRows ? step : 1;
+}
+
+/// Among threads; the number of blocks.
+std::int64_t share_vectors(ElementwiseTarget &entry, const ElementwiseTerm &first) {
+  const std::int64_t step = step_of(first, entry.rows);
+  entry.step = divisor(step, "the number of rows");
+  entry.together = entry.term_count == 1 && step % first.right_rows.value == 0 &&
+                   (!entry.base || entry.base_dtype == entry.out_dtype);
+  const std::int64_t lines = step * ceil_div(entry.rows / step, kElementwiseRows);
+  entry.threads = narrow(lines * entry.row_vectors.value, "the number of elements");
+  return ceil_div(entry.threads, kElementwiseThreads * kElementwisePieces);
+}
+
+/// Whether there is a kernel for it that takes vectors of 16 bytes.
+bool is_kronecker(const ElementwiseTarget &entry, const ElementwiseTerm &term) {
+  const std::int64_t left_span = std::int64_t{term.left_column} * entry.columns / term.right_columns.value;
+  const bool vectors = term.right_columns.value * dtype_size(entry.base_dtype) % kMostBytes == 0 &&
+                       entry.row_vectors.value * kMostBytes == entry.columns * dtype_size(entry.base_dtype);
+  return vectors && entry.term_count == 1 && entry.base_dtype == entry.out_dtype && term.times_base == 0 &&
+         term.left_dtype != LYC_DTYPE_NONE &&
+         (term.right_dtype == LYC_DTYPE_F32 || term.right_dtype == entry.base_dtype) &&
+         term.right_column == static_cast<std::int32_t>(dtype_size(term.right_dtype)) &&
+         left_span <= std::numeric_limits<std::int32_t>::max();
+}
+
+/// Of a block that takes rows of so many vectors.
+std::int32_t block_warps(std::int64_t vectors) {
+  for (int warps : kRowBlockWarps)
+    if (vectors <= std::int64_t{warps} * 32 * kHeldVectors) return warps;
+  return kRowBlockWarps[kRowWidths - 1];
+}
+
+/// Share a weight's rows among teams that leave as few threads idle as can be, the largest of those that are as good.
+void share_rows(ElementwiseRows &rows, int block_warps) {
+  const std::int64_t vectors = rows.weight.row_vectors.value;
+  std::int64_t best = 0;
+  for (std::int32_t warps = 1; warps <= block_warps; ++warps) {
+    const std::int64_t of_thread = ceil_div(vectors, std::int64_t{warps} * 32);
+    if (block_warps % warps != 0 || (of_thread > kHeldVectors && warps < block_warps)) continue;
+    const std::int64_t team_rows = std::max<std::int64_t>(1, kHeldVectors / of_thread);
+    const std::int64_t held = block_warps / warps * team_rows * vectors;  // by a block
+    if (held < best) continue;
+    best = held;
+    rows.team_warps = warps;
+    rows.team_rows = static_cast<std::int32_t>(team_rows);
+    rows.of_thread = static_cast<std::int32_t>(of_thread);
+  }
 }
 
 }  // namespace
@@ -109,7 +156,8 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
   const Operand base = seen(target.base, turned), out = seen(target.out, turned);
   const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
   ElementwiseTarget entry{};
-  const ElementwiseKind kind{!takes_vectors(target, 8), adapters->dora_axis != ops::DoraAxis::kNone};
+  const ElementwiseKind kind{!takes_vectors(target, 8)};
+  const bool dora = adapters->dora_axis != ops::DoraAxis::kNone;
   entry.base = base.data;
   entry.out = out.data;
   entry.base_dtype = base.dtype;
@@ -120,11 +168,7 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
   entry.columns = narrow(columns_of(out), "the number of columns");
   entry.row_vectors = divisor(columns_of(out) / elementwise_vector(kind), "the number of columns");
   entry.first_term = static_cast<std::int32_t>(layout_.terms.size());
-  if (kind.dora) {
-    require(base.data, "DoRA needs the base weight");
-    entry.dora = dora_parameters(*adapters, target.out);
-    entry.reads_base = 1;
-  }
+  entry.reads_base = dora;
   for (std::int32_t a = 0; a < target.adapter_count; ++a) {
     check_multiplier(adapters[a], batch_);
     for (std::int32_t t = 0; t < adapters[a].term_count; ++t) {
@@ -133,21 +177,30 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
       add_term(target, term, adapters[a].multiplier_index, turned);
     }
   }
+  require(base.data || !dora, "DoRA needs the base weight");
   require(base.data || !entry.reads_base, "a term made from the weight needs the base weight");
   layout_.reads_base |= entry.reads_base != 0;
   entry.term_count = static_cast<std::int32_t>(layout_.terms.size()) - entry.first_term;
-  const std::int64_t together = kind.dora ? kElementwiseDoraRows : kElementwiseRows;
-  const ElementwiseTerm &first = layout_.terms[static_cast<std::size_t>(entry.first_term)];
-  const std::int64_t step = step_of(first, entry.rows, together);
-  entry.step = divisor(step, "the number of rows");
-  entry.together = entry.term_count == 1 && step % first.right_rows.value == 0 &&
-                   (kind.dora || !base.data || base.dtype == out.dtype);
-  const std::int64_t lines = step * ceil_div(entry.rows / step, together);
-  entry.threads = narrow(lines * entry.row_vectors.value, "the number of elements");
-
+  if (dora) return add_rows(entry, dora_parameters(*adapters, target.out));
   ElementwiseGroup &group = layout_.groups[static_cast<std::size_t>(index_of(kind))];
+  group.tiles.add(share_vectors(entry, layout_.terms[static_cast<std::size_t>(entry.first_term)]));
   group.targets.push_back(entry);
-  group.tiles.add(kind.dora ? lines : ceil_div(entry.threads, kElementwiseThreads * kElementwisePieces));
+}
+
+void ElementwiseLayoutBuilder::add_rows(const ElementwiseTarget &entry, const DoraParameters &dora) {
+  ElementwiseRows rows{entry, layout_.terms[static_cast<std::size_t>(entry.first_term)], 0, 0, 0, dora};
+  ElementwiseRowsKind kind{LYC_DTYPE_NONE, LYC_DTYPE_NONE, 0};
+  std::int64_t block_rows = 1;
+  if (is_kronecker(entry, rows.term)) {
+    kind = {entry.base_dtype, rows.term.right_dtype, block_warps(entry.row_vectors.value)};
+    share_rows(rows, kind.block_warps);
+    block_rows = kind.block_warps / rows.team_warps * rows.team_rows;
+  }
+  auto group = std::find_if(layout_.rows.begin(), layout_.rows.end(),
+                            [&](const ElementwiseRowsGroup &g) { return g.kind == kind; });
+  if (group == layout_.rows.end()) group = layout_.rows.insert(group, {kind, {}, {}});
+  group->tiles.add(ceil_div(entry.rows, block_rows));
+  group->targets.push_back(rows);
 }
 
 void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const ops::Term &term,
@@ -194,7 +247,7 @@ void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const o
 
 std::optional<FlatTarget> flat_target(const ElementwiseLayout &layout, ElementwiseKind kind) {
   const ElementwiseGroup &group = layout.groups[static_cast<std::size_t>(index_of(kind))];
-  if (kind.dora || group.targets.size() != 1 || group.targets.front().term_count != 1) return std::nullopt;
+  if (group.targets.size() != 1 || group.targets.front().term_count != 1) return std::nullopt;
   FlatTarget flat{
       group.targets.front(), layout.terms[static_cast<std::size_t>(group.targets.front().first_term)], {}, 0};
   const ElementwiseTarget &weight = flat.weight;
@@ -218,9 +271,12 @@ std::string describe(const ElementwiseLayout &layout) {
     const ElementwiseGroup &group = layout.groups[static_cast<std::size_t>(k)];
     const ElementwiseKind kind = elementwise_kind(k);
     if (group.targets.empty()) continue;
-    text += concat("elementwise, ", kind.dora ? "DoRA by rows, " : "", kind.wide ? "32" : "16",
-                   "-bit weights: ", group.targets.size(), " weights, ", group.tiles.pieces, " blocks\n");
+    text += concat("elementwise, ", kind.wide ? "32" : "16", "-bit weights: ", group.targets.size(), " weights, ",
+                   group.tiles.pieces, " blocks\n");
   }
+  for (const ElementwiseRowsGroup &group : layout.rows)
+    text += concat("elementwise, DoRA by rows, ", group.kind.block_warps ? dtype_name(group.kind.base) : "any", ": ",
+                   group.targets.size(), " weights, ", group.tiles.pieces, " blocks\n");
   return text;
 }
 

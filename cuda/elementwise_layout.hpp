@@ -16,10 +16,17 @@ struct ElementwiseGroup {
   PieceCounter tiles;
 };
 
+struct ElementwiseRowsGroup {
+  ElementwiseRowsKind kind;
+  std::vector<ElementwiseRows> targets;
+  PieceCounter tiles;
+};
+
 struct ElementwiseLayout {
   std::array<ElementwiseGroup, kElementwiseKinds> groups;
-  std::vector<ElementwiseTerm> terms;  // of all groups
-  bool reads_base = false;             // also for a difference
+  std::vector<ElementwiseRowsGroup> rows;  // none of them empty
+  std::vector<ElementwiseTerm> terms;      // of all groups
+  bool reads_base = false;                 // also for a difference
 };
 
 class ElementwiseLayoutBuilder {
@@ -33,6 +40,7 @@ class ElementwiseLayoutBuilder {
 
  private:
   bool takes_vectors(const ops::WeightTarget &target, std::int64_t vector) const;
+  void add_rows(const ElementwiseTarget &entry, const DoraParameters &dora);
   void add_term(const ops::WeightTarget &target, const ops::Term &term, std::int32_t multiplier_index, bool turned);
 
   const ops::WeightBatch &batch_;

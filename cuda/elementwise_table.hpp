@@ -31,11 +31,10 @@ struct alignas(16) ElementwiseTarget {
   std::int32_t rows, columns;
   Divisor row_vectors;      // that make up a row
   Divisor step;             // between rows that are taken together: the first term's right_rows, if there are many
-  std::int32_t together;    // one term, and such rows meet the same row of its right half; without DoRA, in one type
-  std::int32_t threads;     // a vector of kElementwiseRows rows each; not with DoRA
+  std::int32_t together;    // one term, in one type, and such rows meet the same row of its right half
+  std::int32_t threads;     // a vector of kElementwiseRows rows each
   std::int32_t reads_base;  // also for a difference
   std::int32_t first_term, term_count;
-  DoraParameters dora;  // of the one adapter of a target with DoRA
 };
 
 /// One target of the elementwise kernels that is alone: its rows begin on and are whole vectors of 16 bytes, its term's
@@ -50,16 +49,40 @@ struct FlatTarget {
 /// Kernels, by what makes one faster than another.
 struct ElementwiseKind {
   bool wide;  // base or out is float32, or columns come in fours alone
-  bool dora;  // over rows: a block takes whole rows, and takes them twice, the second time from the caches
 };
-inline constexpr int kElementwiseKinds = 4;
-constexpr int index_of(ElementwiseKind kind) { return (kind.wide ? 1 : 0) + (kind.dora ? 2 : 0); }
-constexpr ElementwiseKind elementwise_kind(int index) { return {(index & 1) != 0, (index & 2) != 0}; }
+inline constexpr int kElementwiseKinds = 2;
+constexpr int index_of(ElementwiseKind kind) { return kind.wide ? 1 : 0; }
+constexpr ElementwiseKind elementwise_kind(int index) { return {index != 0}; }
 
 constexpr int elementwise_vector(ElementwiseKind kind) { return kind.wide ? 4 : 8; }  // columns that a thread takes
 inline constexpr int kElementwiseThreads = 256;
-inline constexpr int kElementwisePieces = 4;    // of a target that a block takes where it has to find the target first
-inline constexpr int kElementwiseRows = 4;      // that a thread takes
-inline constexpr int kElementwiseDoraRows = 8;  // that a block takes whole
+inline constexpr int kElementwisePieces = 4;  // of a target that a block takes where it has to find the target first
+inline constexpr int kElementwiseRows = 4;    // that a thread takes
+
+// With DoRA over rows, and one Kronecker product of two halves, a block is cut into teams of warps. A thread has a few
+// vectors at a time: of one row or of as many whole rows as they make up, or, where a row is wider, some of its vectors
+// after the others.
+
+inline constexpr int kHeldVectors = 4;
+inline constexpr int kRowBlockWarps[] = {3, 6, 12, 24};  // the fewest that have the widest rows at once
+inline constexpr int kRowWidths = 4;
+
+/// Which kernel, and how large blocks are.
+struct ElementwiseRowsKind {
+  lyc_dtype base, right;     // of the weight and of the right half, whose rows are contiguous
+  std::int32_t block_warps;  // 0: any terms in any types, element by element
+
+  bool operator==(const ElementwiseRowsKind &o) const {
+    return base == o.base && right == o.right && block_warps == o.block_warps;
+  }
+};
+
+struct alignas(16) ElementwiseRows {
+  ElementwiseTarget weight;
+  ElementwiseTerm term;                // the first one
+  std::int32_t team_warps, team_rows;  // a block has as many teams as it has warps for
+  std::int32_t of_thread;              // vectors of a row, at most
+  DoraParameters dora;
+};
 
 }  // namespace lyc::cuda

@@ -1,6 +1,6 @@
 // DoRA over rows, out = round(f(base, terms)), with the base read once: a row that is to be normalised stays on the
-// chip until its norm is known. For what stream_kernels.cu takes, where rows fit into the shared memory of a cluster of
-// blocks.
+// chip until its norm is known. For what stream_kernels.cu takes of low-rank products, where rows fit into the shared
+// memory of a cluster of blocks.
 //
 // Work.     A cluster takes band after band, kStreamRows whole rows; each of its blocks has some boxes of every band,
 //           each of its warps the same columns all the time, whose factors it keeps. A block's bands lie in a ring of
@@ -23,7 +23,6 @@ namespace {
 constexpr int kFewestSlots = 3;  // a band that waits for its norms, the next one, and one to load
 constexpr int kMostSlots = 8;
 constexpr int kServiceWarps = 2;
-constexpr int kRegisters = 72;  // two blocks of kRowBoxes boxes
 
 /// An instance's properties as a type.
 template <int kMostChunks, StreamForm kTheForm, bool kBf16>
@@ -89,37 +88,28 @@ class Cursor {
   __device__ int index() const { return index_; }
   __device__ int rows() const { return target().rows; }
   __device__ int columns() const { return target().columns; }
-  __device__ int across() const { return target().across; }
 
   /// That the block has of a band.
   __device__ int boxes() const {
     const StreamTarget &t = target();
-    return max(0, min(t.boxes, t.boxes_across * t.across - rank_in_cluster() * t.boxes));
+    return max(0, min(t.boxes, t.boxes_across - rank_in_cluster() * t.boxes));
   }
   __device__ Place place_of_box(int box) const {
     const StreamTarget &t = target();
-    const int of_band = rank_in_cluster() * t.boxes + box, j = K::kKronecker ? of_band / t.boxes_across : 0;
-    const int x = (of_band - j * t.boxes_across) * kBoxColumns;
-    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows;
-    return {x, j, y, block_down()};
+    return {(rank_in_cluster() * t.boxes + box) * kBoxColumns, 0, band_ * kStreamRows, 0};
   }
-  /// visit(box, place) for each, with one division.
+  /// visit(box, place) for each.
   template <typename Visit>
   __device__ void for_boxes(Visit visit) const {
-    const int count = boxes(), end = target().boxes_across * kBoxColumns;
+    const int count = boxes();
     Place place = place_of_box(0);
     for (int box = 0; box < count; ++box) {
       visit(box, place);
       place.x += kBoxColumns;
-      if (K::kKronecker && place.x == end) place.x = 0, ++place.j;
     }
   }
-  __device__ int block_down() const { return K::kKronecker ? band_of_strip_ : 0; }
   /// Of the weight, the one of the band's row `row`; the last one where there is none.
-  __device__ int line(int row) const {
-    const int y = (K::kKronecker ? strip_ : band_of_strip_) * kStreamRows + row;
-    return block_down() * rows() + min(y, rows() - 1);
-  }
+  __device__ int line(int row) const { return min(band_ * kStreamRows + row, rows() - 1); }
 
   __device__ void next() {
     if (on_columns()) {
@@ -127,8 +117,8 @@ class Cursor {
       return;
     }
     begins_run_ = false;
-    band_of_strip_ += groups_;
-    if (band_of_strip_ < height_) return;
+    band_ += groups_;
+    if (band_ < height_) return;
     run_ += gridDim.x / static_cast<unsigned>(p_.cluster);
     find_run();
   }
@@ -139,10 +129,8 @@ class Cursor {
   __device__ void find_run() {
     if (at_end()) return;
     index_ = target_of_run(table(), run_);
-    const int local = static_cast<int>(run_ - (table().targets ? table().first_run[index_] : 0));
     const StreamTarget &t = target();
-    strip_ = K::kKronecker ? local % t.strips : 0;  // else there is one
-    band_of_strip_ = K::kKronecker ? local / t.strips : local;
+    band_ = static_cast<int>(run_ - (table().targets ? table().first_run[index_] : 0));
     height_ = t.height;
     groups_ = t.groups;
     column_slot_ = 0;
@@ -152,7 +140,7 @@ class Cursor {
   // What is found as soon as it is needed is not kept: registers are few.
   const Parameters &p_;
   std::uint32_t run_;
-  int index_ = 0, height_, groups_, strip_, band_of_strip_, column_slot_ = 0;
+  int index_ = 0, height_, groups_, band_, column_slot_ = 0;
   bool begins_run_ = true;
 };
 
@@ -182,7 +170,7 @@ struct Norms {
 /// A block's shared memory.
 struct Shared {
   Norms &norms;
-  char *slots, *held;  // held: what a form keeps of a strip
+  char *slots;
   int slot_bytes, warps;
 
   __device__ char *slot(int index) const { return slots + index * slot_bytes; }
@@ -311,7 +299,7 @@ class Worker {
 
  public:
   __device__ Worker(const Parameters &p, const Shared &shared, int warp)
-      : p_(p), my_(warp), terms_(p.stream, my_, shared.held + warp * (K::kHeldBytes / K::kWarpsPerBox)) {}
+      : p_(p), my_(warp), terms_(p.stream, my_, nullptr) {}
 
   __device__ void enter(const Cursor<K> &at) {
     const StreamTarget &target = at.target();
@@ -329,18 +317,6 @@ class Worker {
   __device__ void take_columns(char *slot, int column_slot) {
     if (computes()) terms_.take_columns(slot, column_slot);
   }
-  /// What can be fetched before the band is there.
-  __device__ void prepare(const Cursor<K> &at) {
-    if (!computes()) return;
-    if (at.begins_run()) {
-      const Place place = at.place_of_box(my_.box());
-      block_across_ = place.j;
-      tile_ = terms_.prepare(at, place);
-    } else {
-      tile_ = terms_.prepare(at, {0, block_across_, 0, at.block_down()});
-    }
-  }
-
   /// Squares of V = W + v D, summed over the warp's part of each row.
   __device__ void sum_squares(char *slot, float *sums) const {
     if (work_ == Work::kBf16)
@@ -352,8 +328,6 @@ class Worker {
         sums[row] = 0.0f;
   }
 
-  /// To the band that sum_squares() has just seen, the one to merge next.
-  __device__ void keep_tile() { last_ = tile_; }
   __device__ void merge(char *slot, const DoraFactors *factors) const {
     if (work_ == Work::kBf16)
       merge<Bf16>(slot, factors);
@@ -371,7 +345,7 @@ class Worker {
   template <typename Type>
   __device__ void sum_squares(char *slot, float *sums) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const float v = v_ * terms_.factor(tile_);
+    const float v = v_ * terms_.factor({});
 #pragma unroll
     for (int y = 0; y < kStreamRows; y += 16) {
       const auto words = my_.load(slot, y);
@@ -410,7 +384,7 @@ class Worker {
     float of_delta[2], of_base[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      of_delta[half] = factors[half].x * factors[half].v * terms_.factor(last_);
+      of_delta[half] = factors[half].x * factors[half].v * terms_.factor({});
       of_base[half] = factors[half].y + kept();
     }
     const auto delta = terms_.bare_rows(slot, y);
@@ -423,7 +397,7 @@ class Worker {
 
   template <typename Type>
   __device__ void merge_cancelling(char *slot, int y, const DoraFactors (&factors)[2]) const {
-    const auto delta = terms_.rows(slot, y, last_);
+    const auto delta = terms_.rows(slot, y, {});
     my_.template replace<Type>(slot, y, my_.load(slot, y), [&](int half, int n, float2 base) {
       const DoraFactors &f = factors[half];
       const float2 d = delta.pair(half, n);
@@ -437,9 +411,7 @@ class Worker {
 
   const Parameters &p_;
   const WarpColumns<K> my_;
-  Terms<K> terms_;
-  int block_across_ = 0;  // that its part of every band is in
-  typename Terms<K>::Tile tile_{}, last_{};
+  LowRank<K> terms_;
   float v_ = 1.0f;
   Work work_ = Work::kNone;
 };
@@ -463,7 +435,6 @@ __device__ void compute(const Parameters &p, const Shared &shared, int warp) {
     if (has_next) {
       if (at.index() != entered) worker.enter(at);
       entered = at.index();
-      if (!at.on_columns()) worker.prepare(at);
       shared.full(slot.index).wait(slot.round);
       if (at.on_columns()) {
         worker.take_columns(shared.slot(slot.index), at.column_slot());
@@ -482,7 +453,6 @@ __device__ void compute(const Parameters &p, const Shared &shared, int warp) {
     }
     if (!has_next) continue;
     if (!at.on_columns()) {
-      worker.keep_tile();
       waiting = slot.index;
       ++band;
     }
@@ -494,14 +464,14 @@ __device__ void compute(const Parameters &p, const Shared &shared, int warp) {
 #endif
 
 template <typename K>
-__global__ void __maxnreg__(kRegisters) row_kernel(const __grid_constant__ Parameters p) {
+__global__ void __maxnreg__(row_registers(K::kForm)) row_kernel(const __grid_constant__ Parameters p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ char raw[];
   __shared__ Norms norms;
   const auto unaligned = reinterpret_cast<std::uintptr_t>(raw);
   char *slots = raw + (kSwizzleAlignment - unaligned % kSwizzleAlignment) % kSwizzleAlignment;
   const int bytes = slot_bytes(K::kChunks, p.shape.boxes), warps = p.shape.boxes * K::kWarpsPerBox;
-  const Shared shared{norms, slots, slots + p.shape.slots * bytes, bytes, warps};
+  const Shared shared{norms, slots, bytes, warps};
   if (threadIdx.x == 0) shared.init();
   __syncthreads();
   wait_for_cluster();  // nobody sends to barriers that are not there
@@ -519,18 +489,18 @@ __global__ void __maxnreg__(kRegisters) row_kernel(const __grid_constant__ Param
 struct Instance {
   StreamKind kind;  // apart from the cluster
   void (*kernel)(Parameters);
-  int chunks, warps_per_box, held_bytes;  // the latter of a box
+  int chunks, warps_per_box;
 
   int threads(int boxes) const { return (boxes * warps_per_box + kServiceWarps) * 32; }
   int shared_bytes(const RowShape &shape) const {
-    return kSwizzleAlignment + shape.slots * slot_bytes(chunks, shape.boxes) + shape.boxes * held_bytes;
+    return kSwizzleAlignment + shape.slots * slot_bytes(chunks, shape.boxes);
   }
 };
 
 template <int kChunks, StreamForm kForm, bool kBf16Factors>
 constexpr Instance instance() {
   using K = Kind<kChunks, kForm, kBf16Factors>;
-  return {{kChunks, kForm, kBf16Factors, true}, row_kernel<K>, kChunks, K::kWarpsPerBox, K::kHeldBytes};
+  return {{kChunks, kForm, kBf16Factors, true}, row_kernel<K>, kChunks, K::kWarpsPerBox};
 }
 
 // Those of stream_kernels.cu with DoRA.
@@ -538,7 +508,7 @@ constexpr Instance kInstances[] = {
     instance<1, StreamForm::kSingle, true>(),    instance<4, StreamForm::kSeveral, true>(),
     instance<4, StreamForm::kSeveral, false>(),  instance<2, StreamForm::kHadamard, true>(),
     instance<4, StreamForm::kHadamard, true>(),  instance<2, StreamForm::kHadamard, false>(),
-    instance<4, StreamForm::kHadamard, false>(), instance<0, StreamForm::kKronecker, true>(),
+    instance<4, StreamForm::kHadamard, false>(),
 };
 
 const Instance &instance_of(StreamKind kind) {

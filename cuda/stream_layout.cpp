@@ -92,25 +92,24 @@ bool has_instance(const StreamKind &kind, std::int64_t chunks) {
 std::int32_t row_cluster(std::int64_t boxes, StreamForm form, int largest) {
   std::int32_t cluster = 2;
   while (cluster < largest && ceil_div(boxes, cluster) > kRowBoxes) cluster *= 2;
-  const bool fits = cluster <= largest && ceil_div(boxes, cluster) * row_warps_per_box(form) <= kMostRowWarps;
+  const bool fits = cluster <= largest && ceil_div(boxes, cluster) * row_warps_per_box(form) <= most_row_warps(form);
   return fits ? cluster : 0;
 }
 
-/// DoRA over rows of which each has a magnitude of its own, if they fit on the chip.
+/// DoRA over rows of low-rank products, each row with a magnitude of its own, if they fit on the chip.
 bool take_whole_rows(StreamWeight &weight, const StreamMagnitudes &magnitudes, int largest_cluster) {
   StreamTarget &target = weight.target;
-  const std::int64_t rows = std::int64_t{target.rows} * target.down;
-  const std::int64_t boxes_across = ceil_div(target.columns, kBoxColumns), boxes = boxes_across * target.across;
+  const std::int64_t boxes = ceil_div(target.columns, kBoxColumns);
   const std::int32_t cluster = row_cluster(boxes, weight.kind.form, largest_cluster);
-  if (!magnitudes.by_row || magnitudes.inside != 1 || magnitudes.count != rows || cluster == 0) return false;
+  if (weight.kind.form == StreamForm::kKronecker || !magnitudes.by_row || magnitudes.inside != 1 ||
+      magnitudes.count != target.rows || cluster == 0)
+    return false;
   weight.kind.cluster = cluster;
-  target.boxes_across = static_cast<std::int32_t>(boxes_across);
+  target.boxes_across = static_cast<std::int32_t>(boxes);
   target.boxes = static_cast<std::int32_t>(ceil_div(boxes, cluster));
-  const auto bands = static_cast<std::int32_t>(ceil_div(target.rows, kStreamRows));
-  const bool blocks = weight.kind.form == StreamForm::kKronecker;
-  target.strips = blocks ? bands : 1;
-  target.height = blocks ? target.down : bands;
-  target.dora = {1, narrow(rows, "the number of lines"), magnitudes.dora, 0, 0};
+  target.strips = 1;
+  target.height = static_cast<std::int32_t>(ceil_div(target.rows, kStreamRows));
+  target.dora = {1, target.rows, magnitudes.dora, 0, 0};
   return true;
 }
 

@@ -45,15 +45,17 @@ constexpr int stream_warps_per_box(int chunks, StreamForm form) {
   return many ? 2 : 1;
 }
 
-// Where a cluster of blocks takes whole rows, a tile is a band: kStreamRows rows of a block of the grid, and of all
-// that are beside it. Each block of the cluster has as many of its boxes, side by side; a strip is all bands of a
-// low-rank product, or those that have the same part of the right half.
+// Where a cluster of blocks takes whole rows, a tile is a band: kStreamRows rows. Each block of the cluster has as many
+// of its boxes, side by side; a strip is all bands of a weight.
 inline constexpr int kMostCluster = 16, kPortableCluster = 8;
-inline constexpr int kRowBoxes = 6;       // wanted of a block, so that two of them share a multiprocessor
-inline constexpr int kMostRowWarps = 24;  // that compute
+inline constexpr int kRowBoxes = 6;  // wanted of a block, so that two of them share a multiprocessor
 
-/// Warps that compute a box of a band: many with few registers each, whether they are one block's or two's.
-constexpr int row_warps_per_box(StreamForm form) { return form == StreamForm::kSingle ? 2 : 4; }
+/// Warps that compute a box of a band, registers of each thread, and how many such warps a block has at most. Two
+/// Hadamard factors are many, and computing them from a few columns at a time costs more than other warps would hide.
+constexpr int row_warps_per_box(StreamForm form) { return form == StreamForm::kSeveral ? 4 : 2; }
+constexpr int row_registers(StreamForm form) { return form == StreamForm::kHadamard ? 128 : 72; }
+constexpr int most_row_warps(StreamForm form) { return form == StreamForm::kHadamard ? 12 : 24; }
+inline constexpr int kMostRowWarps = 24;
 
 /// CUtensorMap, without its header.
 struct alignas(128) TensorMap {

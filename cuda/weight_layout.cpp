@@ -215,10 +215,10 @@ class Builder {
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
     const bool dora = with_dora(target);
+    if (elementwise_.takes(target)) return elementwise_.add(target);
     if (device_.copy_engine)
       if (const auto weight = stream_term(batch_, target, device_.largest_cluster, layout_.products))
         return add(*weight);
-    if (elementwise_.takes(target)) return elementwise_.add(target);
     if (!is_low_rank(target)) return others_.add(target);
     const std::vector<Part> parts = parts_of(target);
     KernelKind kind{target.base.dtype == LYC_DTYPE_F32 || target.out.dtype == LYC_DTYPE_F32, false,

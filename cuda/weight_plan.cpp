@@ -166,6 +166,14 @@ class Uploader {
       append(layout.groups[k].tiles, plan_.elementwise[k].tiles);
       append(layout.terms, plan_.elementwise[k].terms);
     }
+    plan_.elementwise_rows.resize(layout.rows.size());
+    for (std::size_t g = 0; g < layout.rows.size(); ++g) {
+      ElementwiseRowsRun &run = plan_.elementwise_rows[g];
+      run.only = layout.rows[g].targets.front();
+      append(layout.rows[g].targets, run.targets);
+      append(layout.rows[g].tiles, run.tiles);
+      append(layout.terms, run.terms);
+    }
   }
 
   void append_others() {
@@ -215,7 +223,8 @@ std::size_t staging_size(const WeightPlan &plan) {
 }
 
 void describe_run(WeightPlan &plan) {
-  plan.info.launches = static_cast<std::int32_t>(plan.panels.size() + plan.streams.size() + plan.tables.size());
+  plan.info.launches = static_cast<std::int32_t>(plan.panels.size() + plan.streams.size() + plan.tables.size() +
+                                                 plan.elementwise_rows.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const auto &stage : plan.contraction_pieces)
     for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
@@ -281,6 +290,17 @@ void run_panels(const WeightPlan &plan, ops::WeightOp op, const Multipliers &mul
     run.op = op;
     run.multipliers = multipliers;
     check(launch_panels(plan.layout.panels[g].kind, run, on), "launching a weight kernel");
+  }
+}
+
+void run_elementwise_rows(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers,
+                          const char *workspace, const Launch &on) {
+  for (std::size_t g = 0; g < plan.elementwise_rows.size(); ++g) {
+    ElementwiseRowsRun run = plan.elementwise_rows[g];
+    run.op = op;
+    run.multipliers = multipliers;
+    run.workspace = workspace;
+    check(launch_elementwise_rows(plan.layout.elementwise.rows[g].kind, run, on), "launching a weight kernel");
   }
 }
 
@@ -387,6 +407,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, on),
           "launching a weight kernel");
   run_elementwise(plan, options.op, multipliers, workspace, on);
+  run_elementwise_rows(plan, options.op, multipliers, workspace, on);
   if (plan.tiles.pieces > 0) check(launch_terms(terms, plan.tiles, on), "launching a weight kernel");
 }
 

@@ -8,6 +8,7 @@
 
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
+#include "elementwise_rows.hpp"
 #include "flat_kernels.hpp"
 #include "panel_kernels.hpp"
 #include "row_kernels.hpp"
@@ -26,6 +27,7 @@ struct WeightPlan {
   std::vector<int> stream_blocks;                                 // that the device holds at once, of tiles
   std::vector<RowShape> row_shapes;                               // of whole rows
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};    // what is known before a run; no tiles: nothing to do
+  std::vector<ElementwiseRowsRun> elementwise_rows;               // of layout.elementwise.rows
   std::array<std::optional<FlatTarget>, kElementwiseKinds> flat;  // in place of it
   TermTables terms{};                                             // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};

@@ -275,13 +275,13 @@ class Streamed : public Gpu {
     }
   }
 
-  void expect_all(std::initializer_list<WeightOp> ops) {
+  void expect_all(std::initializer_list<WeightOp> ops, const char *kernels = "streamed") {
     for (const WeightOp op : ops) expect_reference(case_, op);
     for (std::size_t m = 0; m < case_.multipliers.size(); m += 3) case_.multipliers[m] = 0.0f;
     for (const WeightOp op : ops) expect_reference(case_, op);
     DeviceCase device(case_.batch());
     const std::string text = Plan(*backend_, context_, device.batch()).explain();
-    EXPECT_THAT(text, HasSubstr("streamed")) << text;
+    EXPECT_THAT(text, HasSubstr(kernels)) << text;
     EXPECT_THAT(text, testing::Not(HasSubstr("any kind"))) << text;
   }
 
@@ -382,20 +382,38 @@ TEST_F(Streamed, WholeRowsOfHadamardDoraMatchTheReference) {
   }
 }
 
+/// Rows of one warp, of two and of four, and wider than what waits in shared memory; several rows a warp, too.
 TEST_F(Streamed, WholeRowsOfKroneckerDoraMatchTheReference) {
   const struct {
     std::int64_t p_out, p_in, rows, columns;
-  } grids[] = {{3, 1, 40, 320}, {4, 16, 40, 192}, {3, 48, 33, 64}, {2, 5, 72, 1032}, {5, 40, 32, 40}, {2, 6, 40, 1032}};
-  std::size_t i = 0;
-  for (const auto &grid : grids)
-    for (Half half : {Half::kWhole, Half::kLowRank}) {
-      TermChoice term = choice_of(ops::TermKind::kKronecker);
-      term.q = half;
-      term.p_out = grid.p_out;
-      term.p_in = grid.p_in;
-      add({grid.p_out * grid.rows, grid.p_in * grid.columns}, {term}, ops::DoraAxis::kOut, kRules[i++ % 3]);
-    }
-  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+  } grids[] = {{3, 1, 40, 320},  {4, 16, 40, 192}, {3, 48, 33, 64},  {2, 5, 72, 1032}, {5, 40, 32, 40},
+               {2, 6, 40, 1032}, {7, 5, 3, 24},    {2, 3, 17, 1024}, {1, 2, 5, 6152},  {2, 1, 3, 12296}};
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
+    case_ = WeightCase(707);
+    case_.factor_dtype = factors;
+    std::size_t i = 0;
+    for (const auto &grid : grids)
+      for (Half half : {Half::kWhole, Half::kLowRank}) {
+        TermChoice term = choice_of(ops::TermKind::kKronecker);
+        term.p = i % 2 == 0 ? Half::kWhole : Half::kLowRank;
+        term.q = half;
+        term.p_out = grid.p_out;
+        term.p_in = grid.p_in;
+        const Shape shape{grid.p_out * grid.rows, grid.p_in * grid.columns};
+        add(shape, {term}, ops::DoraAxis::kOut, kRules[i % 3]);
+        if (i % 4 == 0) add(shape, {term, term}, ops::DoraAxis::kOut, kRules[i % 3]);
+        for (lyc_dtype out : {LYC_DTYPE_F32, LYC_DTYPE_BF16})
+          case_.add({shape,
+                     LYC_DTYPE_F32,
+                     out,
+                     Order::kOIHW,
+                     Order::kOIHW,
+                     false,
+                     {{{term}, ops::DoraAxis::kOut, kRules[i % 3]}}});
+        ++i;
+      }
+    expect_all({WeightOp::kMerge, WeightOp::kDiff}, "elementwise, DoRA by rows");
+  }
 }
 
 /// Many more bands than clusters, in weights of several widths, so that clusters go from one to the next.

@@ -278,8 +278,9 @@ TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   EXPECT_EQ(lay_out_one({128, 144}, Order::kOIHW, term).targets.size(), 1u);  // halves of 18 columns
   EXPECT_EQ(lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kIn).targets.size(), 2u);
   const WeightLayout layout = lay_out(case_.batch());
-  const ElementwiseGroup &plain = layout.elementwise.groups[0], &fours = layout.elementwise.groups[1],
-                         &dora = layout.elementwise.groups[2];
+  const ElementwiseGroup &plain = layout.elementwise.groups[0], &fours = layout.elementwise.groups[1];
+  ASSERT_EQ(layout.elementwise.rows.size(), 1u);
+  const ElementwiseRowsGroup &dora = layout.elementwise.rows[0];
   ASSERT_EQ(plain.targets.size(), 2u);
   ASSERT_EQ(fours.targets.size(), 1u);  // halves of 20 columns
   ASSERT_EQ(dora.targets.size(), 1u);
@@ -288,8 +289,6 @@ TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   EXPECT_EQ(plain.targets[1].rows, 128);  // turned round
   EXPECT_EQ(plain.targets[1].columns, 256);
   EXPECT_EQ(plain.tiles.pieces, 1u + 1u);
-  EXPECT_EQ(dora.targets[0].step.value, 16u);
-  EXPECT_EQ(dora.tiles.pieces, 16u);
   EXPECT_TRUE(layout.reads_base);
 }
 
@@ -298,7 +297,7 @@ TEST_F(Terms, OneWeightWithOneElementwiseTermTravelsWithItsLaunch) {
   term.kind = ops::TermKind::kKronecker;
   term.p = term.q = test::Half::kWhole;
   term.p_out = term.p_in = 3;
-  const auto flat_of = [](const WeightCase &c) { return flat_target(lay_out(c.batch()).elementwise, {false, false}); };
+  const auto flat_of = [](const WeightCase &c) { return flat_target(lay_out(c.batch()).elementwise, {false}); };
   const auto add = [&](WeightCase &c, Shape shape, std::vector<TermChoice> terms) {
     c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{std::move(terms)}}});
     for (ops::Term &t : c.terms())
@@ -320,9 +319,37 @@ TEST_F(Terms, OneWeightWithOneElementwiseTermTravelsWithItsLaunch) {
 TEST_F(Terms, RowsThatTooFewShareAreTakenInOrder) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
-  term.p_out = 4, term.p_in = 8;
-  lay_out_one({128, 128}, Order::kOIHW, term, ops::DoraAxis::kOut);
-  EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[2].targets.at(0).step.value, 1u);
+  term.p_out = 2, term.p_in = 8;
+  lay_out_one({128, 128}, Order::kOIHW, term);
+  EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[0].targets.at(0).step.value, 1u);
+}
+
+TEST_F(Terms, TeamsTakeTheRowsThatTheyHold) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 2;
+  const struct {
+    std::int64_t columns;
+    std::int32_t block, team, rows, of_thread;
+    std::uint32_t blocks;
+  } widths[] = {{64, 3, 1, 4, 1, 9},        {640, 3, 3, 4, 1, 25},     {1280, 3, 3, 2, 2, 50},
+                {1024, 3, 1, 1, 4, 34},     {3072, 3, 3, 1, 4, 100},   {3088, 6, 6, 1, 3, 100},
+                {6144, 6, 6, 1, 4, 100},    {6160, 12, 12, 1, 3, 100}, {12288, 12, 12, 1, 4, 100},
+                {24576, 24, 24, 1, 4, 100}, {24592, 24, 24, 1, 5, 100}};
+  for (const auto &[columns, block, team, rows, of_thread, blocks] : widths) {
+    WeightCase c(8);
+    c.factor_dtype = LYC_DTYPE_BF16;
+    const Shape shape{100, columns};
+    c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}, ops::DoraAxis::kOut}}});
+    const WeightLayout layout = lay_out(c.batch());
+    ASSERT_EQ(layout.elementwise.rows.size(), 1u) << columns;
+    const ElementwiseRowsGroup &group = layout.elementwise.rows[0];
+    EXPECT_EQ(group.kind.block_warps, block) << columns;
+    EXPECT_EQ(group.targets[0].team_warps, team) << columns;
+    EXPECT_EQ(group.targets[0].team_rows, rows) << columns;
+    EXPECT_EQ(group.targets[0].of_thread, of_thread) << columns;
+    EXPECT_EQ(group.tiles.pieces, blocks) << columns;
+  }
 }
 
 TEST_F(Terms, DivisorsDivide) {
@@ -388,18 +415,19 @@ TEST_F(Stream, ABlockOfAKroneckerProductIsAStripOfTiles) {
   TermChoice term = choice(ops::TermKind::kKronecker);
   term.p_out = 4, term.p_in = 6;
   term.q = test::Half::kWhole;
-  const WeightLayout layout = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut);
+  const WeightLayout layout = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kIn);
   const StreamTarget &target = layout.streams.at(0).weights.at(0).target;
   EXPECT_EQ(target.rows, 40);
   EXPECT_EQ(target.columns, 64);
   EXPECT_EQ(target.boxes_across, 1);  // so a tile takes four neighbouring blocks
   EXPECT_EQ(target.strips, 2);        // 40 rows
   EXPECT_EQ(target.height, 4 * 2);
-  EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term, ops::DoraAxis::kOut).streams.size(), 0u);  // blocks too low
-  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term).streams.size(), 0u);                      // the elementwise kernels'
-  const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut, Order::kHWIO);
+  EXPECT_EQ(lay_out_one({4 * 8, 6 * 64}, term, ops::DoraAxis::kIn).streams.size(), 0u);  // blocks too low
+  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term).streams.size(), 0u);                     // the elementwise kernels'
+  EXPECT_EQ(lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kOut).streams.size(), 0u);
+  const WeightLayout transposed = lay_out_one({4 * 40, 6 * 64}, term, ops::DoraAxis::kIn, Order::kHWIO);
   EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.rows, 64);
-  EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.dora.by_row, 0);
+  EXPECT_EQ(transposed.streams.at(0).weights.at(0).target.dora.by_row, 1);
 }
 
 TEST_F(Stream, AllBlocksWalkDownAWeightSideBySide) {
@@ -448,20 +476,6 @@ TEST_F(Stream, DoraTakesWholeRowsInAsManyBlocksAsHoldThem) {
   }
   EXPECT_EQ(lay_out_rows({72, 12296}, term).kind.cluster, 0);
   EXPECT_EQ(lay_out_rows({72, 64, {3, 3, 1}}, term).target.boxes, 5);
-}
-
-TEST_F(Stream, BandsOfAKroneckerProductShareTheRightHalf) {
-  TermChoice term = choice(ops::TermKind::kKronecker);
-  term.p_out = 4, term.p_in = 6;
-  term.q = test::Half::kWhole;
-  const StreamWeight weight = lay_out_rows({4 * 40, 6 * 72}, term);
-  EXPECT_EQ(weight.kind.cluster, 2);
-  EXPECT_EQ(weight.target.boxes_across, 2);
-  EXPECT_EQ(weight.target.boxes, 6);
-  EXPECT_EQ(weight.target.strips, 2);
-  EXPECT_EQ(weight.target.height, 4);
-  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1024}, term).kind.cluster, 16);
-  EXPECT_EQ(lay_out_rows({4 * 40, 6 * 1032}, term).kind.cluster, 0);
 }
 
 TEST_F(Stream, ColumnsAndSharedMagnitudesAreNotTakenByRows) {
