@@ -40,6 +40,22 @@ Contraction factors(const Source &left, std::int64_t left_a, std::int64_t left_s
   return sum;
 }
 
+std::int64_t kernel_size(const Contraction &sum) {
+  return std::int64_t{sum.kernel[0]} * sum.kernel[1] * sum.kernel[2];
+}
+
+/// One of a core, which has a kernel's places inside b; if they fit.
+void number_lines(Contraction &sum) {
+  const std::int64_t kernel = kernel_size(sum);
+  if (kernel * kCorePitch > kCoreStaged) return;
+  sum.kind = ContractionKind::kCore;
+  sum.lines = sum.b * kernel;
+  std::int64_t step = 1;
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; step *= sum.kernel[k--])
+    sum.line_kernel[k] = static_cast<std::int32_t>(step);
+  sum.line_b = static_cast<std::int32_t>(step);
+}
+
 /// A long matrix of contiguous rows times a narrow one, both of one 16-bit type, as the copy of 16 bytes wants them.
 bool is_tall(const Contraction &sum) {
   constexpr std::int64_t kVector = 8;
@@ -47,7 +63,7 @@ bool is_tall(const Contraction &sum) {
     return inner == 1 && outer % kVector == 0 && reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
   };
   const bool plain = !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data &&
-                     sum.kernel[0] * sum.kernel[1] * sum.kernel[2] == 1;
+                     kernel_size(sum) == 1;
   return plain && sum.left.dtype == sum.right.dtype && sum.left.dtype != LYC_DTYPE_F32 && sum.b <= kChunkRanks &&
          sum.b % kVector == 0 && sum.s % kVector == 0 && vectors(sum.left, sum.left_s, sum.left_a) &&
          vectors(sum.right, sum.right_b, sum.right_s);
@@ -62,9 +78,9 @@ ProductSource Products::without_core(const ops::Product &product, const Operand 
   const Operand &core = product.core, &down = product.down;
   Operand result = core;
   result.in = down.in;
-  Contraction sum = factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in);
-  sum.a_is_rank = 1;
+  const Contraction sum = factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in);
   source.down = contract(0, sum, core, core.in, result, true, weight);
+  number_lines(contractions[0].back());
   return source;
 }
 
@@ -110,22 +126,38 @@ std::uint64_t Products::pack(std::int32_t stage, std::int32_t contraction, bool 
   sum.rank_is_inner = rank_is_inner;
   sum.lines = lines;
   sum.result = reserve(kPackedParts * chunks * padded * kChunkRanks / 2);  // of half a float each
-  const std::int64_t kernel = std::int64_t{sum.kernel[0]} * sum.kernel[1] * sum.kernel[2];
-  const bool staged = sum.a_is_rank && kernel * kChunkRanks <= kPackStaged;
-  sum.kind = staged ? ContractionKind::kPack : is_tall(sum) ? ContractionKind::kTall : ContractionKind::kAny;
+  if (sum.kind == ContractionKind::kCore) {
+    const auto step = [&](std::int64_t stride) { return static_cast<std::int32_t>(rank_is_inner ? stride / ranks : stride); };
+    sum.line_b = step(sum.result_b);
+    std::transform(sum.result_kernel, sum.result_kernel + ops::kMaxKernelDims, sum.line_kernel, step);
+  } else if (is_tall(sum)) {
+    sum.kind = ContractionKind::kTall;
+  }
   return sum.result;
+}
+
+void Products::cut(int multiprocessors) {
+  constexpr std::int64_t kManyTiles = 16;  // beginning does not tell then, nor does the end
+  for (std::vector<Contraction> &stage : contractions) {
+    std::int64_t tiles = 0, tall = 0;
+    for (const Contraction &sum : stage)
+      if (sum.kind == ContractionKind::kTall) tiles += ceil_div(sum.a, kTallRows), ++tall;
+    const std::int64_t height =
+        std::min(ceil_div(tiles, multiprocessors), tall == 1 ? std::int64_t{kMostTallTiles} : kManyTiles);
+    for (Contraction &sum : stage) {
+      const std::int64_t rows = std::int64_t{sum.a} * kernel_size(sum);
+      const std::int64_t pieces =
+          sum.kind == ContractionKind::kCore   ? ceil_div(sum.lines, kCoreLines) * ceil_div(sum.a, kChunkRanks)
+          : sum.kind == ContractionKind::kTall ? ceil_div(ceil_div(sum.a, kTallRows), height)
+                                               : ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile);
+      sum.pieces = narrow(pieces, "the number of tiles");
+    }
+  }
 }
 
 PieceCounter Products::pieces(std::size_t stage, ContractionKind kind) const {
   PieceCounter counter;
-  for (const Contraction &sum : contractions[stage]) {
-    const std::int64_t rows = std::int64_t{sum.a} * sum.kernel[0] * sum.kernel[1] * sum.kernel[2];
-    const std::int64_t pieces =
-        kind == ContractionKind::kPack   ? ceil_div(sum.lines, kPackThreads) * ceil_div(sum.packed_ranks, kChunkRanks)
-        : kind == ContractionKind::kTall ? ceil_div(sum.a, kTallRows)
-                                         : ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile);
-    counter.add(sum.kind == kind ? pieces : 0);
-  }
+  for (const Contraction &sum : contractions[stage]) counter.add(sum.kind == kind ? sum.pieces : 0);
   return counter;
 }
 

@@ -5,7 +5,6 @@
 #include <functional>
 #include <memory>
 
-#include "product_kernels.hpp"
 #include "rotation_kernels.hpp"
 #include "stream_kernels.hpp"
 #include "term_kernels.hpp"
@@ -182,10 +181,17 @@ class Uploader {
     append(products.dora_factors, plan_.factors);
     append(products.dora_factor_blocks, plan_.factor_blocks);
     for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
-      if (products.contractions[stage].empty()) continue;
-      append(products.contractions[stage], plan_.contractions[stage]);
-      for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
-        append(products.pieces(stage, static_cast<ContractionKind>(kind)), plan_.contraction_pieces[stage][kind]);
+      const std::vector<Contraction> &contractions = products.contractions[stage];
+      if (contractions.empty()) continue;
+      const std::size_t all = block_.append(contractions);
+      for (std::size_t kind = 0; kind < kContractionKinds; ++kind) {
+        ContractionRun &run = plan_.contractions[stage][kind];
+        const PieceCounter pieces = products.pieces(stage, static_cast<ContractionKind>(kind));
+        std::copy_n(contractions.begin(), std::min<std::size_t>(contractions.size(), kCarriedContractions), run.carried);
+        run.first_of_second = contractions.size() > 1 ? pieces.first[1] : pieces.pieces;
+        point(run.contractions, all);
+        append(pieces, run.schedule);
+      }
     }
   }
 
@@ -206,8 +212,8 @@ std::size_t staging_size(const WeightPlan &plan) {
 void describe_run(WeightPlan &plan) {
   plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
-  for (const auto &stage : plan.contraction_pieces)
-    for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
+  for (const auto &stage : plan.contractions)
+    for (const ContractionRun &run : stage) plan.info.launches += run.schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
   if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
   for (const auto *turns : {&plan.stages, &plan.passes})
@@ -244,10 +250,8 @@ char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
 void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
   for (std::size_t stage = 0; stage < kContractionStages; ++stage)
     for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
-      if (const Schedule &schedule = plan.contraction_pieces[stage][kind]; schedule.pieces > 0)
-        check(launch_contractions(static_cast<ContractionKind>(kind), plan.layout.products.contractions[stage].front(),
-                                  plan.contractions[stage], schedule, workspace, on),
-              "launching small products");
+      if (const ContractionRun &run = plan.contractions[stage][kind]; run.schedule.pieces > 0)
+        check(launch_contractions(static_cast<ContractionKind>(kind), run, workspace, on), "launching small products");
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
@@ -342,6 +346,7 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
+  plan->layout.products.cut(context.multiprocessors);
   if (!plan->layout.others.passes.empty()) check(allow_cones(), "cudaFuncSetAttribute");
   Uploader(*plan).upload();
   describe_run(*plan);

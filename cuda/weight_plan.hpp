@@ -6,6 +6,7 @@
 
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
+#include "product_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
@@ -27,8 +28,7 @@ struct WeightPlan {
   const RotationTask *rotations = nullptr;
   std::int32_t limited_rotations = 0;
   std::vector<Schedule> stages, passes;
-  std::array<std::array<Schedule, kContractionKinds>, kContractionStages> contraction_pieces{};
-  std::array<const Contraction *, kContractionStages> contractions{};
+  std::array<std::array<ContractionRun, kContractionKinds>, kContractionStages> contractions{};  // no pieces: none
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};
 };
