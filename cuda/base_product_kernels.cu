@@ -3,9 +3,9 @@
 //
 // Work.     A cluster of blocks takes kBaseRows whole rows at a time, each block its own columns of them, each warp the
 //           same ones all the time, whose factors it keeps in registers. One warp moves rows to and from a ring of slots
-//           in shared memory by bulk copies. Warps multiply their part of the rows by that of a_up; four more warps, a
-//           thread for each row and rank, add up what they found and what the other blocks of the cluster send, and make
-//           three bf16 parts of each sum, the factor of a_down. Meanwhile the warps are at the next rows.
+//           in shared memory by bulk copies. Warps multiply their part of the rows by that of a_up; two more warps add
+//           up what they found and what the other blocks of the cluster send, and make three bf16 parts of each sum, the
+//           factor of a_down. Meanwhile the warps are at the next rows.
 // Traffic.  base read once, out written once, factors once a cluster.
 // Numerics. Tensor cores multiply bf16 factors exactly and sum in float32, warps and blocks are added in one order; the
 //           sums' parts add up to their float32 values. One rounding, at the store. A term whose multiplier is 0 adds
@@ -19,12 +19,13 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr int kSlots = 8;
-constexpr int kSumThreads = kBaseRows * kChunkRanks;
+constexpr int kSlots = 6;
+constexpr int kOctets = kBaseRows / 8;  // rows that one instruction takes
+constexpr int kSums = kBaseRows * kChunkRanks, kOwnSums = 4, kSumThreads = kSums / kOwnSums;
 constexpr int kComputing = kBaseWarps * 32, kThreads = kComputing + kSumThreads + 32;
 constexpr int kRowGap = 16;  // bytes between rows of a slot, so that columns do not share banks
 constexpr int kSlotBytes = kBaseRows * (kBaseColumns * 2 + kRowGap);
-constexpr int kSumPitch = 20;   // floats of a row's 16 sums, spread over the banks
+constexpr int kSumPitch = 20;     // floats of a row's 16 sums, spread over the banks
 constexpr unsigned kBuffers = 2;  // for the sums of rows that are under way
 constexpr int kMerging = 1;       // named barrier of the threads that compute
 
@@ -34,10 +35,10 @@ constexpr int kMerging = 1;       // named barrier of the threads that compute
 struct Shared {
   union {
     float of_warps[kBuffers][kBaseWarps][kBaseRows * kSumPitch];
-    char factor[kBaseWarps][kBaseStep / 2 * kChunkRanks * 2];  // of a_up, on its way into registers
+    char factor[kBaseWarps][kWarpColumns * kChunkRanks * 2];  // of a_up, on its way into registers
   };
-  float of_blocks[kBuffers][kMostBaseCluster][kSumThreads];
-  std::uint16_t parts[kBuffers][kPackedParts][kBaseRows][kChunkRanks];
+  float of_blocks[kBuffers][kMostBaseCluster][kSums];
+  std::uint32_t parts[kBuffers][kPackedParts][kBaseRows][kChunkRanks / 2];  // of two ranks
   std::uint64_t full_barriers[kSlots], merged_barriers[kSlots];
   std::uint64_t summed_barriers[kBuffers], sent_barriers[kBuffers], found_barriers[kBuffers];
 
@@ -85,7 +86,6 @@ class Cursor {
  private:
   __device__ void find_run() {
     if (at_end()) return;
-    index_ = 0;
     if (p_.table.targets)
       while (index_ + 1 < p_.table.target_count && p_.table.first_run[index_ + 1] <= run_) ++index_;
     tile_ = static_cast<int>(run_ - (p_.table.targets ? p_.table.first_run[index_] : 0));
@@ -109,7 +109,9 @@ struct Columns {
         count(min(target.columns_of_block, target.columns - begin)) {}
 };
 
-__device__ int pitch_of(const BaseTarget &target) { return target.columns_of_block * 2 + kRowGap; }
+__device__ int pitch_of(const BaseTarget &target) {
+  return (target.columns_of_block + kWarpColumns - 1) / kWarpColumns * kWarpColumns * 2 + kRowGap;
+}
 
 // -- the warp that copies ---------------------------------------------------------------------------------------------
 
@@ -161,34 +163,43 @@ __device__ float scale_of(const BaseRun &p, const StreamTerm &term) {
   return multiplier == 0.0f ? 0.0f : multiplier * term.coefficient * element(term.scalar, 0);
 }
 
-/// One for each row and rank. No buffer is sent to before its owner has read it: who sends sums of some rows has had
-/// those of the rows before from every block, which had then read those of the rows before these.
+/// A thread for four ranks of a row. No buffer is sent to before its owner has read it: who sends sums of some rows has
+/// had those of the rows before from every block, which had then read those of the rows before these.
 __device__ void add_up(const BaseRun &p, Shared &shared, int thread) {
-  const int row = thread / kChunkRanks, rank = thread % kChunkRanks, here = rank_in_cluster();
+  const int row = thread / (kChunkRanks / kOwnSums), rank = thread % (kChunkRanks / kOwnSums) * kOwnSums;
+  const int here = rank_in_cluster();
+  const auto add = [](float4 &sum, const float *at) {
+    const float4 more = *reinterpret_cast<const float4 *>(at);
+    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+  };
   float scale = 0.0f;
   unsigned item = 0;
   for (Cursor at(p); !at.at_end(); at.next(), ++item) {
     if (at.begins_run()) scale = scale_of(p, at.target().right.term);
     const unsigned buffer = item % kBuffers;
     const Barrier sent = shared.sent(item);
-    if (thread == 0) sent.arrive_expecting(p.cluster * kSumThreads * 4);
+    if (thread == 0) sent.arrive_expecting(p.cluster * kSums * 4);
     shared.summed(item).wait(item / kBuffers);
-    float sum = 0.0f;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-    for (int warp = 0; warp < kBaseWarps; ++warp) sum += shared.of_warps[buffer][warp][row * kSumPitch + rank];
-    const std::uint32_t place = shared_address(&shared.of_blocks[buffer][here][thread]);
+    for (int warp = 0; warp < kBaseWarps; ++warp) add(sum, &shared.of_warps[buffer][warp][row * kSumPitch + rank]);
+    const std::uint32_t place = shared_address(&shared.of_blocks[buffer][here][thread * kOwnSums]);
     for (int to = 0; to < p.cluster; ++to) send(address_in(to, place), sum, address_in(to, sent.address));
     sent.wait(item / kBuffers);
-    float total = 0.0f;
-    for (int from = 0; from < p.cluster; ++from) total += shared.of_blocks[buffer][from][thread];
-    float value = scale == 0.0f ? 0.0f : scale * total;
+    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int from = 0; from < p.cluster; ++from) add(total, &shared.of_blocks[buffer][from][thread * kOwnSums]);
+    float2 value[] = {{scale * total.x, scale * total.y}, {scale * total.z, scale * total.w}};  // 0: nobody looks
 #pragma unroll
     for (int part = 0; part < kPackedParts; ++part) {
-      std::uint32_t bits;
-      Bf16::put(&bits, 0, make_float2(value, 0.0f));
-      shared.parts[buffer][part][row][rank] = static_cast<std::uint16_t>(bits);
-      const float taken = Bf16::get(&bits, 0).x;
-      value = isfinite(taken) ? value - taken : 0.0f;
+      std::uint32_t bits[2];
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        Bf16::put(bits, pair, value[pair]);
+        const float2 taken = Bf16::get(bits, pair);
+        value[pair].x = isfinite(taken.x) ? value[pair].x - taken.x : 0.0f;
+        value[pair].y = isfinite(taken.y) ? value[pair].y - taken.y : 0.0f;
+      }
+      *reinterpret_cast<uint2 *>(&shared.parts[buffer][part][row][rank / 2]) = make_uint2(bits[0], bits[1]);
     }
     shared.found(item).arrive();
   }
@@ -197,78 +208,77 @@ __device__ void add_up(const BaseRun &p, Shared &shared, int thread) {
 // -- the warps that compute -------------------------------------------------------------------------------------------
 
 /// What one warp does with its columns of all rows. Factors are operand A of the tensor cores, rows columns of operand
-/// B: lane (g, q) = (lane / 4, lane % 4) has row g of what is multiplied by a_up, and of the result eight neighbours of
-/// the rows 2 q and 2 q + 1.
+/// B: of eight rows, lane (g, q) = (lane / 4, lane % 4) has two vectors of row g when they are multiplied by a_up, and
+/// of the result eight neighbours of the rows 2 q and 2 q + 1.
 class Worker {
-  static constexpr int kVectors = 2, kPairs = 4;  // of a step: 16-byte vectors that lanes with q take; words of one
+  static constexpr int kVectors = 2, kPairs = 4;  // words of a vector
 
  public:
   __device__ Worker(const BaseRun &p, Shared &shared, int warp) : p_(p), shared_(shared), warp_(warp) {}
 
   __device__ void enter(const BaseTarget &target) {
     const Columns columns(target);
-    const int steps = target.columns_of_block > kBaseWarps * kBaseStep ? kBaseSteps : 1;
-    first_ = warp_ * steps * kBaseStep;
-    end_ = min(first_ + steps * kBaseStep, columns.count);
+    end_ = min((warp_ + 1) * kWarpColumns, columns.count);
     pitch_ = pitch_of(target);
     right_scale_ = scale_of(p_, target.right.term);
     added_scale_ = target.added.rank > 0 ? scale_of(p_, target.added.term) : 0.0f;
     added_up_ = static_cast<const std::uint16_t *>(target.added.up);
     added_row_ = target.added.up_row, added_rank_ = target.added.rank;
+    load_up(target.right, columns.begin);
     load_down(target.right, columns.begin, right_);
     load_down(target.added, columns.begin, added_);
-    load_up(target.right, columns.begin);
   }
 
-  /// The row's ranks of b_up, fetched before they are needed.
+  /// The rows' ranks of b_up, fetched before they are needed.
   __device__ void prepare(int row, int rows) {
     const int g = lane() / 4, q = lane() % 4;
-    next_ = make_uint2(0, 0);
-    if (added_scale_ == 0.0f || g >= rows) return;
-    const std::uint16_t *at = added_up_ + (row + g) * added_row_ + 2 * q;
-    if (2 * q < added_rank_) next_.x = __ldg(reinterpret_cast<const std::uint32_t *>(at));
-    if (2 * q + 8 < added_rank_) next_.y = __ldg(reinterpret_cast<const std::uint32_t *>(at + 8));
+#pragma unroll
+    for (int octet = 0; octet < kOctets; ++octet) {
+      next_[octet] = make_uint2(0, 0);
+      if (added_scale_ == 0.0f || octet * 8 + g >= rows) continue;
+      const std::uint16_t *at = added_up_ + (row + octet * 8 + g) * added_row_ + 2 * q;
+      if (2 * q < added_rank_) next_[octet].x = __ldg(reinterpret_cast<const std::uint32_t *>(at));
+      if (2 * q + 8 < added_rank_) next_[octet].y = __ldg(reinterpret_cast<const std::uint32_t *>(at + 8));
+    }
   }
 
   /// The warp's part of base a_up.
-  __device__ void multiply_base(const char *slot, float *to) {
-    const int g = lane() / 4, q = lane() % 4;
-    const char *row = slot + g * pitch_;
-    float sum[2][4] = {};
+  __device__ void multiply_base(const char *slot, float *to) const {
+    const int g = lane() / 4, q = lane() % 4, column = warp_ * kWarpColumns + q * kVectors * 8;
+    float sum[kOctets][4] = {};
 #pragma unroll
-    for (int step = 0; step < kBaseSteps; ++step)
+    for (int i = 0; i < kVectors; ++i)
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        const int column = first_ + step * kBaseStep + (2 * q + i) * 8;
+      for (int octet = 0; octet < kOctets; ++octet) {
         uint4 v = make_uint4(0, 0, 0, 0);
-        if (column < end_) v = *reinterpret_cast<const uint4 *>(row + column * 2);
-        multiply<true>(sum[0], up_[step][i][0], make_uint2(v.x, v.y));
-        multiply<true>(sum[1], up_[step][i][1], make_uint2(v.z, v.w));
+        if (column + i * 8 < end_)
+          v = *reinterpret_cast<const uint4 *>(slot + (octet * 8 + g) * pitch_ + (column + i * 8) * 2);
+        multiply<true>(sum[octet], up_[i][0], make_uint2(v.x, v.y));
+        multiply<true>(sum[octet], up_[i][1], make_uint2(v.z, v.w));
       }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) to[(2 * q + i % 2) * kSumPitch + i / 2 * 8 + g] = sum[0][i] + sum[1][i];
-    row_ = next_;
+    for (int octet = 0; octet < kOctets; ++octet)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[(octet * 8 + 2 * q + i % 2) * kSumPitch + i / 2 * 8 + g] = sum[octet][i];
+  }
+
+  /// What multiply_base() has just seen is the next to merge.
+  __device__ void keep_rows() {
+#pragma unroll
+    for (int octet = 0; octet < kOctets; ++octet) rows_[octet] = next_[octet];
   }
 
   __device__ void merge(char *slot, unsigned buffer) const {
-    const int g = lane() / 4, q = lane() % 4;
+    const int g = lane() / 4, q = lane() % 4, column = warp_ * kWarpColumns + g * 8;
     if (right_scale_ == 0.0f && added_scale_ == 0.0f && p_.op != ops::WeightOp::kDiff) return;
-    uint2 part[kPackedParts];
 #pragma unroll
-    for (int k = 0; k < kPackedParts; ++k) {
-      const auto *at = reinterpret_cast<const std::uint32_t *>(&shared_.parts[buffer][k][g][2 * q]);
-      part[k] = make_uint2(at[0], at[4]);
-    }
-#pragma unroll
-    for (int step = 0; step < kBaseSteps; ++step) {
+    for (int octet = 0; octet < kOctets; ++octet) {
       float delta[kPairs][4];
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) add_products(delta[n], step, n, part);
-      const int column = first_ + step * kBaseStep + g * 8;
+      find_delta(delta, octet, buffer);
       if (column >= end_) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        auto *at = reinterpret_cast<uint4 *>(slot + (2 * q + half) * pitch_ + column * 2);
+        auto *at = reinterpret_cast<uint4 *>(slot + (octet * 8 + 2 * q + half) * pitch_ + column * 2);
         uint4 v = make_uint4(0, 0, 0, 0);
         if (p_.op != ops::WeightOp::kDiff) v = *at;
         std::uint32_t *word[] = {&v.x, &v.y, &v.z, &v.w};
@@ -285,101 +295,88 @@ class Worker {
  private:
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
 
-  __device__ void add_products(float (&delta)[4], int step, int n, const uint2 (&part)[kPackedParts]) const {
+  __device__ void find_delta(float (&delta)[kPairs][4], int octet, unsigned buffer) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) delta[i] = 0.0f;
+    for (int n = 0; n < kPairs; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) delta[n][i] = 0.0f;
     if (added_scale_ != 0.0f) {
-      multiply<true>(delta, added_[step][n], row_before_);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) delta[i] *= added_scale_;
+      for (int n = 0; n < kPairs; ++n) {
+        multiply<true>(delta[n], added_[n], rows_[octet]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) delta[n][i] *= added_scale_;
+      }
     }
     if (right_scale_ == 0.0f) return;
 #pragma unroll
-    for (int k = 0; k < kPackedParts; ++k) multiply<true>(delta, right_[step][n], part[k]);
-  }
-
-  /// A lower factor's columns 8 g to 8 g + 7 of each step, words of two ranks: of each pair of columns the first one for
-  /// a lane's first row of operand A, the second one for the other.
-  __device__ void load_down(const BaseFactors &factors, int begin, uint4 (&to)[kBaseSteps][kPairs]) {
-    const int g = lane() / 4, q = lane() % 4;
-    uint4 ranks[kBaseSteps][4];
+    for (int part = 0; part < kPackedParts; ++part) {
+      const std::uint32_t *at = &shared_.parts[buffer][part][octet * 8 + lane() / 4][lane() % 4];
+      const uint2 sums = make_uint2(at[0], at[4]);
 #pragma unroll
-    for (int step = 0; step < kBaseSteps; ++step)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = first_ + step * kBaseStep + g * 8, rank = 2 * q + i % 2 + i / 2 * 8;
-        const auto *from = static_cast<const std::uint16_t *>(factors.down) + rank * factors.down_row + begin + column;
-        ranks[step][i] = make_uint4(0, 0, 0, 0);
-        if (column < end_ && rank < factors.rank) ranks[step][i] = __ldg(reinterpret_cast<const uint4 *>(from));
-      }
-#pragma unroll
-    for (int step = 0; step < kBaseSteps; ++step) {
-      const auto pair = [&](int low, std::uint32_t uint4::*word) {
-        const std::uint32_t a = ranks[step][low].*word, b = ranks[step][low + 1].*word;
-        return make_uint2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
-      };
-      std::uint32_t uint4::*const words[] = {&uint4::x, &uint4::y, &uint4::z, &uint4::w};
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) {
-        const uint2 near = pair(0, words[n]), far = pair(2, words[n]);
-        to[step][n] = make_uint4(near.x, near.y, far.x, far.y);
-      }
+      for (int n = 0; n < kPairs; ++n) multiply<true>(delta[n], right_[n], sums);
     }
   }
 
-  /// The upper factor of the base's product, through shared memory. Columns come in the order in which a lane's vectors
-  /// have them: of each 32, the lanes with q take 8 q to 8 q + 7, four for the first instruction and four for the second.
+  /// A lower factor's columns 8 g to 8 g + 7, as words of two ranks: of each pair of columns the first one for a lane's
+  /// first row of operand A, the second one for the other.
+  __device__ void load_down(const BaseFactors &factors, int begin, uint4 (&to)[kPairs]) const {
+    const int column = warp_ * kWarpColumns + lane() / 4 * 8, q = lane() % 4;
+    uint4 ranks[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int rank = 2 * q + i % 2 + i / 2 * 8;
+      const auto *from = static_cast<const std::uint16_t *>(factors.down) + rank * factors.down_row + begin + column;
+      ranks[i] = make_uint4(0, 0, 0, 0);
+      if (column < end_ && rank < factors.rank) ranks[i] = __ldg(reinterpret_cast<const uint4 *>(from));
+    }
+    const auto pair = [&](int rank, std::uint32_t uint4::*word) {
+      const std::uint32_t a = ranks[rank].*word, b = ranks[rank + 1].*word;
+      return make_uint2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
+    };
+    std::uint32_t uint4::*const words[] = {&uint4::x, &uint4::y, &uint4::z, &uint4::w};
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n) {
+      const uint2 near = pair(0, words[n]), far = pair(2, words[n]);
+      to[n] = make_uint4(near.x, near.y, far.x, far.y);
+    }
+  }
+
+  /// The upper factor of the base's product, through shared memory. A lane's vector i has the columns 16 q + 8 i to
+  /// 16 q + 8 i + 7, four for the first instruction and four for the second.
   __device__ void load_up(const BaseFactors &factors, int begin) {
+    constexpr int kPieces = kWarpColumns / 16;
     char *staged = shared_.factor[warp_];
-    constexpr int kPieces = 2;
-    uint4 pieces[kBaseSteps][kVectors][kPieces];
 #pragma unroll
-    for (int step = 0; step < kBaseSteps; ++step)
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int place = (lane() + piece * 32) / 2, rank = lane() % 2 * 8, column = warp_ * kWarpColumns + place;
+      const auto *from = static_cast<const std::uint16_t *>(factors.up) + (begin + column) * factors.up_row + rank;
+      uint4 ranks = make_uint4(0, 0, 0, 0);
+      if (column < end_ && rank < factors.rank) ranks = __ldg(reinterpret_cast<const uint4 *>(from));
+      *reinterpret_cast<uint4 *>(staged + swizzled_32(place, lane() % 2)) = ranks;
+    }
+    __syncwarp();
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i)
+    for (int i = 0; i < kVectors; ++i)
 #pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece) {
-          const int place = (lane() + piece * 32) / 2, rank = lane() % 2 * 8;
-          const int column = first_ + step * kBaseStep + (place / 8 * 2 + i) * 8 + place % 8;
-          const auto *from = static_cast<const std::uint16_t *>(factors.up) + (begin + column) * factors.up_row + rank;
-          pieces[step][i][piece] = make_uint4(0, 0, 0, 0);
-          if (column < end_ && rank < factors.rank)
-            pieces[step][i][piece] = __ldg(reinterpret_cast<const uint4 *>(from));
-        }
-#pragma unroll
-    for (int step = 0; step < kBaseSteps; ++step)
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        __syncwarp();
-#pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece)
-          *reinterpret_cast<uint4 *>(staged + swizzled_32((lane() + piece * 32) / 2, lane() % 2)) =
-              pieces[step][i][piece];
-        __syncwarp();
-#pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          const int row = lane() % 8, matrix = lane() / 8;
-          const int place = row / 2 * 8 + part * 4 + matrix / 2 * 2 + row % 2;
-          up_[step][i][part] = load_matrices<true>(shared_address(staged) + swizzled_32(place, matrix % 2));
-        }
+      for (int part = 0; part < 2; ++part) {
+        // Lane l has row l % 8 of the matrix l / 8: ranks to 7 and from 8 on, the same of the other two columns.
+        const int row = lane() % 8, matrix = lane() / 8;
+        const int place = row / 2 * 16 + i * 8 + part * 4 + matrix / 2 * 2 + row % 2;
+        up_[i][part] = load_matrices<true>(shared_address(staged) + swizzled_32(place, matrix % 2));
       }
     asm volatile("bar.sync %0, %1;" ::"n"(kMerging), "n"(kComputing) : "memory");  // sums may take its place
   }
 
- public:
-  /// What multiply_base() has just seen is the next to merge.
-  __device__ void keep_row() { row_before_ = row_; }
-
- private:
   const BaseRun &p_;
   Shared &shared_;
   const int warp_;
-  int first_ = 0, end_ = 0, pitch_ = 0, added_rank_ = 0;
+  int end_ = 0, pitch_ = 0, added_rank_ = 0;
   float right_scale_ = 0.0f, added_scale_ = 0.0f;
   const std::uint16_t *added_up_ = nullptr;
   std::int64_t added_row_ = 0;
-  uint2 next_{}, row_{}, row_before_{};
-  uint4 up_[kBaseSteps][kVectors][2], right_[kBaseSteps][kPairs], added_[kBaseSteps][kPairs];
+  uint2 next_[kOctets] = {}, rows_[kOctets] = {};  // of b_up
+  uint4 up_[kVectors][2], right_[kPairs], added_[kPairs];
 };
 
 __device__ void compute(const BaseRun &p, Shared &shared, char *slots, int warp) {
@@ -408,7 +405,7 @@ __device__ void compute(const BaseRun &p, Shared &shared, char *slots, int warp)
       waits = false;
     }
     if (!has_next) continue;
-    worker.keep_row();
+    worker.keep_rows();
     waits = true;
     ++item;
     at.next();

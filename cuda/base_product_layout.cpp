@@ -71,14 +71,14 @@ std::optional<BaseTarget> base_product(const ops::WeightBatch &batch, const ops:
                                        int largest_cluster) {
   if (!takes(batch, target)) return std::nullopt;
   const Operand &base = target.base, &out = target.out;
-  std::int64_t blocks = 1;
+  std::int64_t blocks = 2;  // one alone has nobody to send to, which the device takes for an error
   while (blocks * kBaseColumns < out.in) blocks *= 2;
-  if (blocks > 1 && blocks > std::min(largest_cluster, kMostBaseCluster)) return std::nullopt;
+  if (blocks > std::min(largest_cluster, kMostBaseCluster) || out.in < 2 * kVector) return std::nullopt;
   BaseTarget result{};
   result.base = base.data, result.out = out.data;
   result.base_row = base.stride_out, result.out_row = out.stride_out;
   result.rows = narrow(out.out, "the number of rows"), result.columns = narrow(out.in, "the number of columns");
-  result.columns_of_block = static_cast<std::int32_t>(ceil_div(ceil_div(out.in, blocks), kBaseStep) * kBaseStep);
+  result.columns_of_block = static_cast<std::int32_t>(ceil_div(out.in, blocks * kVector) * kVector);
   const ops::Adapter &adapter = batch.adapters[target.first_adapter];
   check_multiplier(adapter, batch);
   for (int t = 0; t < adapter.term_count; ++t) {
@@ -97,7 +97,7 @@ std::optional<BaseTarget> base_product(const ops::WeightBatch &batch, const ops:
 }
 
 void schedule(BaseGroup &group, int clusters) {
-  constexpr std::int64_t kLongRun = 16;  // where runs follow each other, their beginnings do not tell then
+  constexpr std::int64_t kLongRun = 8;  // where runs follow each other, their beginnings do not tell then
   std::int64_t runs = 0;
   group.first_run.clear();
   for (BaseTarget &target : group.targets) {
@@ -111,7 +111,8 @@ void schedule(BaseGroup &group, int clusters) {
 }
 
 std::string describe(const BaseGroup &group) {
-  return concat("products of the weight: ", group.targets.size(), " weights, rows in ", group.cluster, " blocks\n");
+  return concat("products of the weight, streamed: ", group.targets.size(), " weights, each row in ", group.cluster,
+                " blocks\n");
 }
 
 }  // namespace lyc::cuda

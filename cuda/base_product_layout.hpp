@@ -12,7 +12,7 @@ namespace lyc::cuda {
 
 /// Weights whose rows as many blocks share out, in one launch.
 struct BaseGroup {
-  int cluster = 1;
+  int cluster = 2;
   std::vector<BaseTarget> targets;
   std::vector<std::uint32_t> first_run;  // of each
   std::uint32_t run_count = 0;

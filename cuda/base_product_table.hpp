@@ -7,10 +7,10 @@
 
 namespace lyc::cuda {
 
-inline constexpr int kBaseRows = 8;                     // of a weight, that a cluster of blocks takes at a time
-inline constexpr int kBaseWarps = 12;                   // of a block, that compute
-inline constexpr int kBaseStep = 64, kBaseSteps = 2;    // columns of a warp: 128 bytes of a row, so often at most
-inline constexpr int kBaseColumns = kBaseWarps * kBaseStep * kBaseSteps;  // of a block, at most
+inline constexpr int kBaseRows = 16;     // of a weight, that a cluster of blocks takes at a time
+inline constexpr int kBaseWarps = 12;    // of a block, that compute
+inline constexpr int kWarpColumns = 64;  // 128 bytes of a row
+inline constexpr int kBaseColumns = kBaseWarps * kWarpColumns;  // of a block, at most
 inline constexpr int kMostBaseCluster = 8;
 
 /// [rows, rank] times [rank, columns]; ranks of `up` and columns of `down` are contiguous. No rank: absent.

@@ -8,7 +8,13 @@ namespace {
 constexpr int kContractionThreads = 256;
 
 /// Row m of the left factor is a and the kernel's places, the last of them the innermost.
-__device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, const std::int64_t *kernel) {
+__device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, std::int64_t place,
+                                   const std::int64_t *kernel) {
+  if (c.places == 1) return m * a;
+  if (c.even) {
+    const int line = m / c.places;
+    return line * a + (m - line * c.places) * place;
+  }
   std::int64_t offset = 0;
 #pragma unroll
   for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
@@ -54,7 +60,7 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
   constexpr int kTile = kContractionTile, kStep = kContractionThreads / kTile, kOwn = kTile / kStep;
   __shared__ float left[kTile][kTile + 1], right[kTile][kTile + 1];
   const int across = (c.b + kTile - 1) / kTile;
-  const int rows = c.a * c.kernel[0] * c.kernel[1] * c.kernel[2];
+  const int rows = c.a * c.places;
   const int y = local / across * kTile, x = local % across * kTile;
   const int lane = static_cast<int>(threadIdx.x % kTile), group = static_cast<int>(threadIdx.x / kTile);
   const void *left_data = resolve(c.left.data, c.left_in_workspace, workspace);
@@ -69,7 +75,7 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
     float from_left[kOwn], from_right[kOwn];
     // From inside in any case.
     load_floats(left_data, c.left.dtype, from_left, [&](int i) {
-      return row_offset(c, min(y + first(left_lines, i), rows - 1), c.left_a, c.left_kernel) +
+      return row_offset(c, min(y + first(left_lines, i), rows - 1), c.left_a, c.left_place, c.left_kernel) +
              min(s + second(left_lines, i), c.s - 1) * c.left_s;
     });
     load_floats(right_data, c.right.dtype, from_right, [&](int i) {
@@ -100,7 +106,8 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
   for (int i = 0; i < kOwn; ++i) {
     const int line = y + first(result_lines, i), column = x + second(result_lines, i);
     if (line < rows && column < c.b)
-      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_kernel) + column * c.result_b, sum[i]);
+      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_place, c.result_kernel) + column * c.result_b,
+                   sum[i]);
   }
 }
 
@@ -111,103 +118,82 @@ __global__ void __launch_bounds__(kContractionThreads) contract_kernel(const __g
 
 // -- cores ------------------------------------------------------------------------------------------------------------
 
-constexpr int kOwnRanks = 4;  // of a line's 16 at a time, that a thread computes
+constexpr int kOwnRanks = 4;    // of a line's 16 at a time, that a thread computes
+constexpr int kCoreDepth = 16;  // that goes through shared memory at a time, at most
 constexpr int kCoreThreads = kCoreLines * kChunkRanks / kOwnRanks;
+static_assert(kCoreThreads == kChunkRanks * kCoreDepth && kCoreThreads % kCoreLines == 0);
 
-/// The places of a core's kernel, the last axis the innermost; after the last one the first.
-class KernelWalk {
- public:
-  __device__ explicit KernelWalk(const Contraction &c) : c_(c) {}
+/// b and place of a line.
+struct CorePlace {
+  int column, place;
 
-  __device__ std::int64_t offset() const { return offset_; }
-  __device__ void next() {
-#pragma unroll
-    for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
-      offset_ += c_.left_kernel[k];
-      if (++at_[k] < c_.kernel[k]) return;
-      offset_ -= c_.kernel[k] * c_.left_kernel[k];
-      at_[k] = 0;
-    }
+  __device__ CorePlace(const Contraction &c, int line) {
+    const auto n = static_cast<unsigned>(c.places_inside ? c.places : c.b), at = static_cast<unsigned>(line);
+    const auto outer = static_cast<int>(at / n), inner = static_cast<int>(at % n);
+    column = c.places_inside ? outer : inner;
+    place = c.places_inside ? inner : outer;
   }
-
- private:
-  const Contraction &c_;
-  int at_[ops::kMaxKernelDims] = {};
-  std::int64_t offset_ = 0;
 };
 
-/// Where a line of the result lies along an axis.
-__device__ int place_of(int line, int step, int extent) { return extent == 1 ? 0 : line / step % extent; }
-
-/// 16 ranks of kCoreLines lines. The core goes through shared memory, as [s][kernel][16 ranks], as much of it at a time
-/// as there is room for. There is so little to do that the time is that of loading, so all loads are under way at once.
+/// 16 ranks of kCoreLines lines. Both factors go through shared memory, the core as [s][place][16 ranks]. There is so
+/// little to do that time is that of the way to the first result: loads are under way together, and few instructions.
 __device__ void multiply_core(const Contraction &c, int local, char *workspace) {
-  constexpr int kDepth = 16, kPlaces = 9;  // loads under way
-  __shared__ alignas(16) float staged[kCoreStaged];
-  const int chunks = (c.a + kChunkRanks - 1) / kChunkRanks, kernel = c.kernel[0] * c.kernel[1] * c.kernel[2];
-  const int chunk = local % chunks;
-  const int lane_rank = static_cast<int>(threadIdx.x) % (kChunkRanks / kOwnRanks) * kOwnRanks;
-  const int line = local / chunks * kCoreLines + static_cast<int>(threadIdx.x) / (kChunkRanks / kOwnRanks);
-  const int near_line = min(line, static_cast<int>(c.lines) - 1);
+  constexpr int kTogether = 9, kLines = kCoreDepth * kCoreLines / kCoreThreads;  // loads under way
+  __shared__ alignas(16) float core[kCoreStaged];
+  __shared__ float columns[kCoreDepth][kCoreLines];
+  const int chunks = (c.a + kChunkRanks - 1) / kChunkRanks, chunk = local % chunks;
+  const int first_line = local / chunks * kCoreLines, last_line = static_cast<int>(c.lines) - 1;
+  const int thread = static_cast<int>(threadIdx.x);
   const void *left = resolve(c.left.data, c.left_in_workspace, workspace);
   const void *right = resolve(c.right.data, c.right_in_workspace, workspace);
-  const std::int64_t column = place_of(near_line, c.line_b, c.b);
-  int own_place = 0;
-  std::int64_t result = column * c.result_b;
-#pragma unroll
-  for (int k = 0; k < ops::kMaxKernelDims; ++k) {
-    const int place = place_of(near_line, c.line_kernel[k], c.kernel[k]);
-    own_place = own_place * c.kernel[k] + place;
-    result += place * c.result_kernel[k];
-  }
-  // A thread stages all places of one of 16 ranks, and of one s in 16.
-  const int rank = chunk * kChunkRanks + static_cast<int>(threadIdx.x) % kChunkRanks;
-  const std::int64_t left_offset = min(rank, c.a - 1) * c.left_a;
-  const int depth = min(c.s, kCoreStaged / (kCorePitch * kernel));
+  // What a thread loads: all places of a rank and one s in 16; of a line, one s in four.
+  const int loaded_rank = chunk * kChunkRanks + thread % kChunkRanks, loaded_line = thread % kCoreLines;
+  const std::int64_t left_rank = min(loaded_rank, c.a - 1) * c.left_a;
+  const std::int64_t right_line = CorePlace(c, min(first_line + loaded_line, last_line)).column * c.right_b;
+  // What it computes.
+  const int own_rank = thread % (kChunkRanks / kOwnRanks) * kOwnRanks, own_line = thread / (kChunkRanks / kOwnRanks);
+  const int line = first_line + own_line;
+  const CorePlace own(c, min(line, last_line));
+  const int depth = min(kCoreDepth, kCoreStaged / (kChunkRanks * c.places));
   float sum[kOwnRanks] = {};
   for (int begin = 0; begin < c.s; begin += depth) {
-    const int count = min(depth, c.s - begin);
-    float values[kDepth];
-    const auto load_column = [&](int first) {
-      load_floats(right, c.right.dtype, values,
-                  [&](int i) { return column * c.right_b + (begin + min(first + i, count - 1)) * c.right_s; });
-    };
-    load_column(0);
-    __syncthreads();
-    for (int s = static_cast<int>(threadIdx.x) / kChunkRanks; s < count; s += kCoreThreads / kChunkRanks) {
-      KernelWalk walk(c);
-      for (int first = 0; first < kernel; first += kPlaces) {
-        std::int64_t offsets[kPlaces];
-        float places[kPlaces];
+    const int count = min(depth, c.s - begin), s = thread / kChunkRanks;
+    float of_line[kLines];
+    load_floats(right, c.right.dtype, of_line, [&](int i) {
+      return right_line + (begin + min(thread / kCoreLines + i * (kCoreThreads / kCoreLines), count - 1)) * c.right_s;
+    });
+    const std::int64_t from = left_rank + (begin + min(s, count - 1)) * c.left_s;
+    for (int first = 0; first < c.places; first += kTogether) {
+      float of_rank[kTogether];
+      load_floats(left, c.left.dtype, of_rank,
+                  [&](int i) { return from + min(first + i, c.places - 1) * c.left_place; });
+      if (first == 0 && begin > 0) __syncthreads();
+      float *to = core + (s * c.places + first) * kChunkRanks + thread % kChunkRanks;
 #pragma unroll
-        for (int i = 0; i < kPlaces; ++i, walk.next()) offsets[i] = left_offset + (begin + s) * c.left_s + walk.offset();
-        load_floats(left, c.left.dtype, places, [&](int i) { return offsets[i]; });
-#pragma unroll
-        for (int i = 0; i < kPlaces; ++i)
-          if (first + i < kernel)
-            staged[(s * kernel + first + i) * kCorePitch + threadIdx.x % kChunkRanks] = rank < c.a ? places[i] : 0.0f;
-      }
+      for (int i = 0; i < kTogether; ++i)
+        if (first + i < c.places && s < count) to[i * kChunkRanks] = loaded_rank < c.a ? of_rank[i] : 0.0f;
     }
-    __syncthreads();
-    for (int first = 0; first < count; first += kDepth) {
-      if (first > 0) load_column(first);
 #pragma unroll
-      for (int i = 0; i < kDepth; ++i) {
-        if (first + i >= count) break;
-        const float4 four = *reinterpret_cast<const float4 *>(
-            staged + ((first + i) * kernel + own_place) * kCorePitch + lane_rank);
-        sum[0] = fmaf(four.x, values[i], sum[0]), sum[1] = fmaf(four.y, values[i], sum[1]);
-        sum[2] = fmaf(four.z, values[i], sum[2]), sum[3] = fmaf(four.w, values[i], sum[3]);
-      }
+    for (int i = 0; i < kLines; ++i)
+      columns[thread / kCoreLines + i * (kCoreThreads / kCoreLines)][loaded_line] = of_line[i];
+    __syncthreads();
+    const float *row = core + own.place * kChunkRanks + own_rank;
+#pragma unroll
+    for (int i = 0; i < kCoreDepth; ++i, row += c.places * kChunkRanks) {
+      if (i >= count) break;
+      const float4 four = *reinterpret_cast<const float4 *>(row);
+      const float value = columns[i][own_line];
+      sum[0] = fmaf(four.x, value, sum[0]), sum[1] = fmaf(four.y, value, sum[1]);
+      sum[2] = fmaf(four.z, value, sum[2]), sum[3] = fmaf(four.w, value, sum[3]);
     }
   }
-  if (line >= c.lines) return;
+  if (line > last_line) return;
   if (c.packed_lines > 0)
-    return store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, lane_rank, sum);
-  auto *to = reinterpret_cast<float *>(workspace + c.result) + result;
+    return store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, own_rank, sum);
+  auto *to = reinterpret_cast<float *>(workspace + c.result) + own.column * c.result_b + own.place * c.result_place;
 #pragma unroll
   for (int i = 0; i < kOwnRanks; ++i)
-    if (const int at = chunk * kChunkRanks + lane_rank + i; at < c.a) to[at * c.result_a] = sum[i];
+    if (const int rank = chunk * kChunkRanks + own_rank + i; rank < c.a) to[rank * c.result_a] = sum[i];
 }
 
 __global__ void __launch_bounds__(kCoreThreads) core_kernel(const __grid_constant__ Work work) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -40,20 +41,23 @@ Contraction factors(const Source &left, std::int64_t left_a, std::int64_t left_s
   return sum;
 }
 
-std::int64_t kernel_size(const Contraction &sum) {
-  return std::int64_t{sum.kernel[0]} * sum.kernel[1] * sum.kernel[2];
+/// From one place of a kernel to the next, if that is the same everywhere.
+std::optional<std::int64_t> even_step(const std::int32_t *kernel, const std::int64_t *strides) {
+  std::int64_t size = 1, step = 0;
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    if (kernel[k] == 1) continue;
+    if (size == 1) step = strides[k];
+    if (strides[k] != size * step) return std::nullopt;
+    size *= kernel[k];
+  }
+  return step;
 }
 
-/// One of a core, which has a kernel's places inside b; if they fit.
-void number_lines(Contraction &sum) {
-  const std::int64_t kernel = kernel_size(sum);
-  if (kernel * kCorePitch > kCoreStaged) return;
-  sum.kind = ContractionKind::kCore;
-  sum.lines = sum.b * kernel;
-  std::int64_t step = 1;
-  for (int k = ops::kMaxKernelDims - 1; k >= 0; step *= sum.kernel[k--])
-    sum.line_kernel[k] = static_cast<std::int32_t>(step);
-  sum.line_b = static_cast<std::int32_t>(step);
+void number_places(Contraction &sum) {
+  sum.places = sum.kernel[0] * sum.kernel[1] * sum.kernel[2];
+  const auto left = even_step(sum.kernel, sum.left_kernel), result = even_step(sum.kernel, sum.result_kernel);
+  sum.even = left && result;
+  if (sum.even) sum.left_place = *left, sum.result_place = *result;
 }
 
 /// A long matrix of contiguous rows times a narrow one, both of one 16-bit type, as the copy of 16 bytes wants them.
@@ -63,7 +67,7 @@ bool is_tall(const Contraction &sum) {
     return inner == 1 && outer % kVector == 0 && reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
   };
   const bool plain = !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data &&
-                     kernel_size(sum) == 1;
+                     sum.places == 1;
   return plain && sum.left.dtype == sum.right.dtype && sum.left.dtype != LYC_DTYPE_F32 && sum.b <= kChunkRanks &&
          sum.b % kVector == 0 && sum.s % kVector == 0 && vectors(sum.left, sum.left_s, sum.left_a) &&
          vectors(sum.right, sum.right_b, sum.right_s);
@@ -80,7 +84,11 @@ ProductSource Products::without_core(const ops::Product &product, const Operand 
   result.in = down.in;
   const Contraction sum = factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in);
   source.down = contract(0, sum, core, core.in, result, true, weight);
-  number_lines(contractions[0].back());
+  Contraction &stored = contractions[0].back();
+  if (!stored.even || stored.places * kChunkRanks > kCoreStaged) return source;
+  stored.kind = ContractionKind::kCore;
+  stored.lines = std::int64_t{stored.b} * stored.places;
+  stored.places_inside = stored.result_place < stored.result_b;
   return source;
 }
 
@@ -126,13 +134,7 @@ std::uint64_t Products::pack(std::int32_t stage, std::int32_t contraction, bool 
   sum.rank_is_inner = rank_is_inner;
   sum.lines = lines;
   sum.result = reserve(kPackedParts * chunks * padded * kChunkRanks / 2);  // of half a float each
-  if (sum.kind == ContractionKind::kCore) {
-    const auto step = [&](std::int64_t stride) { return static_cast<std::int32_t>(rank_is_inner ? stride / ranks : stride); };
-    sum.line_b = step(sum.result_b);
-    std::transform(sum.result_kernel, sum.result_kernel + ops::kMaxKernelDims, sum.line_kernel, step);
-  } else if (is_tall(sum)) {
-    sum.kind = ContractionKind::kTall;
-  }
+  if (is_tall(sum)) sum.kind = ContractionKind::kTall;
   return sum.result;
 }
 
@@ -145,7 +147,7 @@ void Products::cut(int multiprocessors) {
     const std::int64_t height =
         std::min(ceil_div(tiles, multiprocessors), tall == 1 ? std::int64_t{kMostTallTiles} : kManyTiles);
     for (Contraction &sum : stage) {
-      const std::int64_t rows = std::int64_t{sum.a} * kernel_size(sum);
+      const std::int64_t rows = std::int64_t{sum.a} * sum.places;
       const std::int64_t pieces =
           sum.kind == ContractionKind::kCore   ? ceil_div(sum.lines, kCoreLines) * ceil_div(sum.a, kChunkRanks)
           : sum.kind == ContractionKind::kTall ? ceil_div(ceil_div(sum.a, kTallRows), height)
@@ -228,6 +230,7 @@ Source Products::contract(int stage, Contraction sum, const Operand &kernel, std
     sum.left_kernel[k] = kernel.stride_kernel[k];
     sum.result_kernel[k] = result.stride_kernel[k];
   }
+  number_places(sum);
   const auto at = static_cast<std::size_t>(stage);
   contractions[at].push_back(sum);
   return {result, true, stage, static_cast<std::int32_t>(contractions[at].size()) - 1};

@@ -115,8 +115,10 @@ struct Contraction {
   // Where the result is a packed factor (stream_table.hpp), a place in [lines, ranks] or [ranks, lines]:
   std::int64_t packed_lines, lines;  // with and without padding; 0: it is not
   std::int32_t packed_ranks, rank_is_inner;
-  // Of kCore: b and the kernel's places are numbered together, as lines of a packed factor are.
-  std::int32_t line_b, line_kernel[ops::kMaxKernelDims];  // steps
+  // Places of the kernel, and from one to the next where that is the same everywhere: `even`.
+  std::int32_t places, even;
+  std::int64_t left_place, result_place;
+  std::int32_t places_inside;  // 1: of kCore, a line is b and inside it the place; 0: the other way round
   ContractionKind kind;
   std::int32_t pieces;
 };
@@ -177,8 +179,7 @@ inline constexpr int kTurnedPlaces = 32, kTurnedLines = 128;  // of a stage: pla
 inline constexpr int kConeRows = 384, kConeColumns = 64;  // of a pass of several stages, at most, that a block turns
 inline constexpr int kMostTurned = 32;                    // rows of a rotation's block there, a multiple of four
 inline constexpr int kCoreLines = 64;                     // of a core's result, that a block computes
-inline constexpr int kCoreStaged = 5120;                  // floats of the core that it has at hand
-inline constexpr int kCorePitch = 20;                     // floats of a place's 16 ranks, spread over the banks
+inline constexpr int kCoreStaged = 4096;                  // floats of the core that it has at hand
 inline constexpr int kTallRows = 8;                       // of a long matrix, that a block takes at a time
 inline constexpr int kMostTallTiles = 24;                 // of so many rows, that a block takes
 inline constexpr int kMaxStages = 24;

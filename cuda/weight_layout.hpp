@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base_product_layout.hpp"
 #include "elementwise_layout.hpp"
 #include "stream_layout.hpp"
 #include "term_layout.hpp"
@@ -22,6 +23,7 @@ struct TargetGroup {
 
 struct WeightLayout {
   std::vector<StreamGroup> streams;  // none of them empty; nor of these:
+  std::vector<BaseGroup> base_products;
   std::vector<TargetGroup> groups;
   std::vector<LowRankTerm> terms;  // of all groups
   ElementwiseLayout elementwise;   // targets with elementwise terms alone

@@ -82,6 +82,7 @@ class Uploader {
 
   void upload() {
     append_streams();
+    append_base_products();
     append_groups();
     append_elementwise();
     append_others();
@@ -121,6 +122,19 @@ class Uploader {
       if (targets.size() == 1) continue;  // travels with the launch
       append(targets, plan_.streams[g].targets);
       append(group.first_run, plan_.streams[g].first_run);
+    }
+  }
+
+  void append_base_products() {
+    for (std::size_t g = 0; g < plan_.base_products.size(); ++g) {
+      const BaseGroup &group = plan_.layout.base_products[g];
+      BaseRun &run = plan_.base_products[g];
+      run.only = group.targets.front();
+      run.table.target_count = static_cast<std::int32_t>(group.targets.size());
+      run.table.run_count = group.run_count;
+      if (group.targets.size() == 1) continue;  // travels with the launch
+      append(group.targets, run.table.targets);
+      append(group.first_run, run.table.first_run);
     }
   }
 
@@ -210,7 +224,8 @@ std::size_t staging_size(const WeightPlan &plan) {
 }
 
 void describe_run(WeightPlan &plan) {
-  plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.tables.size());
+  plan.info.launches =
+      static_cast<std::int32_t>(plan.streams.size() + plan.base_products.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const auto &stage : plan.contractions)
     for (const ContractionRun &run : stage) plan.info.launches += run.schedule.pieces > 0;
@@ -252,6 +267,14 @@ void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
     for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
       if (const ContractionRun &run = plan.contractions[stage][kind]; run.schedule.pieces > 0)
         check(launch_contractions(static_cast<ContractionKind>(kind), run, workspace, on), "launching small products");
+}
+
+void run_base_products(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const Launch &on) {
+  for (BaseRun run : plan.base_products) {
+    run.op = op;
+    run.multipliers = multipliers;
+    check(launch_base_products(run, on), "launching a weight kernel");
+  }
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
@@ -321,6 +344,13 @@ void lay_out(WeightPlan &plan, const ops::WeightBatch &batch) {
       check(fit_rows(group.kind, group.boxes(), &plan.row_shapes[g]), "asking how many clusters fit");
       fits = fits && plan.row_shapes[g].clusters > 0;
     }
+    plan.base_products.assign(plan.layout.base_products.size(), {});
+    for (std::size_t g = 0; g < plan.base_products.size(); ++g) {
+      BaseRun &run = plan.base_products[g];
+      run.cluster = plan.layout.base_products[g].cluster;
+      check(resident_base_clusters(run.cluster, &run.clusters), "asking how many clusters fit");
+      fits = fits && run.clusters > 0;
+    }
     if (fits) return;
   }
 }
@@ -341,6 +371,8 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     plan->stream_blocks.push_back(blocks * context.multiprocessors);
     schedule(group, group.kind.cluster == 0 ? plan->stream_blocks.back() : plan->row_shapes[g].clusters);
   }
+  for (std::size_t g = 0; g < plan->base_products.size(); ++g)
+    schedule(plan->layout.base_products[g], plan->base_products[g].clusters);
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
@@ -365,6 +397,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   run_rotations(plan, {plan.rotations, workspace, options.op, multipliers}, on);
   run_norms(plan, terms, streams, on);
   run_streams(plan, StreamPass::kMerge, streams, on);
+  run_base_products(plan, options.op, multipliers, on);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, on),
           "launching a weight kernel");

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <string>
 
+#include "base_product_kernels.hpp"
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
 #include "product_kernels.hpp"
@@ -21,6 +22,7 @@ struct WeightPlan {
   std::vector<StreamTable> streams;                             // of layout.streams
   std::vector<int> stream_blocks;                               // that the device holds at once, of tiles
   std::vector<RowShape> row_shapes;                             // of whole rows
+  std::vector<BaseRun> base_products;                           // of layout.base_products, likewise
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
   TermTables terms{};                                           // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};

@@ -428,6 +428,40 @@ TEST_F(Streamed, FactorsThatARunComputesMatchTheReference) {
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
 }
 
+TEST_F(Streamed, ProductsOfTheWeightMatchTheReference) {
+  TermChoice glora, product;
+  glora.kind = ops::TermKind::kBaseProduct;
+  std::size_t i = 0;
+  for (std::int64_t columns : {72, 320, 1048, 1544, 3072, 3080, 12288})  // clusters of each size
+    for (std::int64_t rank : {8, 16}) {
+      const std::int64_t rows = columns > kWide ? 5 : i % 3 == 0 ? 16 : i % 3 == 1 ? 33 : 1096;
+      glora.rank = product.rank = rank;
+      std::vector<TermChoice> terms{glora};
+      if (i % 3 > 0) terms.insert(i % 3 == 1 ? terms.end() : terms.begin(), product);
+      add({columns > 1048 ? std::min<std::int64_t>(rows, 33) : rows, columns}, terms);
+      ++i;
+    }
+  Random random(723);
+  use_plain_factors(case_, LYC_DTYPE_BF16, random);
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+  DeviceCase device(case_.batch());
+  EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr("each row in 8 blocks"));
+}
+
+/// Of several adapters: the product with the upper factor comes before the merge.
+TEST_F(Streamed, ProductsOfTheWeightBesideOthersMatchTheReference) {
+  TermChoice glora, product;
+  glora.kind = ops::TermKind::kBaseProduct;
+  for (std::int64_t rank : {8, 16}) {
+    glora.rank = product.rank = rank;
+    for (Shape shape : {Shape{5, 64}, Shape{33, 1048}, Shape{1096, 320}, Shape{16, 3080}})
+      case_.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{glora}}, {{product}}}});
+  }
+  Random random(724);
+  use_plain_factors(case_, LYC_DTYPE_BF16, random);
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
 /// A batch that needs all kernels that there are: for compute-sanitizer, and so that none is forgotten.
 WeightCase every_kernel_case() {
   using ops::DoraAxis;
@@ -490,8 +524,10 @@ WeightCase every_kernel_case() {
     ops::Product &q = c.terms().back().q;
     if (q.up.data) q = c.terms().back().p;  // of the same rank
   }
-  const AdapterChoice one = {{choice_of(TermKind::kProduct)}};
-  c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, one}});
+  const AdapterChoice one = {{choice_of(TermKind::kProduct)}}, of_base = {{choice_of(TermKind::kBaseProduct)}};
+  for (const AdapterChoice &other : {one, of_base})
+    c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, other}});
+  c.add({{20, 10, {3, 3, 1}}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {of_base}});
   c.multipliers.resize(100, 1.0f);  // too many to go by value
   return c;
 }
@@ -501,11 +537,11 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kStreamed = 21, kRows = 8, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4, kProducts = 4,
-                kRotations = 1 + 1 + 3;  // R - I, a pass and three stages
+  constexpr int kStreamed = 21, kRows = 8, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24, kElementwise = 4,
+                kProducts = 4, kRotations = 1 + 1 + 3;  // R - I, a pass and three stages
   constexpr int kTerms = 3, kMultipliers = 1;
-  EXPECT_EQ(plan.info.launches, kStreamed + kRows + kStreamedNorms + kLowRank + kElementwise + kProducts + kRotations +
-                                    kTerms + kMultipliers)
+  EXPECT_EQ(plan.info.launches, kStreamed + kRows + kStreamedNorms + kBaseProducts + kLowRank + kElementwise +
+                                    kProducts + kRotations + kTerms + kMultipliers)
       << plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }
