@@ -1,6 +1,9 @@
 // Weight operations on a GPU against the time that copying the same bytes takes there.
 //
 //     cuda_weight_bench [words that a case's name must contain]...
+//     cuda_weight_bench --shapes sdxl|flux
+//
+// The second form prints the layers of a network, for peers.
 //
 // Device time by graph replay. Single weights rotate over more memory than any cache holds; whole networks are larger
 // by themselves. floor = bytes read and written once / the copy rate measured in this run. Each case is checked against
@@ -696,7 +699,16 @@ void report_eager(const std::string &name, std::int64_t size, std::size_t weight
   lyc_context_release(context);
 }
 
+int list_shapes(const std::string &network) {
+  if (network != "sdxl" && network != "flux") return 2;
+  for (const Shape &shape : network == "sdxl" ? sdxl() : flux())
+    std::printf("%lld %lld %lld\n", static_cast<long long>(shape.out), static_cast<long long>(shape.in),
+                static_cast<long long>(shape.kernel));
+  return 0;
+}
+
 int run(int argc, char **argv) {
+  if (argc == 3 && argv[1] == std::string("--shapes")) return list_shapes(argv[2]);
   const ops::Backend *backend = find_backend(LYC_DEVICE_CUDA);
   std::int32_t count = 0;
   if (backend) backend->device_count(&count, nullptr);

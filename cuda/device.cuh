@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "elementwise_table.hpp"
 #include "launch.hpp"
 #include "stream_table.hpp"
 #include "term_table.hpp"
@@ -42,6 +43,11 @@ __device__ inline float element(const Vector &vector, std::int64_t index) {
 
 __device__ inline const void *resolve(const void *data, int in_workspace, const char *workspace) {
   return in_workspace ? workspace + reinterpret_cast<std::uintptr_t>(data) : data;
+}
+
+__device__ inline int divide(int n, const Divisor &by) {
+  const auto number = static_cast<std::uint32_t>(n);
+  return static_cast<int>((number + __umulhi(number, by.magic)) >> by.shift);
 }
 
 __device__ inline float multiplier_at(const Multipliers &multipliers, int index) {
@@ -264,6 +270,17 @@ __device__ inline void store_streaming(uint4 *to, uint4 v) {
 }
 __device__ inline void store_streaming(uint2 *to, uint2 v) {
   asm volatile("st.global.cs.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y));
+}
+
+// The same without a hint: 2 % faster where a kernel has hardly any factors.
+__device__ inline uint4 load_vector(const uint4 *from) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  return v;
+}
+
+__device__ inline void store_vector(uint4 *to, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
 }
 
 }  // namespace lyc::cuda

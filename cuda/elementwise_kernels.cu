@@ -31,11 +31,6 @@ struct Kind {
   static constexpr int kThreads = kDora ? kDoraThreads : kElementwiseThreads, kBlocks = 3;
 };
 
-__device__ inline int divide(int n, const Divisor &by) {
-  const auto number = static_cast<std::uint32_t>(n);
-  return static_cast<int>((number + __umulhi(number, by.magic)) >> by.shift);
-}
-
 /// A thread's columns in some rows.
 template <typename K>
 struct Rows {
@@ -321,15 +316,8 @@ __device__ void merge_target(const ElementwiseRun &run, const ElementwiseTarget 
   for (int j = 0; j < lines.count; ++j) merge_line<K>(run, target, terms, lines.row(j), x);
 }
 
-/// One term on one target.
-__host__ __device__ inline bool travels_alone(const ElementwiseRun &run) {
-  return run.tiles.count == 1 && run.only.term_count == 1;
-}
-
 template <typename K>
 __device__ void merge_targets(const ElementwiseRun &run) {
-  if (travels_alone(run))  // all that it takes came with the launch
-    return merge_target<K>(run, run.only, &run.only_term, blockIdx.x);
   const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
   const ElementwiseTarget target = run.targets[index];
   const std::uint32_t first = (blockIdx.x - run.tiles.first[index]) * kElementwisePieces;
@@ -510,12 +498,9 @@ const void *kernel_at(int index, std::integer_sequence<int, kIndex...>) {
 }  // namespace
 
 cudaError_t launch_elementwise(ElementwiseKind kind, const ElementwiseRun &run, const Launch &on) {
-  unsigned blocks = run.tiles.pieces;
-  if (!kind.dora && travels_alone(run))
-    blocks = (static_cast<unsigned>(run.only.threads) + kElementwiseThreads - 1) / kElementwiseThreads;
   void *arguments[] = {const_cast<ElementwiseRun *>(&run)};
   const void *kernel = kernel_at(index_of(kind), std::make_integer_sequence<int, kElementwiseKinds>());
-  return launch_kernel(kernel, blocks, kind.dora ? kDoraThreads : kElementwiseThreads, 0, on, arguments);
+  return launch_kernel(kernel, run.tiles.pieces, kind.dora ? kDoraThreads : kElementwiseThreads, 0, on, arguments);
 }
 
 }  // namespace lyc::cuda

@@ -7,8 +7,6 @@
 namespace lyc::cuda {
 
 struct ElementwiseRun {
-  ElementwiseTarget only;  // the first, with its first term: one of one alone travels with the launch
-  ElementwiseTerm only_term;
   const ElementwiseTarget *targets;
   const ElementwiseTerm *terms;
   Schedule tiles;

@@ -200,6 +200,25 @@ void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const o
   layout_.terms.push_back(entry);
 }
 
+std::optional<FlatTarget> flat_target(const ElementwiseLayout &layout, ElementwiseKind kind) {
+  const ElementwiseGroup &group = layout.groups[static_cast<std::size_t>(index_of(kind))];
+  if (kind.dora || group.targets.size() != 1 || group.targets.front().term_count != 1) return std::nullopt;
+  FlatTarget flat{group.targets.front(), layout.terms[static_cast<std::size_t>(group.targets.front().first_term)], {}, 0};
+  const ElementwiseTarget &weight = flat.weight;
+  const ElementwiseTerm &term = flat.term;
+  const auto size = static_cast<std::int32_t>(dtype_size(weight.out_dtype));
+  const auto step = static_cast<std::int32_t>(term.right_dtype == LYC_DTYPE_NONE ? 0 : dtype_size(term.right_dtype));
+  const bool one_type = !weight.base || weight.base_dtype == weight.out_dtype;
+  const bool plain_left = term.left_dtype == LYC_DTYPE_NONE || term.left_dtype == weight.out_dtype;
+  const bool plain_right = step == 0 || term.right_dtype == weight.out_dtype || term.right_dtype == LYC_DTYPE_F32;
+  if (elementwise_vector(kind) * size != kMostBytes || !one_type || !plain_left || !plain_right ||
+      term.right_column != step)
+    return std::nullopt;
+  flat.right_vectors = divisor(term.right_columns.value / elementwise_vector(kind), "the number of columns");
+  flat.vectors = narrow(std::int64_t{weight.rows} * weight.row_vectors.value, "the number of elements");
+  return flat;
+}
+
 std::string describe(const ElementwiseLayout &layout) {
   std::string text;
   for (int k = 0; k < kElementwiseKinds; ++k) {

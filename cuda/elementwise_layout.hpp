@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,9 @@ class ElementwiseLayoutBuilder {
   Products &products_;
   ElementwiseLayout layout_;
 };
+
+/// The only target of a group, if the kernel for one alone takes it.
+std::optional<FlatTarget> flat_target(const ElementwiseLayout &layout, ElementwiseKind kind);
 
 std::string describe(const ElementwiseLayout &layout);
 

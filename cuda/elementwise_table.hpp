@@ -43,6 +43,15 @@ struct alignas(16) ElementwiseTarget {
   DoraParameters dora;  // of the one adapter of a target with DoRA
 };
 
+/// One target of the elementwise kernels that is alone: its rows begin on and are whole vectors of 16 bytes, its term's
+/// halves are of its own type, or the right one of float32. It travels with the launch.
+struct FlatTarget {
+  ElementwiseTarget weight;
+  ElementwiseTerm term;
+  Divisor right_vectors;  // that make up a row of the right half
+  std::int32_t vectors;
+};
+
 /// Kernels, by what makes one faster than another.
 struct ElementwiseKind {
   bool wide;  // base or out is float32, or columns come in fours alone

@@ -157,16 +157,12 @@ class Uploader {
 
   void append_elementwise() {
     const ElementwiseLayout &layout = plan_.layout.elementwise;
-    if (layout.terms.empty()) return;
-    const std::size_t terms = block_.append(layout.terms);
     for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
-      if (layout.groups[k].targets.empty()) continue;
-      const ElementwiseTarget &first = layout.groups[k].targets.front();
-      plan_.elementwise[k].only = first;
-      plan_.elementwise[k].only_term = layout.terms[static_cast<std::size_t>(first.first_term)];
+      plan_.flat[k] = flat_target(layout, elementwise_kind(static_cast<int>(k)));
+      if (plan_.flat[k] || layout.groups[k].targets.empty()) continue;
       append(layout.groups[k].targets, plan_.elementwise[k].targets);
       append(layout.groups[k].tiles, plan_.elementwise[k].tiles);
-      point(plan_.elementwise[k].terms, terms);
+      append(layout.terms, plan_.elementwise[k].terms);
     }
   }
 
@@ -230,6 +226,7 @@ void describe_run(WeightPlan &plan) {
   for (const auto &stage : plan.contractions)
     for (const ContractionRun &run : stage) plan.info.launches += run.schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
+  for (const auto &target : plan.flat) plan.info.launches += target.has_value();
   if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
   for (const auto *turns : {&plan.stages, &plan.passes})
     for (const Schedule &schedule : *turns) plan.info.launches += schedule.pieces > 0;
@@ -279,13 +276,15 @@ void run_base_products(const WeightPlan &plan, ops::WeightOp op, const Multiplie
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
                      const Launch &on) {
-  for (int k = 0; k < kElementwiseKinds; ++k) {
-    ElementwiseRun run = plan.elementwise[static_cast<std::size_t>(k)];
+  for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
+    if (plan.flat[k])
+      check(launch_flat(*plan.flat[k], op, multipliers, workspace, on), "launching a weight kernel");
+    ElementwiseRun run = plan.elementwise[k];
     if (run.tiles.pieces == 0) continue;
     run.op = op;
     run.multipliers = multipliers;
     run.workspace = workspace;
-    check(launch_elementwise(elementwise_kind(k), run, on), "launching a weight kernel");
+    check(launch_elementwise(elementwise_kind(static_cast<int>(k)), run, on), "launching a weight kernel");
   }
 }
 

@@ -1,12 +1,15 @@
 // A prepared batch: its tables in device memory, and the few launches that run it.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <optional>
 #include <string>
 
 #include "base_product_kernels.hpp"
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
+#include "flat_kernels.hpp"
 #include "product_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
@@ -24,6 +27,7 @@ struct WeightPlan {
   std::vector<RowShape> row_shapes;                             // of whole rows
   std::vector<BaseRun> base_products;                           // of layout.base_products, likewise
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
+  std::array<std::optional<FlatTarget>, kElementwiseKinds> flat;  // in place of it
   TermTables terms{};                                           // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
   const FactorTask *factors = nullptr;

@@ -29,5 +29,5 @@ stage() {
 run_tests() {
   local preset=$1
   shift
-  ctest --test-dir "build/$preset" --no-tests=error --output-on-failure "$@"
+  ctest --test-dir "build/$preset" --no-tests=error --output-on-failure --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" "$@"
 }

@@ -3,11 +3,12 @@
     compare_cuda.py CUDA_WEIGHT_BENCH [WORD...]
 
 Run it in an environment with `torch` (for CUDA) and `lycoris_lora==4.1.3`. Device time by graph replay over buffers that
-rotate beyond the L2 cache, as the benchmark program takes it for ours; the median of ten replays. A peer's formula is
+rotate beyond the L2 cache, results too, as the benchmark program takes it for ours; the median of ten replays. A peer's formula is
 LyCORIS 3.3's, compiled ("compile"), or an op of 4.1.3's Triton back end with the base folded in ("lycoris"), tuned by
 its first calls. Every peer's result is checked against float32.
 """
 
+import collections
 import re
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import torch
 
 GAMMA, FACTOR, OFT_BLOCK, BOFT_BLOCK = 0.375, 16, 32, 24
 CALLS, REPLAYS = 48, 10
-LINE = re.compile(r"^(?P<shape>\d\S*) (?P<method>.*?) bf16/bf16 r(?P<rank>\d+) (?P<op>delta|new|in-place)\s+"
-                  r"(?P<floor>[\d.]+)\s+(?P<us>[\d.]+)\s")
+LINE = re.compile(r"^(?P<shape>\d\S*|\w+, \d+ weights) (?P<method>.*?) bf16/bf16 r(?P<rank>\d+) "
+                  r"(?P<op>delta|new|in-place)\s+(?P<floor>[\d.]+)\s+(?P<us>[\d.]+)\s")
 
 
 def random(*shape, scale=0.1):
@@ -49,6 +50,22 @@ def lokr(base, left, right):
 
 def lokr_rank(base, left, up, down):
     return lokr(base, left, up @ down)
+
+
+def core_product(up, core, down):
+    return torch.einsum("or,rsk,si->oik", up, core, down).flatten(1)
+
+
+def locon_tucker(base, up, core, down):
+    return with_base(base, GAMMA * core_product(up, core, down))
+
+
+def loha_tucker(base, *factors):
+    return with_base(base, GAMMA * (core_product(*factors[:3]) * core_product(*factors[3:])))
+
+
+def lokr_tucker(base, left, up, core, down):
+    return lokr(base, left, core_product(up, core, down))
 
 
 def ia3(base, vector):
@@ -120,20 +137,26 @@ def addmm(base, up, down):
 
 FORMULAS = {
     "locon": locon, "loha": loha, "lokr full": lokr, "lokr": lokr_rank, "ia3 out": ia3, "ia3 in": ia3, "glora": glora,
+    "locon tucker": locon_tucker, "loha tucker": loha_tucker, "lokr tucker": lokr_tucker,
     "oft": oft, "boft": boft, "locon dora-out": dora(locon, 1), "loha dora-out": dora(loha, 1),
     "lokr full dora-out": dora(lokr, 1), "locon dora-in": dora(locon, 0), "loha dora-in": dora(loha, 0),
     "lokr full dora-in": dora(lokr, 0),
 }
 
 
-def factors_of(method, rows, columns, rank):
+def factors_of(method, rows, columns, kernel, rank):
+    """`columns` are those of the weight as a matrix, input features times the kernel's elements."""
     pair = lambda: [random(rows, rank), random(rank, columns)]
+    tucker = lambda rows, columns: [random(rows, rank), random(rank, rank, kernel), random(rank, columns // kernel)]
     name = method.replace(" dora-out", "").replace(" dora-in", "")
     own = {
         "locon": pair,
         "loha": lambda: pair() + pair(),
         "lokr full": lambda: [random(FACTOR, FACTOR), random(rows // FACTOR, columns // FACTOR)],
         "lokr": lambda: [random(FACTOR, FACTOR), random(rows // FACTOR, rank), random(rank, columns // FACTOR)],
+        "locon tucker": lambda: tucker(rows, columns),
+        "loha tucker": lambda: tucker(rows, columns) + tucker(rows, columns),
+        "lokr tucker": lambda: [random(FACTOR, FACTOR), *tucker(rows // FACTOR, columns // FACTOR)],
         "ia3 out": lambda: [random(rows, 1)],
         "ia3 in": lambda: [random(1, columns)],
         "glora": lambda: [random(columns, rank, scale=0.01), random(rank, columns)],
@@ -146,17 +169,18 @@ def factors_of(method, rows, columns, rank):
     return [random(1, columns, scale=1.0), *own] if method.endswith("dora-in") else own
 
 
-def device_time(call, sets):
+def device_time(call, sets, calls=CALLS):
     """Microseconds of one call, whatever launches it takes."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for index in range(3):
             call(*sets[index % len(sets)])
     torch.cuda.synchronize()
-    graph, calls = torch.cuda.CUDAGraph(), CALLS
+    graph = torch.cuda.CUDAGraph()
+    results = collections.deque(maxlen=len(sets))  # a result let go would be the next one's memory, still in the cache
     with torch.cuda.graph(graph, stream=stream):
         for index in range(calls):
-            call(*sets[index % len(sets)])
+            results.append(call(*sets[index % len(sets)]))
     times = []
     for _ in range(REPLAYS):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -183,15 +207,17 @@ def peers_of(method, op, lycoris):
     if op == "in-place":
         return {"addmm_": addmm} if method == "locon" else {}
     found = {"compile": torch.compile(FORMULAS[method])} if method not in ("oft", "boft") else {}
+    if "tucker" in method:
+        found["eager"] = FORMULAS[method]
     if method in lycoris:
         found["lycoris"] = lycoris[method]
     return found
 
 
-def measure(method, shape, rank, op, lycoris):
+def measure(method, shape, kernel, rank, op, lycoris):
     rows, columns = shape
     count = max(2, min(32, 300_000_000 // (2 * rows * columns)))
-    sets = [[None if op == "delta" else random(rows, columns), *factors_of(method, rows, columns, rank)]
+    sets = [[None if op == "delta" else random(rows, columns), *factors_of(method, rows, columns, kernel, rank)]
             for _ in range(count)]
     times = {}
     for who, call in peers_of(method, op, lycoris).items():
@@ -204,22 +230,58 @@ def measure(method, shape, rank, op, lycoris):
     return times
 
 
+def layers_of(method, shapes, rank):
+    """A base and its factors for each layer. A Kronecker product's left half divides both sides."""
+    layers = []
+    for rows, columns, kernel in shapes:
+        sides = [rows, columns * kernel]
+        layers.append([random(*sides), *factors_of(method, *sides, kernel, rank)])
+    return layers
+
+
+def measure_network(method, shapes, rank, lycoris):
+    """All layers' merges captured in one graph: in place by addmm_, into new weights by LyCORIS' ops."""
+    layers = layers_of(method, shapes, rank)
+    peers = {"addmm_": addmm} if method == "locon" else {}
+    if method in lycoris:
+        peers["lycoris, new"] = lycoris[method]
+    times = {}
+    for who, call in peers.items():
+        times[who] = device_time(lambda *_: [call(*layer) for layer in layers], [[]], calls=1)
+        torch.cuda.empty_cache()
+    return times
+
+
+def matrix_of(shape):
+    rows, columns, *kernel = map(int, shape.split("x"))
+    size = kernel[0] * kernel[1] if kernel else 1
+    return (rows, columns * size), size
+
+
+def times_beside(match, program, lycoris):
+    method, rank = match["method"], int(match["rank"])
+    if "," not in match["shape"]:
+        return measure(method, *matrix_of(match["shape"]), rank, match["op"], lycoris)
+    output = subprocess.run([program, "--shapes", match["shape"].split(",")[0]], check=True, capture_output=True, text=True)
+    return measure_network(method, [tuple(map(int, line.split())) for line in output.stdout.splitlines()], rank, lycoris)
+
+
 @torch.no_grad()
 def main(program, *words):
     output = subprocess.run([program, *words], check=True, capture_output=True, text=True).stdout
     print(output.splitlines()[0])
     lycoris = lycoris_ops()
-    print(f"{'weight':12} {'method':24} {'op':9} {'ours us':>8} {'x floor':>8}  peers: us (peer / ours)")
+    print(f"{'weight':18} {'method':24} {'op':9} {'ours us':>8} {'x floor':>8}  peers: us (peer / ours)")
     for line in output.splitlines()[2:]:
         match = LINE.match(line)
-        if not match or match["shape"].count("x") > 1 or match["method"] not in FORMULAS:
+        if not match or match["method"] not in FORMULAS:
             print(line)
             continue
-        method, op, ours = match["method"], match["op"], float(match["us"])
-        times = measure(method, tuple(map(int, match["shape"].split("x"))), int(match["rank"]), op, lycoris)
+        ours = float(match["us"])
+        times = times_beside(match, program, lycoris)
         peers = "  ".join(f"{who} {us:.1f} ({us / ours:.2f})" for who, us in sorted(times.items(), key=lambda t: t[1]))
-        name = f"{method} r{match['rank']}"
-        print(f"{match['shape']:12} {name:24} {op:9} {ours:8.1f} {ours / float(match['floor']):8.2f}  {peers}",
+        name = f"{match['method']} r{match['rank']}"
+        print(f"{match['shape']:18} {name:24} {match['op']:9} {ours:8.1f} {ours / float(match['floor']):8.2f}  {peers}",
               flush=True)
 
 

@@ -58,6 +58,26 @@ class Gpu : public testing::Test {
     EXPECT_TRUE(device.slack_untouched());
   }
 
+  /// Multiplier 0 keeps every bit, whatever the weights hold: NaN of every kind, -0, infinities.
+  void expect_kept(WeightCase &c, const std::vector<WeightOp> &operations) {
+    Random random(32);
+    std::vector<std::vector<unsigned char>> before;
+    for (const ops::WeightTarget &target : c.targets()) {
+      auto *bytes = static_cast<unsigned char *>(target.base.data);
+      for (std::size_t b = 0; b < bytes_of(target.base); ++b) bytes[b] = static_cast<unsigned char>(random.bits());
+      before.emplace_back(bytes, bytes + bytes_of(target.base));
+    }
+    DeviceCase device(c.batch());
+    Plan plan(*backend_, context_, device.batch());
+    const DeviceMemory workspace(plan.info.workspace_size);
+    const std::vector<float> zeros(c.multipliers.size(), 0.0f);
+    for (WeightOp op : operations) {
+      plan.run(op, zeros.data(), nullptr, false, workspace.data());
+      ok(cudaDeviceSynchronize());
+      EXPECT_EQ(device.all_bytes(), before);
+    }
+  }
+
   const ops::Backend *backend_ = nullptr;
   ops::BackendContext *context_ = nullptr;
 };
@@ -98,7 +118,8 @@ AdapterChoice low_rank(std::int64_t rank, std::int64_t row_begin = 0) {
 /// Contiguous factors of one dtype and rank: what files hold, and what the fast kernels take.
 void use_plain_factors(WeightCase &c, lyc_dtype dtype, Random &random, std::size_t first_term = 0) {
   for (std::size_t t = first_term; t < c.terms().size(); ++t) {
-    const std::int64_t rank = c.terms()[t].p.rank();
+    const ops::Term &term = c.terms()[t];
+    const std::int64_t rank = term.p.whole() ? term.q.rank() : term.p.rank();
     for (ops::Product *product : {&c.terms()[t].p, &c.terms()[t].q}) {
       if (!product->down.data) continue;
       const ops::Operand down = product->down;
@@ -546,6 +567,32 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   expect_reference(c, WeightOp::kMerge);
 }
 
+/// One weight with one elementwise term has kernels of its own, by type, operation and whether the term is times the
+/// weight.
+TEST_F(Gpu, EveryKernelForOneElementwiseTermMatchesTheReference) {
+  using ops::TermKind;
+  TermChoice blocks = choice_of(TermKind::kKronecker), computed = blocks, whole = choice_of(TermKind::kProduct);
+  blocks.p_out = blocks.p_in = computed.p_out = computed.p_in = 3;
+  blocks.p = blocks.q = computed.p = whole.p = Half::kWhole;
+  blocks.scalar = true;
+  TermChoice by_row = choice_of(TermKind::kBaseHadamard), by_column = by_row, full = by_row;
+  by_row.p = Half::kByRow, by_column.p = Half::kByColumn, full.p = Half::kWhole;
+  for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_BF16, LYC_DTYPE_F16})
+    for (const TermChoice &term : {blocks, computed, whole, by_row, by_column, full})
+      for (Order order : {Order::kOIHW, Order::kHWIO})
+        for (bool in_place : {true, false}) {
+          WeightCase c(440);
+          Random random(441);
+          c.add({{51 * 8, 27 * 8}, dtype, dtype, order, order, in_place, {{{term}}}});
+          if (term.p == Half::kWhole) use_plain_factors(c, dtype, random);
+          SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(term.kind) << " half "
+                                          << static_cast<int>(term.p) << " order " << static_cast<int>(order));
+          for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) expect_reference(c, op);
+          if (!reads_base(c)) expect_reference(c, WeightOp::kUnmerge);
+          expect_kept(c, {WeightOp::kMerge});
+        }
+}
+
 TEST_F(Gpu, ACapturedBatchOfAllKernelsReplaysBitForBit) {
   WeightCase c = every_kernel_case();
   DeviceCase device(c.batch());
@@ -572,20 +619,7 @@ TEST_F(Gpu, ACapturedBatchOfAllKernelsReplaysBitForBit) {
 
 TEST_F(Gpu, MultiplierZeroKeepsEveryBitOfAllKernels) {
   WeightCase c = every_kernel_case();
-  Random random(32);
-  std::vector<std::vector<unsigned char>> before;
-  for (const ops::WeightTarget &target : c.targets()) {  // any bits at all
-    auto *bytes = static_cast<unsigned char *>(target.base.data);
-    for (std::size_t b = 0; b < bytes_of(target.base); ++b) bytes[b] = static_cast<unsigned char>(random.bits());
-    before.emplace_back(bytes, bytes + bytes_of(target.base));
-  }
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
-  const DeviceMemory workspace(plan.info.workspace_size);
-  const std::vector<float> zeros(c.multipliers.size(), 0.0f);
-  plan.run(WeightOp::kMerge, zeros.data(), nullptr, false, workspace.data());
-  ok(cudaDeviceSynchronize());
-  EXPECT_EQ(device.all_bytes(), before);
+  expect_kept(c, {WeightOp::kMerge});
 }
 
 TEST_F(Gpu, SeveralKroneckerAdaptersMatchTheReference) {
@@ -704,21 +738,7 @@ TEST_F(Gpu, MultiplierZeroKeepsEveryBit) {
   for (bool in_place : {true, false})
     for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32}) {
       WeightCase c = plain_case(30, dtype, LYC_DTYPE_BF16, Order::kOIHW, in_place);
-      Random random(31);
-      std::vector<std::vector<unsigned char>> before;
-      for (const ops::WeightTarget &target : c.targets()) {  // any bits at all: NaN of every kind, -0, infinities
-        auto *bytes = static_cast<unsigned char *>(target.base.data);
-        for (std::size_t b = 0; b < bytes_of(target.base); ++b) bytes[b] = static_cast<unsigned char>(random.bits());
-        before.emplace_back(bytes, bytes + bytes_of(target.base));
-      }
-      DeviceCase device(c.batch());
-      Plan plan(*backend_, context_, device.batch());
-      const std::vector<float> zeros(c.multipliers.size(), 0.0f);
-      for (WeightOp op : {WeightOp::kMerge, WeightOp::kUnmerge}) {
-        plan.run(op, zeros.data());
-        ok(cudaDeviceSynchronize());
-        EXPECT_EQ(device.all_bytes(), before);
-      }
+      expect_kept(c, {WeightOp::kMerge, WeightOp::kUnmerge});
     }
 }
 

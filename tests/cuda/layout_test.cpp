@@ -230,6 +230,30 @@ TEST_F(Terms, ElementwiseTermsOfContiguousLinesHaveTheirOwnKernels) {
   EXPECT_TRUE(layout.reads_base);
 }
 
+TEST_F(Terms, OneWeightWithOneElementwiseTermTravelsWithItsLaunch) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p = term.q = test::Half::kWhole;
+  term.p_out = term.p_in = 3;
+  const auto flat_of = [](const WeightCase &c) { return flat_target(lay_out(c.batch()).elementwise, {false, false}); };
+  const auto add = [&](WeightCase &c, Shape shape, std::vector<TermChoice> terms) {
+    c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{std::move(terms)}}});
+    for (ops::Term &t : c.terms())
+      for (ops::Operand *half : {&t.p.down, &t.q.down}) half->dtype = LYC_DTYPE_BF16;
+  };
+  WeightCase one(1), two_terms(1), two_weights(1);
+  add(one, {51, 72}, {term});
+  const auto flat = flat_of(one);
+  ASSERT_TRUE(flat);
+  EXPECT_EQ(flat->vectors, 51 * 9);
+  EXPECT_EQ(flat->right_vectors.value, 3u);
+  add(two_terms, {51, 72}, {term, term});
+  EXPECT_FALSE(flat_of(two_terms));
+  add(two_weights, {51, 72}, {term});
+  add(two_weights, {51, 72}, {term});
+  EXPECT_FALSE(flat_of(two_weights));
+}
+
 TEST_F(Terms, RowsThatTooFewShareAreTakenInOrder) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
