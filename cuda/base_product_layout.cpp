@@ -63,9 +63,7 @@ bool takes(const ops::WeightBatch &batch, const ops::WeightTarget &target) {
 
 }  // namespace
 
-int cluster_of(const BaseTarget &target) {
-  return static_cast<int>(ceil_div(target.columns, target.columns_of_block));
-}
+int cluster_of(const BaseTarget &target) { return static_cast<int>(ceil_div(target.columns, target.columns_of_block)); }
 
 std::optional<BaseTarget> base_product(const ops::WeightBatch &batch, const ops::WeightTarget &target,
                                        int largest_cluster) {

@@ -7,9 +7,9 @@
 
 namespace lyc::cuda {
 
-inline constexpr int kBaseRows = 16;     // of a weight, that a cluster of blocks takes at a time
-inline constexpr int kBaseWarps = 12;    // of a block, that compute
-inline constexpr int kWarpColumns = 64;  // 128 bytes of a row
+inline constexpr int kBaseRows = 16;                            // of a weight, that a cluster of blocks takes at a time
+inline constexpr int kBaseWarps = 12;                           // of a block, that compute
+inline constexpr int kWarpColumns = 64;                         // 128 bytes of a row
 inline constexpr int kBaseColumns = kBaseWarps * kWarpColumns;  // of a block, at most
 inline constexpr int kMostBaseCluster = 8;
 
@@ -28,7 +28,7 @@ struct BaseTarget {
   std::int64_t base_row, out_row;  // strides
   std::int32_t rows, columns;
   std::int32_t columns_of_block;
-  std::int32_t runs;  // each has every runs-th kBaseRows rows
+  std::int32_t runs;         // each has every runs-th kBaseRows rows
   BaseFactors right, added;  // A and B
 };
 

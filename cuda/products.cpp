@@ -66,8 +66,8 @@ bool is_tall(const Contraction &sum) {
   const auto vectors = [](const Vector &data, std::int64_t inner, std::int64_t outer) {
     return inner == 1 && outer % kVector == 0 && reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
   };
-  const bool plain = !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data &&
-                     sum.places == 1;
+  const bool plain =
+      !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data && sum.places == 1;
   return plain && sum.left.dtype == sum.right.dtype && sum.left.dtype != LYC_DTYPE_F32 && sum.b <= kChunkRanks &&
          sum.b % kVector == 0 && sum.s % kVector == 0 && vectors(sum.left, sum.left_s, sum.left_a) &&
          vectors(sum.right, sum.right_b, sum.right_s);

@@ -293,8 +293,8 @@ class Builder {
   void add(const BaseTarget &weight) {
     layout_.reads_base = true;
     auto &groups = layout_.base_products;
-    auto group = std::find_if(groups.begin(), groups.end(),
-                              [&](const BaseGroup &g) { return g.cluster == cluster_of(weight); });
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const BaseGroup &g) { return g.cluster == cluster_of(weight); });
     if (group == groups.end()) group = groups.insert(group, {cluster_of(weight), {}, {}, 0});
     group->targets.push_back(weight);
   }

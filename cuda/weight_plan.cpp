@@ -197,7 +197,8 @@ class Uploader {
       for (std::size_t kind = 0; kind < kContractionKinds; ++kind) {
         ContractionRun &run = plan_.contractions[stage][kind];
         const PieceCounter pieces = products.pieces(stage, static_cast<ContractionKind>(kind));
-        std::copy_n(contractions.begin(), std::min<std::size_t>(contractions.size(), kCarriedContractions), run.carried);
+        std::copy_n(contractions.begin(), std::min<std::size_t>(contractions.size(), kCarriedContractions),
+                    run.carried);
         run.first_of_second = contractions.size() > 1 ? pieces.first[1] : pieces.pieces;
         point(run.contractions, all);
         append(pieces, run.schedule);
@@ -220,8 +221,7 @@ std::size_t staging_size(const WeightPlan &plan) {
 }
 
 void describe_run(WeightPlan &plan) {
-  plan.info.launches =
-      static_cast<std::int32_t>(plan.streams.size() + plan.base_products.size() + plan.tables.size());
+  plan.info.launches = static_cast<std::int32_t>(plan.streams.size() + plan.base_products.size() + plan.tables.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
   for (const auto &stage : plan.contractions)
     for (const ContractionRun &run : stage) plan.info.launches += run.schedule.pieces > 0;
@@ -277,8 +277,7 @@ void run_base_products(const WeightPlan &plan, ops::WeightOp op, const Multiplie
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
                      const Launch &on) {
   for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
-    if (plan.flat[k])
-      check(launch_flat(*plan.flat[k], op, multipliers, workspace, on), "launching a weight kernel");
+    if (plan.flat[k]) check(launch_flat(*plan.flat[k], op, multipliers, workspace, on), "launching a weight kernel");
     ElementwiseRun run = plan.elementwise[k];
     if (run.tiles.pieces == 0) continue;
     run.op = op;

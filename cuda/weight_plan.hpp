@@ -18,17 +18,17 @@ namespace lyc::cuda {
 
 struct WeightPlan {
   Context *context = nullptr;
-  WeightLayout layout;                                          // the host's copy, for explanations
-  void *memory = nullptr;                                       // one allocation for all tables
-  std::vector<TargetTable> tables;                              // of layout.groups
-  std::vector<StreamTarget> only;                               // the first of each of layout.streams
-  std::vector<StreamTable> streams;                             // of layout.streams
-  std::vector<int> stream_blocks;                               // that the device holds at once, of tiles
-  std::vector<RowShape> row_shapes;                             // of whole rows
-  std::vector<BaseRun> base_products;                           // of layout.base_products, likewise
-  std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
+  WeightLayout layout;                                            // the host's copy, for explanations
+  void *memory = nullptr;                                         // one allocation for all tables
+  std::vector<TargetTable> tables;                                // of layout.groups
+  std::vector<StreamTarget> only;                                 // the first of each of layout.streams
+  std::vector<StreamTable> streams;                               // of layout.streams
+  std::vector<int> stream_blocks;                                 // that the device holds at once, of tiles
+  std::vector<RowShape> row_shapes;                               // of whole rows
+  std::vector<BaseRun> base_products;                             // of layout.base_products, likewise
+  std::array<ElementwiseRun, kElementwiseKinds> elementwise{};    // what is known before a run; no tiles: nothing to do
   std::array<std::optional<FlatTarget>, kElementwiseKinds> flat;  // in place of it
-  TermTables terms{};                                           // of layout.others, and how their work is cut
+  TermTables terms{};                                             // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
   const FactorTask *factors = nullptr;
   const RotationTask *rotations = nullptr;

@@ -449,19 +449,19 @@ TEST_F(Streamed, FactorsThatARunComputesMatchTheReference) {
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
 }
 
+/// Of a cluster of each size. Of more columns, few rows: the reference takes its time.
 TEST_F(Streamed, ProductsOfTheWeightMatchTheReference) {
   TermChoice glora, product;
   glora.kind = ops::TermKind::kBaseProduct;
-  std::size_t i = 0;
-  for (std::int64_t columns : {72, 320, 1048, 1544, 3072, 3080, 12288})  // clusters of each size
-    for (std::int64_t rank : {8, 16}) {
-      const std::int64_t rows = columns > kWide ? 5 : i % 3 == 0 ? 16 : i % 3 == 1 ? 33 : 1096;
-      glora.rank = product.rank = rank;
-      std::vector<TermChoice> terms{glora};
-      if (i % 3 > 0) terms.insert(i % 3 == 1 ? terms.end() : terms.begin(), product);
-      add({columns > 1048 ? std::min<std::int64_t>(rows, 33) : rows, columns}, terms);
-      ++i;
-    }
+  for (std::int64_t rank : {8, 16}) {
+    glora.rank = product.rank = rank;
+    add({1096, 24}, {glora, product});
+    add({33, 72}, {product, glora});
+    add({16, 328}, {glora});
+    add({5, 776}, {glora, product});
+  }
+  for (std::int64_t columns : {1544, 3080})
+    case_.add({{3, columns}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{glora, product}}}});
   Random random(723);
   use_plain_factors(case_, LYC_DTYPE_BF16, random);
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
@@ -469,15 +469,17 @@ TEST_F(Streamed, ProductsOfTheWeightMatchTheReference) {
   EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr("each row in 8 blocks"));
 }
 
-/// Of several adapters: the product with the upper factor comes before the merge.
+/// Of several adapters: the weight is multiplied by the upper factor before it is merged.
 TEST_F(Streamed, ProductsOfTheWeightBesideOthersMatchTheReference) {
   TermChoice glora, product;
   glora.kind = ops::TermKind::kBaseProduct;
-  for (std::int64_t rank : {8, 16}) {
+  const auto add_both = [&](Shape shape, std::int64_t rank) {
     glora.rank = product.rank = rank;
-    for (Shape shape : {Shape{5, 64}, Shape{33, 1048}, Shape{1096, 320}, Shape{16, 3080}})
-      case_.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{glora}}, {{product}}}});
-  }
+    case_.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{glora}}, {{product}}}});
+  };
+  for (std::int64_t rank : {8, 16})
+    for (Shape shape : {Shape{5, 64}, Shape{33, 328}, Shape{1096, 72}}) add_both(shape, rank);
+  add_both({3, 3080}, 16);
   Random random(724);
   use_plain_factors(case_, LYC_DTYPE_BF16, random);
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
