@@ -213,9 +213,6 @@ __device__ void add_up(const BaseRun &p, Shared &shared, int thread) {
 /// of the result eight neighbours of the rows 2 q and 2 q + 1.
 class Worker {
   static constexpr int kVectors = 2, kPairs = 4;  // words of a vector
-  struct Vectors {
-    uint4 of[4];
-  };
 
  public:
   __device__ Worker(const BaseRun &p, Shared &shared, int warp) : p_(p), shared_(shared), warp_(warp) {}
@@ -228,13 +225,9 @@ class Worker {
     added_scale_ = target.added.rank > 0 ? scale_of(p_, target.added.term) : 0.0f;
     added_up_ = static_cast<const std::uint16_t *>(target.added.up);
     added_row_ = target.added.up_row, added_rank_ = target.added.rank;
-    Vectors up, right, added;  // on their way together
-    load_up(target.right, columns.begin, up);
-    load_down(target.right, columns.begin, right);
-    load_down(target.added, columns.begin, added);
-    make_up(up);
-    make_down(right, right_);
-    make_down(added, added_);
+    load_up(target.right, columns.begin);
+    load_down(target.right, columns.begin, right_);
+    load_down(target.added, columns.begin, added_);
   }
 
   /// The rows' ranks of b_up, fetched before they are needed.
@@ -326,23 +319,20 @@ class Worker {
     }
   }
 
-  /// Of a lower factor columns 8 g to 8 g + 7 of four ranks.
-  __device__ void load_down(const BaseFactors &factors, int begin, Vectors &to) const {
+  /// A lower factor's columns 8 g to 8 g + 7, as words of two ranks: of each pair of columns the first one for a lane's
+  /// first row of operand A, the second one for the other.
+  __device__ void load_down(const BaseFactors &factors, int begin, uint4 (&to)[kPairs]) const {
     const int column = warp_ * kWarpColumns + lane() / 4 * 8, q = lane() % 4;
+    uint4 ranks[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int rank = 2 * q + i % 2 + i / 2 * 8;
       const auto *from = static_cast<const std::uint16_t *>(factors.down) + rank * factors.down_row + begin + column;
-      to.of[i] = make_uint4(0, 0, 0, 0);
-      if (column < end_ && rank < factors.rank) to.of[i] = __ldg(reinterpret_cast<const uint4 *>(from));
+      ranks[i] = make_uint4(0, 0, 0, 0);
+      if (column < end_ && rank < factors.rank) ranks[i] = __ldg(reinterpret_cast<const uint4 *>(from));
     }
-  }
-
-  /// As words of two ranks: of each pair of columns the first one for a lane's first row of operand A, the second one
-  /// for the other.
-  static __device__ void make_down(const Vectors &ranks, uint4 (&to)[kPairs]) {
     const auto pair = [&](int rank, std::uint32_t uint4::*word) {
-      const std::uint32_t a = ranks.of[rank].*word, b = ranks.of[rank + 1].*word;
+      const std::uint32_t a = ranks[rank].*word, b = ranks[rank + 1].*word;
       return make_uint2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
     };
     std::uint32_t uint4::*const words[] = {&uint4::x, &uint4::y, &uint4::z, &uint4::w};
@@ -353,24 +343,19 @@ class Worker {
     }
   }
 
-  /// Of the upper factor of the base's product half of the ranks of four columns.
-  __device__ void load_up(const BaseFactors &factors, int begin, Vectors &to) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int column = warp_ * kWarpColumns + place_of(i), rank = lane() % 2 * 8;
-      const auto *from = static_cast<const std::uint16_t *>(factors.up) + (begin + column) * factors.up_row + rank;
-      to.of[i] = make_uint4(0, 0, 0, 0);
-      if (column < end_ && rank < factors.rank) to.of[i] = __ldg(reinterpret_cast<const uint4 *>(from));
-    }
-  }
-
-  /// Through shared memory. A lane's vector i of a row has the columns 16 q + 8 i to 16 q + 8 i + 7, four for the first
-  /// instruction and four for the second.
-  __device__ void make_up(const Vectors &columns) {
+  /// The upper factor of the base's product, through shared memory. A lane's vector i has the columns 16 q + 8 i to
+  /// 16 q + 8 i + 7, four for the first instruction and four for the second.
+  __device__ void load_up(const BaseFactors &factors, int begin) {
+    constexpr int kPieces = kWarpColumns / 16;
     char *staged = shared_.factor[warp_];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      *reinterpret_cast<uint4 *>(staged + swizzled_32(place_of(i), lane() % 2)) = columns.of[i];
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int place = (lane() + piece * 32) / 2, rank = lane() % 2 * 8, column = warp_ * kWarpColumns + place;
+      const auto *from = static_cast<const std::uint16_t *>(factors.up) + (begin + column) * factors.up_row + rank;
+      uint4 ranks = make_uint4(0, 0, 0, 0);
+      if (column < end_ && rank < factors.rank) ranks = __ldg(reinterpret_cast<const uint4 *>(from));
+      *reinterpret_cast<uint4 *>(staged + swizzled_32(place, lane() % 2)) = ranks;
+    }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
@@ -383,9 +368,6 @@ class Worker {
       }
     asm volatile("bar.sync %0, %1;" ::"n"(kMerging), "n"(kComputing) : "memory");  // sums may take its place
   }
-
-  /// Of the columns whose ranks a lane loads.
-  static __device__ int place_of(int i) { return (lane() + i * 32) / 2; }
 
   const BaseRun &p_;
   Shared &shared_;

@@ -7,25 +7,28 @@ namespace {
 
 constexpr int kContractionThreads = 256;
 
-/// What is rare is not inlined: these kernels run once through code that is in no cache.
-__device__ __noinline__ std::int64_t uneven_offset(const std::int32_t *extents, const std::int64_t *strides,
-                                                   int place) {
-  std::int64_t offset = 0;
-  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
-    offset += place % extents[k] * strides[k];
-    place /= extents[k];
-  }
-  return offset;
-}
-
 /// Row m of the left factor is a and the kernel's places, the last of them the innermost.
 __device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, std::int64_t place,
                                    const std::int64_t *kernel) {
-  const int line = m / c.places, at = m - line * c.places;
-  return line * a + (c.even ? at * place : uneven_offset(c.kernel, kernel, at));
+  if (c.places == 1) return m * a;
+  if (c.even) {
+    const int line = m / c.places;
+    return line * a + (m - line * c.places) * place;
+  }
+  std::int64_t offset = 0;
+#pragma unroll
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    offset += m % c.kernel[k] * kernel[k];
+    m /= c.kernel[k];
+  }
+  return offset + m * a;
 }
 
-__device__ __noinline__ void store_packed(const Contraction &c, char *workspace, std::int64_t offset, float value) {
+__device__ void store_result(const Contraction &c, char *workspace, std::int64_t offset, float value) {
+  if (c.packed_lines == 0) {
+    reinterpret_cast<float *>(workspace + c.result)[offset] = value;
+    return;
+  }
   const int ranks = c.packed_ranks, chunks = (ranks + kChunkRanks - 1) / kChunkRanks;
   const auto rank = static_cast<int>(c.rank_is_inner ? offset % ranks : offset / c.lines);
   const std::int64_t line = c.rank_is_inner ? offset / ranks : offset % c.lines;
@@ -41,16 +44,19 @@ struct Work {
   char *workspace;
 };
 
-/// Call with the contraction that the block belongs to, and the block's number among those that do.
-template <typename Body>
+/// Call with the contraction that the block belongs to, and the block's number among those that do. One alone is read
+/// by addresses that the code knows; `kPair`: of two, both travel with the launch.
+template <bool kPair = false, typename Body>
 __device__ void with_contraction(const Work &work, Body body) {
   const ContractionRun &run = work.run;
-  if (run.schedule.count <= kCarriedContractions) {
-    const bool second = blockIdx.x >= run.first_of_second;
-    return body(run.carried[second], static_cast<int>(blockIdx.x - (second ? run.first_of_second : 0)));
+  const std::uint32_t block = blockIdx.x;
+  if (run.schedule.count == 1) return body(run.carried[0], static_cast<int>(block));
+  if (kPair && run.schedule.count == kCarriedContractions) {
+    const bool second = block >= run.first_of_second;
+    return body(run.carried[second], static_cast<int>(block - (second ? run.first_of_second : 0)));
   }
-  const int index = find_entry(run.schedule.first, run.schedule.count, blockIdx.x);
-  body(run.contractions[index], static_cast<int>(blockIdx.x - run.schedule.first[index]));
+  const int index = find_entry(run.schedule.first, run.schedule.count, block);
+  body(run.contractions[index], static_cast<int>(block - run.schedule.first[index]));
 }
 
 /// 32 x 32 elements, a thread four of them. Lanes follow the contiguous axis of what they read or write.
@@ -68,15 +74,14 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
   const auto second = [&](bool lanes_first, int i) { return lanes_first ? group + i * kStep : lane; };
   const bool left_lines = c.left_s != 1, right_depth = c.right_s == 1, result_lines = c.result_b != 1;
 
-  std::int64_t left_row[kOwn];  // what is loaded is from inside in any case
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i)
-    left_row[i] = row_offset(c, min(y + first(left_lines, i), rows - 1), c.left_a, c.left_place, c.left_kernel);
   float sum[kOwn] = {};
   for (int s = 0; s < c.s; s += kTile) {
     float from_left[kOwn], from_right[kOwn];
-    load_floats(left_data, c.left.dtype, from_left,
-                [&](int i) { return left_row[i] + min(s + second(left_lines, i), c.s - 1) * c.left_s; });
+    // From inside in any case.
+    load_floats(left_data, c.left.dtype, from_left, [&](int i) {
+      return row_offset(c, min(y + first(left_lines, i), rows - 1), c.left_a, c.left_place, c.left_kernel) +
+             min(s + second(left_lines, i), c.s - 1) * c.left_s;
+    });
     load_floats(right_data, c.right.dtype, from_right, [&](int i) {
       return min(s + first(right_depth, i), c.s - 1) * c.right_s + min(x + second(right_depth, i), c.b - 1) * c.right_b;
     });
@@ -104,12 +109,9 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int line = y + first(result_lines, i), column = x + second(result_lines, i);
-    if (line >= rows || column >= c.b) continue;
-    const std::int64_t at = row_offset(c, line, c.result_a, c.result_place, c.result_kernel) + column * c.result_b;
-    if (c.packed_lines > 0)
-      store_packed(c, workspace, at, sum[i]);
-    else
-      reinterpret_cast<float *>(workspace + c.result)[at] = sum[i];
+    if (line < rows && column < c.b)
+      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_place, c.result_kernel) + column * c.result_b,
+                   sum[i]);
   }
 }
 
@@ -200,7 +202,7 @@ __device__ void multiply_core(const Contraction &c, int local, char *workspace) 
 
 __global__ void __launch_bounds__(kCoreThreads) core_kernel(const __grid_constant__ Work work) {
   begin_kernel();
-  with_contraction(work, [&](const Contraction &c, int local) { multiply_core(c, local, work.workspace); });
+  with_contraction<true>(work, [&](const Contraction &c, int local) { multiply_core(c, local, work.workspace); });
 }
 
 // -- packed factors, rows of a matrix times a narrow one --------------------------------------------------------------
