@@ -72,6 +72,11 @@ __device__ inline void copy_out(const TensorMap &map, const Place &at, std::uint
                : "memory");
 }
 
+__device__ inline void copy_out(char *to, std::uint32_t from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
+               : "memory");
+}
+
 __device__ inline void commit_copies() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ void wait_until_read() {

@@ -232,26 +232,23 @@ __device__ void store_parts(char *packed, std::int64_t lines, int chunks, std::i
   }
 }
 
-/// The same for all ranks of a chunk.
+/// The same for four ranks of a chunk, from `rank` on.
 template <typename Type>
-__device__ void store_line_parts(char *packed, std::int64_t lines, int chunks, std::int64_t line, int chunk,
-                                 float (&value)[kChunkRanks]) {
-  char *at = packed + line / kPackedLines * kPackedLines * kChunkRanks * 2;
+__device__ void store_line_parts(char *packed, std::int64_t lines, int chunks, std::int64_t line, int chunk, int rank,
+                                 float (&value)[4]) {
+  char *at = packed + line / kPackedLines * kPackedLines * kChunkRanks * 2 +
+             swizzled_32(static_cast<int>(line % kPackedLines), rank / 8) + rank % 8 * 2;
 #pragma unroll
   for (int part = 0; part < kPackedParts; ++part) {
-    std::uint32_t word[kChunkRanks / 2];
+    std::uint32_t word[2];
 #pragma unroll
-    for (int pair = 0; pair < kChunkRanks / 2; ++pair) {
+    for (int pair = 0; pair < 2; ++pair) {
       Type::put(word, pair, make_float2(value[2 * pair], value[2 * pair + 1]));
       const float2 taken = Type::get(word, pair);
       value[2 * pair] = isfinite(taken.x) ? value[2 * pair] - taken.x : 0.0f;
       value[2 * pair + 1] = isfinite(taken.y) ? value[2 * pair + 1] - taken.y : 0.0f;
     }
-    char *to = at + (part * chunks + chunk) * lines * kChunkRanks * 2;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      *reinterpret_cast<uint4 *>(to + swizzled_32(static_cast<int>(line % kPackedLines), half)) =
-          make_uint4(word[4 * half], word[4 * half + 1], word[4 * half + 2], word[4 * half + 3]);
+    *reinterpret_cast<uint2 *>(at + (part * chunks + chunk) * lines * kChunkRanks * 2) = make_uint2(word[0], word[1]);
   }
 }
 
@@ -265,6 +262,13 @@ __device__ inline uint4 load_streaming(const uint4 *from) {
 __device__ inline uint2 load_streaming(const uint2 *from) {
   uint2 v;
   asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+  return v;
+}
+
+/// What is soon read once more.
+__device__ inline uint4 load_again(const uint4 *from) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
   return v;
 }
 

@@ -8,7 +8,13 @@ namespace {
 constexpr int kContractionThreads = 256;
 
 /// Row m of the left factor is a and the kernel's places, the last of them the innermost.
-__device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, const std::int64_t *kernel) {
+__device__ std::int64_t row_offset(const Contraction &c, int m, std::int64_t a, std::int64_t place,
+                                   const std::int64_t *kernel) {
+  if (c.places == 1) return m * a;
+  if (c.even) {
+    const int line = m / c.places;
+    return line * a + (m - line * c.places) * place;
+  }
   std::int64_t offset = 0;
 #pragma unroll
   for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
@@ -32,20 +38,25 @@ __device__ void store_result(const Contraction &c, char *workspace, std::int64_t
     store_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, r, 0.0f);
 }
 
-/// What a kernel is launched for: contractions in a table, or one that comes along, so that nobody has to look it up.
+/// What a kernel is launched for.
 struct Work {
-  Contraction only;
-  const Contraction *contractions;
-  Schedule schedule;
+  ContractionRun run;
   char *workspace;
 };
 
-/// Call with the contraction that the block belongs to, and the block's number among those that do.
-template <typename Body>
+/// Call with the contraction that the block belongs to, and the block's number among those that do. One alone is read
+/// by addresses that the code knows; `kPair`: of two, both travel with the launch.
+template <bool kPair = false, typename Body>
 __device__ void with_contraction(const Work &work, Body body) {
-  if (work.schedule.count == 1) return body(work.only, static_cast<int>(blockIdx.x));
-  const int index = find_entry(work.schedule.first, work.schedule.count, blockIdx.x);
-  body(work.contractions[index], static_cast<int>(blockIdx.x - work.schedule.first[index]));
+  const ContractionRun &run = work.run;
+  const std::uint32_t block = blockIdx.x;
+  if (run.schedule.count == 1) return body(run.carried[0], static_cast<int>(block));
+  if (kPair && run.schedule.count == kCarriedContractions) {
+    const bool second = block >= run.first_of_second;
+    return body(run.carried[second], static_cast<int>(block - (second ? run.first_of_second : 0)));
+  }
+  const int index = find_entry(run.schedule.first, run.schedule.count, block);
+  body(run.contractions[index], static_cast<int>(block - run.schedule.first[index]));
 }
 
 /// 32 x 32 elements, a thread four of them. Lanes follow the contiguous axis of what they read or write.
@@ -53,7 +64,7 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
   constexpr int kTile = kContractionTile, kStep = kContractionThreads / kTile, kOwn = kTile / kStep;
   __shared__ float left[kTile][kTile + 1], right[kTile][kTile + 1];
   const int across = (c.b + kTile - 1) / kTile;
-  const int rows = c.a * c.kernel[0] * c.kernel[1] * c.kernel[2];
+  const int rows = c.a * c.places;
   const int y = local / across * kTile, x = local % across * kTile;
   const int lane = static_cast<int>(threadIdx.x % kTile), group = static_cast<int>(threadIdx.x / kTile);
   const void *left_data = resolve(c.left.data, c.left_in_workspace, workspace);
@@ -68,7 +79,7 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
     float from_left[kOwn], from_right[kOwn];
     // From inside in any case.
     load_floats(left_data, c.left.dtype, from_left, [&](int i) {
-      return row_offset(c, min(y + first(left_lines, i), rows - 1), c.left_a, c.left_kernel) +
+      return row_offset(c, min(y + first(left_lines, i), rows - 1), c.left_a, c.left_place, c.left_kernel) +
              min(s + second(left_lines, i), c.s - 1) * c.left_s;
     });
     load_floats(right_data, c.right.dtype, from_right, [&](int i) {
@@ -99,7 +110,8 @@ __device__ void contract(const Contraction &c, int local, char *workspace) {
   for (int i = 0; i < kOwn; ++i) {
     const int line = y + first(result_lines, i), column = x + second(result_lines, i);
     if (line < rows && column < c.b)
-      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_kernel) + column * c.result_b, sum[i]);
+      store_result(c, workspace, row_offset(c, line, c.result_a, c.result_place, c.result_kernel) + column * c.result_b,
+                   sum[i]);
   }
 }
 
@@ -108,179 +120,245 @@ __global__ void __launch_bounds__(kContractionThreads) contract_kernel(const __g
   with_contraction(work, [&](const Contraction &c, int local) { contract(c, local, work.workspace); });
 }
 
-// -- packed factors, a line for each thread ---------------------------------------------------------------------------
+// -- cores ------------------------------------------------------------------------------------------------------------
 
-/// Where a line of the result lies along the axis with this stride.
-__device__ std::int64_t place_of(const Contraction &c, std::int64_t line, std::int64_t stride, std::int64_t extent) {
-  const std::int64_t step = c.rank_is_inner ? c.packed_ranks : 1;
-  return extent == 1 ? 0 : line * step / stride % extent;
-}
+constexpr int kOwnRanks = 4;    // of a line's 16 at a time, that a thread computes
+constexpr int kCoreDepth = 16;  // that goes through shared memory at a time, at most
+constexpr int kCoreThreads = kCoreLines * kChunkRanks / kOwnRanks;
+static_assert(kCoreThreads == kChunkRanks * kCoreDepth && kCoreThreads % kCoreLines == 0);
 
-/// 16 ranks of one line: a is the rank, b and the kernel make up the line, numbered as it lies in memory. The left
-/// factor goes through shared memory, as [s][kernel][16 ranks], as much of it at a time as there is room for.
-__device__ void pack(const Contraction &c, int local, char *workspace) {
-  constexpr int kTogether = 8;  // loads under way
-  __shared__ alignas(16) float staged[kPackStaged];
-  __shared__ std::int64_t kernel_offset[kPackStaged / kChunkRanks];
-  const int chunks = (c.packed_ranks + kChunkRanks - 1) / kChunkRanks, kernel = c.kernel[0] * c.kernel[1] * c.kernel[2];
-  const int chunk = local % chunks;
-  const int first_rank = chunk * kChunkRanks, ranks = min(kChunkRanks, c.packed_ranks - first_rank);
-  const std::int64_t line = std::int64_t{local / chunks} * kPackThreads + threadIdx.x;
-  const std::int64_t near_line = min(line, c.lines - 1);
+/// b and place of a line.
+struct CorePlace {
+  int column, place;
+
+  __device__ CorePlace(const Contraction &c, int line) {
+    const auto n = static_cast<unsigned>(c.places_inside ? c.places : c.b), at = static_cast<unsigned>(line);
+    const auto outer = static_cast<int>(at / n), inner = static_cast<int>(at % n);
+    column = c.places_inside ? outer : inner;
+    place = c.places_inside ? inner : outer;
+  }
+};
+
+/// 16 ranks of kCoreLines lines. Both factors go through shared memory, the core as [s][place][16 ranks]. There is so
+/// little to do that time is that of the way to the first result: loads are under way together, and few instructions.
+__device__ void multiply_core(const Contraction &c, int local, char *workspace) {
+  constexpr int kTogether = 9, kLines = kCoreDepth * kCoreLines / kCoreThreads;  // loads under way
+  __shared__ alignas(16) float core[kCoreStaged];
+  __shared__ float columns[kCoreDepth][kCoreLines];
+  const int chunks = (c.a + kChunkRanks - 1) / kChunkRanks, chunk = local % chunks;
+  const int first_line = local / chunks * kCoreLines, last_line = static_cast<int>(c.lines) - 1;
+  const int thread = static_cast<int>(threadIdx.x);
   const void *left = resolve(c.left.data, c.left_in_workspace, workspace);
   const void *right = resolve(c.right.data, c.right_in_workspace, workspace);
-  int own_kernel = 0;
-#pragma unroll
-  for (int k = 0; k < ops::kMaxKernelDims; ++k)
-    own_kernel = own_kernel * c.kernel[k] + static_cast<int>(place_of(c, near_line, c.result_kernel[k], c.kernel[k]));
-  const std::int64_t right_offset = place_of(c, near_line, c.result_b, c.b) * c.right_b;
-  const int depth = min(c.s, kPackStaged / (kChunkRanks * kernel));
-  for (int k = static_cast<int>(threadIdx.x); k < kernel; k += kPackThreads)
-    kernel_offset[k] = row_offset(c, k, 0, c.left_kernel);
-  float sum[kChunkRanks] = {};
+  // What a thread loads: all places of a rank and one s in 16; of a line, one s in four.
+  const int loaded_rank = chunk * kChunkRanks + thread % kChunkRanks, loaded_line = thread % kCoreLines;
+  const std::int64_t left_rank = min(loaded_rank, c.a - 1) * c.left_a;
+  const std::int64_t right_line = CorePlace(c, min(first_line + loaded_line, last_line)).column * c.right_b;
+  // What it computes.
+  const int own_rank = thread % (kChunkRanks / kOwnRanks) * kOwnRanks, own_line = thread / (kChunkRanks / kOwnRanks);
+  const int line = first_line + own_line;
+  const CorePlace own(c, min(line, last_line));
+  const int depth = min(kCoreDepth, kCoreStaged / (kChunkRanks * c.places));
+  float sum[kOwnRanks] = {};
   for (int begin = 0; begin < c.s; begin += depth) {
-    const int count = min(depth, c.s - begin);
+    const int count = min(depth, c.s - begin), s = thread / kChunkRanks;
+    float of_line[kLines];
+    load_floats(right, c.right.dtype, of_line, [&](int i) {
+      return right_line + (begin + min(thread / kCoreLines + i * (kCoreThreads / kCoreLines), count - 1)) * c.right_s;
+    });
+    const std::int64_t from = left_rank + (begin + min(s, count - 1)) * c.left_s;
+    for (int first = 0; first < c.places; first += kTogether) {
+      float of_rank[kTogether];
+      load_floats(left, c.left.dtype, of_rank,
+                  [&](int i) { return from + min(first + i, c.places - 1) * c.left_place; });
+      if (first == 0 && begin > 0) __syncthreads();
+      float *to = core + (s * c.places + first) * kChunkRanks + thread % kChunkRanks;
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (first + i < c.places && s < count) to[i * kChunkRanks] = loaded_rank < c.a ? of_rank[i] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kLines; ++i)
+      columns[thread / kCoreLines + i * (kCoreThreads / kCoreLines)][loaded_line] = of_line[i];
     __syncthreads();
-    const int a = static_cast<int>(threadIdx.x % kChunkRanks);
-    for (int s = static_cast<int>(threadIdx.x / kChunkRanks); s < count; s += kPackThreads / kChunkRanks)
-      for (int first = 0; first < kernel; first += kTogether) {
-        float values[kTogether];
-        load_floats(left, c.left.dtype, values, [&](int i) {
-          return kernel_offset[min(first + i, kernel - 1)] + (begin + s) * c.left_s +
-                 (first_rank + min(a, ranks - 1)) * c.left_a;
-        });
+    const float *row = core + own.place * kChunkRanks + own_rank;
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i)
-          if (first + i < kernel) staged[(s * kernel + first + i) * kChunkRanks + a] = a < ranks ? values[i] : 0.0f;
-      }
-    __syncthreads();
-    for (int first = 0; first < count; first += kTogether) {
-      float values[kTogether];
-      load_floats(right, c.right.dtype, values,
-                  [&](int i) { return right_offset + (begin + min(first + i, count - 1)) * c.right_s; });
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        if (first + i >= count) break;
-        const auto *row = reinterpret_cast<const float4 *>(staged + ((first + i) * kernel + own_kernel) * kChunkRanks);
-#pragma unroll
-        for (int a = 0; a < kChunkRanks; a += 4) {
-          const float4 four = row[a / 4];
-          sum[a] = fmaf(four.x, values[i], sum[a]), sum[a + 1] = fmaf(four.y, values[i], sum[a + 1]);
-          sum[a + 2] = fmaf(four.z, values[i], sum[a + 2]), sum[a + 3] = fmaf(four.w, values[i], sum[a + 3]);
-        }
-      }
+    for (int i = 0; i < kCoreDepth; ++i, row += c.places * kChunkRanks) {
+      if (i >= count) break;
+      const float4 four = *reinterpret_cast<const float4 *>(row);
+      const float value = columns[i][own_line];
+      sum[0] = fmaf(four.x, value, sum[0]), sum[1] = fmaf(four.y, value, sum[1]);
+      sum[2] = fmaf(four.z, value, sum[2]), sum[3] = fmaf(four.w, value, sum[3]);
     }
   }
-  if (line < c.lines) store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, sum);
+  if (line > last_line) return;
+  if (c.packed_lines > 0)
+    return store_line_parts<Bf16>(workspace + c.result, c.packed_lines, chunks, line, chunk, own_rank, sum);
+  auto *to = reinterpret_cast<float *>(workspace + c.result) + own.column * c.result_b + own.place * c.result_place;
+#pragma unroll
+  for (int i = 0; i < kOwnRanks; ++i)
+    if (const int rank = chunk * kChunkRanks + own_rank + i; rank < c.a) to[rank * c.result_a] = sum[i];
 }
 
-__global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ Work work) {
+__global__ void __launch_bounds__(kCoreThreads) core_kernel(const __grid_constant__ Work work) {
   begin_kernel();
-  with_contraction(work, [&](const Contraction &c, int local) { pack(c, local, work.workspace); });
+  with_contraction<true>(work, [&](const Contraction &c, int local) { multiply_core(c, local, work.workspace); });
 }
 
 // -- packed factors, rows of a matrix times a narrow one --------------------------------------------------------------
 
-constexpr int kTallWarps = 8, kTallDepth = 64;  // a warp's share of the depth is taken in steps
-static_assert(kTallRows == 16);
+constexpr int kTallWarps = 16;
+constexpr int kTallStep = 64, kTallSteps = 3;  // columns: 128 bytes of a row at a time, so often
+constexpr int kTallPanel = kTallWarps * kTallSteps * kTallStep;
+constexpr int kTallPitch = 20;  // floats of a row's 16 sums, spread over the banks
+static_assert(kTallRows == 8 && kTallRows * kChunkRanks <= kTallWarps * 32);
 
-/// 16 rows of [a, s] times [s, 16] on the tensor cores: warps share out the depth, then add up. A thread loads eight
-/// neighbours of a row at a time, so ranks of depth are taken in an order of our own: of each 32, thread q has 8 q to
-/// 8 q + 7, four for the first instruction and four for the second.
-template <bool kBf16>
-__device__ void multiply_rows(const Contraction &c, std::int64_t first_row, char *workspace) {
-  __shared__ alignas(16) char staged[kTallWarps][kTallDepth * kChunkRanks * 2];
-  __shared__ float sums[kTallWarps][kTallRows][kChunkRanks];
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int g = lane / 4, q = lane % 4;
-  const auto *left = static_cast<const std::uint16_t *>(c.left.data);
-  const auto *right = static_cast<const std::uint16_t *>(c.right.data);
-  const std::uint16_t *row[2];
-  for (int half = 0; half < 2; ++half)
-    row[half] = left + min(first_row + half * 8 + g, std::int64_t{c.a - 1}) * c.left_a + q * 8;
-  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(staged[warp]));
-  constexpr int kOwn = kTallDepth * 2 / 32;  // pieces of 16 bytes that a lane stages
-  uint4 rows[2][kTallDepth / 32], columns[kOwn];
-  const auto load = [&](int s) {
-    const uint4 zero = make_uint4(0, 0, 0, 0);
-#pragma unroll
-    for (int step = 0; step < kTallDepth / 32; ++step)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = s + step * 32;
-        rows[half][step] = at + q * 8 < c.s ? load_streaming(reinterpret_cast<const uint4 *>(row[half] + at)) : zero;
-      }
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int depth = (lane + i * 32) / 2, part = lane % 2;
-      const auto *from = right + (s + depth) * c.right_s + part * 8;
-      columns[i] = s + depth < c.s && part * 8 < c.b ? __ldg(reinterpret_cast<const uint4 *>(from)) : zero;
-    }
+/// Rows of [a, s] times [s, 16] on the tensor cores, which see the narrow factor as operand A and rows as columns of
+/// operand B. Warps share out the columns of a panel, keep their part of the narrow factor in registers and walk down
+/// the rows, 8 at a time; what they come to is added up in shared memory. All blocks walk side by side, from the last
+/// row to the first: what reads the matrix next begins with what the cache holds.
+///
+/// A thread loads eight neighbours of a row at a time, so columns are taken in an order of our own: of each 32, thread
+/// q has 8 q to 8 q + 7, four for the first instruction and four for the second.
+struct TallShared {
+  union {
+    float sums[2][kTallWarps][kTallRows * kTallPitch];
+    char factor[kTallWarps][kTallStep * kChunkRanks * 2];  // before there are sums
   };
-  float sum[2][4] = {};
-  int s = warp * kTallDepth;
-  if (s < c.s) load(s);
-  for (; s < c.s; s += kTallWarps * kTallDepth) {
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i)
-      *reinterpret_cast<uint4 *>(staged[warp] + swizzled_32((lane + i * 32) / 2, lane % 2)) = columns[i];
-    uint4 now[2][kTallDepth / 32];
-#pragma unroll
-    for (int step = 0; step < kTallDepth / 32; ++step) now[0][step] = rows[0][step], now[1][step] = rows[1][step];
-    __syncwarp();
-    if (s + kTallWarps * kTallDepth < c.s) load(s + kTallWarps * kTallDepth);
-#pragma unroll
-    for (int step = 0; step < kTallDepth / 32; ++step)
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {  // of each thread's eight
-        // Row `lane % 8 + 8` of operand B follows row `lane % 8`; lanes from 16 on see to the other eight columns.
-        const int logical = lane % 16, pair = logical % 8 / 2, inside = logical % 2 + logical / 8 * 2;
-        const int depth = step * 32 + pair * 8 + part * 4 + inside;
-        uint4 two;
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(two.x), "=r"(two.y), "=r"(two.z), "=r"(two.w)
-                     : "r"(to + swizzled_32(depth, lane / 16)));
-        const uint4 a = part == 0 ? make_uint4(now[0][step].x, now[1][step].x, now[0][step].y, now[1][step].y)
-                                  : make_uint4(now[0][step].z, now[1][step].z, now[0][step].w, now[1][step].w);
-        multiply<kBf16>(sum[0], a, make_uint2(two.x, two.y));
-        multiply<kBf16>(sum[1], a, make_uint2(two.z, two.w));
-      }
-  }
-#pragma unroll
-  for (int n = 0; n < 2; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[warp][g + i / 2 * 8][n * 8 + q * 2 + i % 2] = sum[n][i];
-  __syncthreads();
-  const int line = static_cast<int>(threadIdx.x / kChunkRanks), rank = static_cast<int>(threadIdx.x % kChunkRanks);
-  float total = 0.0f;
-  for (int w = 0; w < kTallWarps; ++w) total += sums[w][line][rank];
-  if (first_row + line < c.a) store_parts<Bf16>(workspace + c.result, c.packed_lines, 1, first_row + line, rank, total);
-}
+  float held[kMostTallTiles][kTallRows * kChunkRanks];  // of earlier panels
+};
 
-__global__ void __launch_bounds__(kTallWarps * 32) tall_kernel(const __grid_constant__ Work work) {
+template <bool kBf16>
+class TallProduct {
+  static constexpr int kLoads = kTallStep * kTallSteps / 32, kPieces = kTallStep / 16;
+
+ public:
+  __device__ TallProduct(const Contraction &c, int local, char *workspace, TallShared &shared)
+      : c_(c), local_(local), tiles_((c.a + kTallRows - 1) / kTallRows), workspace_(workspace), shared_(shared) {}
+
+  __device__ void run() {
+    for (int begin = 0; begin < c_.s; begin += kTallPanel) run_panel(begin);
+  }
+
+ private:
+  __device__ void run_panel(int begin) {
+    const int width = min(kTallPanel, c_.s - begin);
+    const int own = (width + kTallWarps * kTallStep - 1) / (kTallWarps * kTallStep) * kTallStep;
+    first_ = begin + static_cast<int>(threadIdx.x) / 32 * own;
+    end_ = min(first_ + own, begin + width);
+    load_rows(0);
+    load_factor();
+    const int row = static_cast<int>(threadIdx.x) / kChunkRanks, rank = static_cast<int>(threadIdx.x) % kChunkRanks;
+    for (int round = 0; tile_of(round) >= 0; ++round) {
+      multiply_rows(shared_.sums[round % 2][threadIdx.x / 32]);
+      load_rows(round + 1);
+      __syncthreads();
+      if (row >= kTallRows) continue;
+      float total = begin > 0 ? shared_.held[round][threadIdx.x] : 0.0f;
+#pragma unroll
+      for (int w = 0; w < kTallWarps; ++w) total += shared_.sums[round % 2][w][row * kTallPitch + rank];
+      const int line = tile_of(round) * kTallRows + row;
+      if (begin + width < c_.s)
+        shared_.held[round][threadIdx.x] = total;
+      else if (line < c_.a)
+        store_parts<Bf16>(workspace_ + c_.result, c_.packed_lines, 1, line, rank, total);
+    }
+    __syncthreads();
+  }
+
+  /// Below 0: there is none.
+  __device__ int tile_of(int round) const { return tiles_ - 1 - local_ - round * c_.pieces; }
+
+  /// Rows of the next tile, eight columns at a time, 0 beyond the warp's.
+  __device__ void load_rows(int round) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, tile = tile_of(round);
+    const int row = min(tile * kTallRows + lane / 4, c_.a - 1);
+    const auto *from = static_cast<const std::uint16_t *>(c_.left.data) + row * c_.left_a;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int column = first_ + i * 32 + lane % 4 * 8;
+      rows_[i] = make_uint4(0, 0, 0, 0);
+      if (tile >= 0 && column < end_) rows_[i] = load_again(reinterpret_cast<const uint4 *>(from + column));
+    }
+  }
+
+  /// The warp's columns' part of the narrow factor.
+  __device__ void load_factor() {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    char *staged = shared_.factor[threadIdx.x / 32];
+    const auto *right = static_cast<const std::uint16_t *>(c_.right.data);
+    uint4 pieces[kTallSteps][kPieces];
+#pragma unroll
+    for (int step = 0; step < kTallSteps; ++step)
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int column = first_ + step * kTallStep + (lane + i * 32) / 2, rank = lane % 2 * 8;
+        const auto *from = reinterpret_cast<const uint4 *>(right + column * c_.right_s + rank);
+        pieces[step][i] = column < end_ && rank < c_.b ? __ldg(from) : make_uint4(0, 0, 0, 0);
+      }
+    const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(staged));
+#pragma unroll
+    for (int step = 0; step < kTallSteps; ++step) {
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i)
+        *reinterpret_cast<uint4 *>(staged + swizzled_32((lane + i * 32) / 2, lane % 2)) = pieces[step][i];
+      __syncwarp();
+#pragma unroll
+      for (int part = 0; part < kTallStep / 16; ++part) {
+        // Lane l has row l % 8 of the matrix l / 8: ranks to 7 and from 8 on, the same of the columns' other half.
+        const int row = lane % 8, matrix = lane / 8;
+        const int column = part / 2 * 32 + row / 2 * 8 + part % 2 * 4 + matrix / 2 * 2 + row % 2;
+        uint4 &a = factor_[step * (kTallStep / 16) + part];
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(a.x), "=r"(a.y), "=r"(a.z), "=r"(a.w)
+                     : "r"(at + swizzled_32(column, matrix % 2)));
+      }
+    }
+    __syncthreads();
+  }
+
+  __device__ void multiply_rows(float *to) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+    float sum[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      multiply<kBf16>(sum[0], factor_[2 * i], make_uint2(rows_[i].x, rows_[i].y));
+      multiply<kBf16>(sum[1], factor_[2 * i + 1], make_uint2(rows_[i].z, rows_[i].w));
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[(q * 2 + i % 2) * kTallPitch + i / 2 * 8 + g] = sum[0][i] + sum[1][i];
+  }
+
+  const Contraction &c_;
+  const int local_, tiles_;
+  char *const workspace_;
+  TallShared &shared_;
+  int first_ = 0, end_ = 0;  // the warp's columns
+  uint4 factor_[2 * kLoads], rows_[kLoads];
+};
+
+__global__ void __launch_bounds__(kTallWarps * 32, 1) tall_kernel(const __grid_constant__ Work work) {
+  __shared__ alignas(16) TallShared shared;
   begin_kernel();
-  static_assert(kTallWarps * 32 == kTallRows * kChunkRanks);
   with_contraction(work, [&](const Contraction &c, int local) {
-    const std::int64_t first_row = std::int64_t{local} * kTallRows;
     if (c.left.dtype == LYC_DTYPE_BF16)
-      multiply_rows<true>(c, first_row, work.workspace);
+      TallProduct<true>(c, local, work.workspace, shared).run();
     else
-      multiply_rows<false>(c, first_row, work.workspace);
+      TallProduct<false>(c, local, work.workspace, shared).run();
   });
 }
 
 }  // namespace
 
-cudaError_t launch_contractions(ContractionKind kind, const Contraction &first, const Contraction *contractions,
-                                const Schedule &schedule, char *workspace, const Launch &on) {
-  const auto kernel = kind == ContractionKind::kPack   ? pack_kernel
+cudaError_t launch_contractions(ContractionKind kind, const ContractionRun &run, char *workspace, const Launch &on) {
+  const auto kernel = kind == ContractionKind::kCore   ? core_kernel
                       : kind == ContractionKind::kTall ? tall_kernel
                                                        : contract_kernel;
-  const int threads = kind == ContractionKind::kPack   ? kPackThreads
+  const int threads = kind == ContractionKind::kCore   ? kCoreThreads
                       : kind == ContractionKind::kTall ? kTallWarps * 32
                                                        : kContractionThreads;
-  return launch_kernel(kernel, schedule.pieces, threads, on, Work{first, contractions, schedule, workspace});
+  return launch_kernel(kernel, run.schedule.pieces, threads, on, Work{run, workspace});
 }
 
 }  // namespace lyc::cuda

@@ -7,8 +7,16 @@
 
 namespace lyc::cuda {
 
-/// All contractions of one kind and stage; `first` is the first of them, which travels with the launch if it is alone.
-cudaError_t launch_contractions(ContractionKind kind, const Contraction &first, const Contraction *contractions,
-                                const Schedule &schedule, char *workspace, const Launch &on);
+inline constexpr int kCarriedContractions = 2;
+
+/// All contractions of one kind and stage. So few travel with the launch, so that nobody has to look them up.
+struct ContractionRun {
+  Contraction carried[kCarriedContractions];
+  const Contraction *contractions;
+  Schedule schedule;
+  std::uint32_t first_of_second;  // piece
+};
+
+cudaError_t launch_contractions(ContractionKind kind, const ContractionRun &run, char *workspace, const Launch &on);
 
 }  // namespace lyc::cuda

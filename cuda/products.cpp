@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -40,14 +41,33 @@ Contraction factors(const Source &left, std::int64_t left_a, std::int64_t left_s
   return sum;
 }
 
+/// From one place of a kernel to the next, if that is the same everywhere.
+std::optional<std::int64_t> even_step(const std::int32_t *kernel, const std::int64_t *strides) {
+  std::int64_t size = 1, step = 0;
+  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
+    if (kernel[k] == 1) continue;
+    if (size == 1) step = strides[k];
+    if (strides[k] != size * step) return std::nullopt;
+    size *= kernel[k];
+  }
+  return step;
+}
+
+void number_places(Contraction &sum) {
+  sum.places = sum.kernel[0] * sum.kernel[1] * sum.kernel[2];
+  const auto left = even_step(sum.kernel, sum.left_kernel), result = even_step(sum.kernel, sum.result_kernel);
+  sum.even = left && result;
+  if (sum.even) sum.left_place = *left, sum.result_place = *result;
+}
+
 /// A long matrix of contiguous rows times a narrow one, both of one 16-bit type, as the copy of 16 bytes wants them.
 bool is_tall(const Contraction &sum) {
   constexpr std::int64_t kVector = 8;
   const auto vectors = [](const Vector &data, std::int64_t inner, std::int64_t outer) {
     return inner == 1 && outer % kVector == 0 && reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
   };
-  const bool plain = !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data &&
-                     sum.kernel[0] * sum.kernel[1] * sum.kernel[2] == 1;
+  const bool plain =
+      !sum.left_in_workspace && !sum.right_in_workspace && !sum.diagonal.data && !sum.mask.data && sum.places == 1;
   return plain && sum.left.dtype == sum.right.dtype && sum.left.dtype != LYC_DTYPE_F32 && sum.b <= kChunkRanks &&
          sum.b % kVector == 0 && sum.s % kVector == 0 && vectors(sum.left, sum.left_s, sum.left_a) &&
          vectors(sum.right, sum.right_b, sum.right_s);
@@ -62,9 +82,13 @@ ProductSource Products::without_core(const ops::Product &product, const Operand 
   const Operand &core = product.core, &down = product.down;
   Operand result = core;
   result.in = down.in;
-  Contraction sum = factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in);
-  sum.a_is_rank = 1;
+  const Contraction sum = factors({core}, core.stride_out, core.stride_in, {down}, down.stride_out, down.stride_in);
   source.down = contract(0, sum, core, core.in, result, true, weight);
+  Contraction &stored = contractions[0].back();
+  if (!stored.even || stored.places * kChunkRanks > kCoreStaged) return source;
+  stored.kind = ContractionKind::kCore;
+  stored.lines = std::int64_t{stored.b} * stored.places;
+  stored.places_inside = stored.result_place < stored.result_b;
   return source;
 }
 
@@ -110,22 +134,32 @@ std::uint64_t Products::pack(std::int32_t stage, std::int32_t contraction, bool 
   sum.rank_is_inner = rank_is_inner;
   sum.lines = lines;
   sum.result = reserve(kPackedParts * chunks * padded * kChunkRanks / 2);  // of half a float each
-  const std::int64_t kernel = std::int64_t{sum.kernel[0]} * sum.kernel[1] * sum.kernel[2];
-  const bool staged = sum.a_is_rank && kernel * kChunkRanks <= kPackStaged;
-  sum.kind = staged ? ContractionKind::kPack : is_tall(sum) ? ContractionKind::kTall : ContractionKind::kAny;
+  if (is_tall(sum)) sum.kind = ContractionKind::kTall;
   return sum.result;
+}
+
+void Products::cut(int multiprocessors) {
+  constexpr std::int64_t kManyTiles = 16;  // beginning does not tell then, nor does the end
+  for (std::vector<Contraction> &stage : contractions) {
+    std::int64_t tiles = 0, tall = 0;
+    for (const Contraction &sum : stage)
+      if (sum.kind == ContractionKind::kTall) tiles += ceil_div(sum.a, kTallRows), ++tall;
+    const std::int64_t height =
+        std::min(ceil_div(tiles, multiprocessors), tall == 1 ? std::int64_t{kMostTallTiles} : kManyTiles);
+    for (Contraction &sum : stage) {
+      const std::int64_t rows = std::int64_t{sum.a} * sum.places;
+      const std::int64_t pieces =
+          sum.kind == ContractionKind::kCore   ? ceil_div(sum.lines, kCoreLines) * ceil_div(sum.a, kChunkRanks)
+          : sum.kind == ContractionKind::kTall ? ceil_div(ceil_div(sum.a, kTallRows), height)
+                                               : ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile);
+      sum.pieces = narrow(pieces, "the number of tiles");
+    }
+  }
 }
 
 PieceCounter Products::pieces(std::size_t stage, ContractionKind kind) const {
   PieceCounter counter;
-  for (const Contraction &sum : contractions[stage]) {
-    const std::int64_t rows = std::int64_t{sum.a} * sum.kernel[0] * sum.kernel[1] * sum.kernel[2];
-    const std::int64_t pieces =
-        kind == ContractionKind::kPack   ? ceil_div(sum.lines, kPackThreads) * ceil_div(sum.packed_ranks, kChunkRanks)
-        : kind == ContractionKind::kTall ? ceil_div(sum.a, kTallRows)
-                                         : ceil_div(rows, kContractionTile) * ceil_div(sum.b, kContractionTile);
-    counter.add(sum.kind == kind ? pieces : 0);
-  }
+  for (const Contraction &sum : contractions[stage]) counter.add(sum.kind == kind ? sum.pieces : 0);
   return counter;
 }
 
@@ -196,6 +230,7 @@ Source Products::contract(int stage, Contraction sum, const Operand &kernel, std
     sum.left_kernel[k] = kernel.stride_kernel[k];
     sum.result_kernel[k] = result.stride_kernel[k];
   }
+  number_places(sum);
   const auto at = static_cast<std::size_t>(stage);
   contractions[at].push_back(sum);
   return {result, true, stage, static_cast<std::int32_t>(contractions[at].size()) - 1};

@@ -49,6 +49,8 @@ class Products {
   void add(const RotationTask &task);
   void add(const FactorTask &task);
 
+  /// Cut contractions into pieces for a device of so many multiprocessors.
+  void cut(int multiprocessors);
   /// The work of those contractions that a kernel computes; the others have none.
   PieceCounter pieces(std::size_t stage, ContractionKind kind) const;
 

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cluster.cuh"
 #include "row_kernels.hpp"
 #include "stream_terms.cuh"
 
@@ -39,36 +40,6 @@ __host__ __device__ constexpr int slot_bytes(int chunks, int boxes) {
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-
-// -- clusters ---------------------------------------------------------------------------------------------------------
-
-__device__ int rank_in_cluster() {
-  int rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-/// All threads of all blocks.
-__device__ void wait_for_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
-}
-
-/// The place in another block's shared memory that `address` is in this one's.
-__device__ std::uint32_t address_in(int rank, std::uint32_t address) {
-  std::uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-
-/// Store there, and count the bytes at a barrier there.
-__device__ void send(std::uint32_t to, float value, std::uint32_t barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
-               "r"(__float_as_uint(value)), "r"(barrier)
-               : "memory");
-}
 
 // -- the order of the work --------------------------------------------------------------------------------------------
 

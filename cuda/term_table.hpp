@@ -101,9 +101,9 @@ struct FactorTask {
   std::uint64_t partial, factors;
 };
 
-/// Which kernel computes a contraction: any; a packed factor whose rank is a; one whose lines are the rows of a long
-/// matrix, on the tensor cores.
-enum class ContractionKind : std::int32_t { kAny, kPack, kTall };
+/// Which kernel computes a contraction: any; one of a core, where a is a rank; a packed factor whose lines are the rows
+/// of a long matrix, on the tensor cores.
+enum class ContractionKind : std::int32_t { kAny, kCore, kTall };
 inline constexpr int kContractionKinds = 3;
 
 /// result[a, b, k] = sum_s left[a, s, k] * l[s] * right[s, b], in float32
@@ -120,8 +120,12 @@ struct Contraction {
   // Where the result is a packed factor (stream_table.hpp), a place in [lines, ranks] or [ranks, lines]:
   std::int64_t packed_lines, lines;  // with and without padding; 0: it is not
   std::int32_t packed_ranks, rank_is_inner;
-  std::int32_t a_is_rank;
+  // Places of the kernel, and from one to the next where that is the same everywhere: `even`.
+  std::int32_t places, even;
+  std::int64_t left_place, result_place;
+  std::int32_t places_inside;  // 1: of kCore, a line is b and inside it the place; 0: the other way round
   ContractionKind kind;
+  std::int32_t pieces;
 };
 
 /// A weight by its strides.
@@ -179,9 +183,10 @@ inline constexpr int kTermTileRows = 32;                      // rows of a tile,
 inline constexpr int kTurnedPlaces = 32, kTurnedLines = 128;  // of a stage: places of a block, and lines across
 inline constexpr int kConeRows = 384, kConeColumns = 64;  // of a pass of several stages, at most, that a block turns
 inline constexpr int kMostTurned = 32;                    // rows of a rotation's block there, a multiple of four
-inline constexpr int kPackThreads = 64;                   // lines that a block packs
-inline constexpr int kPackStaged = 4096;                  // elements of the other factor that it has at hand
-inline constexpr int kTallRows = 16;                      // of a long matrix, that a block takes
+inline constexpr int kCoreLines = 64;                     // of a core's result, that a block computes
+inline constexpr int kCoreStaged = 4096;                  // floats of the core that it has at hand
+inline constexpr int kTallRows = 8;                       // of a long matrix, that a block takes at a time
+inline constexpr int kMostTallTiles = 24;                 // of so many rows, that a block takes
 inline constexpr int kMaxStages = 24;
 inline constexpr int kPackedTurn = 32;  // a block's columns in a packed rotation, those of other blocks 0
 inline constexpr int kMagnitudesPerBlock = 32;

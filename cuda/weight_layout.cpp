@@ -215,6 +215,8 @@ class Builder {
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
     const bool dora = with_dora(target);
+    if (device_.copy_engine)
+      if (const auto weight = base_product(batch_, target, device_.largest_cluster)) return add(*weight);
     if (elementwise_.takes(target)) return elementwise_.add(target);
     if (device_.copy_engine)
       if (const auto weight = stream_term(batch_, target, device_.largest_cluster, layout_.products))
@@ -299,6 +301,15 @@ class Builder {
         std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });
     if (group == groups.end()) group = groups.insert(group, {weight.kind, {}, {}, 0});
     group->weights.push_back(weight);
+  }
+
+  void add(const BaseTarget &weight) {
+    layout_.reads_base = true;
+    auto &groups = layout_.base_products;
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const BaseGroup &g) { return g.cluster == cluster_of(weight); });
+    if (group == groups.end()) group = groups.insert(group, {cluster_of(weight), {}, {}, 0});
+    group->targets.push_back(weight);
   }
 
   /// Whether its sum is one of low-rank products. With DoRA, of one adapter's and as they are: what needs a product
@@ -424,6 +435,7 @@ std::string describe(const WeightLayout &layout) {
   std::string text;
   for (const PanelGroup &group : layout.panels) text += describe(group);
   for (const StreamGroup &group : layout.streams) text += describe(group);
+  for (const BaseGroup &group : layout.base_products) text += describe(group);
   for (const TargetGroup &group : layout.groups)
     text +=
         concat(group.kind.dora ? "DoRA by rows, " : "", group.kind.hadamard ? "low-rank and Hadamard, " : "low-rank, ",

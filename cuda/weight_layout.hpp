@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base_product_layout.hpp"
 #include "elementwise_layout.hpp"
 #include "panel_layout.hpp"
 #include "stream_layout.hpp"
@@ -24,6 +25,7 @@ struct TargetGroup {
 struct WeightLayout {
   std::vector<PanelGroup> panels;  // none of them empty; nor of these:
   std::vector<StreamGroup> streams;
+  std::vector<BaseGroup> base_products;
   std::vector<TargetGroup> groups;
   std::vector<LowRankTerm> terms;  // of all groups
   ElementwiseLayout elementwise;   // targets with elementwise terms alone

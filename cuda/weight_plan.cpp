@@ -5,7 +5,6 @@
 #include <functional>
 #include <memory>
 
-#include "product_kernels.hpp"
 #include "rotation_kernels.hpp"
 #include "stream_kernels.hpp"
 #include "term_kernels.hpp"
@@ -84,6 +83,7 @@ class Uploader {
   void upload() {
     append_panels();
     append_streams();
+    append_base_products();
     append_groups();
     append_elementwise();
     append_others();
@@ -137,6 +137,19 @@ class Uploader {
       if (targets.size() == 1) continue;  // travels with the launch
       append(targets, plan_.streams[g].targets);
       append(group.first_run, plan_.streams[g].first_run);
+    }
+  }
+
+  void append_base_products() {
+    for (std::size_t g = 0; g < plan_.base_products.size(); ++g) {
+      const BaseGroup &group = plan_.layout.base_products[g];
+      BaseRun &run = plan_.base_products[g];
+      run.only = group.targets.front();
+      run.table.target_count = static_cast<std::int32_t>(group.targets.size());
+      run.table.run_count = group.run_count;
+      if (group.targets.size() == 1) continue;  // travels with the launch
+      append(group.targets, run.table.targets);
+      append(group.first_run, run.table.first_run);
     }
   }
 
@@ -201,10 +214,18 @@ class Uploader {
     append(products.dora_factors, plan_.factors);
     append(products.dora_factor_blocks, plan_.factor_blocks);
     for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
-      if (products.contractions[stage].empty()) continue;
-      append(products.contractions[stage], plan_.contractions[stage]);
-      for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
-        append(products.pieces(stage, static_cast<ContractionKind>(kind)), plan_.contraction_pieces[stage][kind]);
+      const std::vector<Contraction> &contractions = products.contractions[stage];
+      if (contractions.empty()) continue;
+      const std::size_t all = block_.append(contractions);
+      for (std::size_t kind = 0; kind < kContractionKinds; ++kind) {
+        ContractionRun &run = plan_.contractions[stage][kind];
+        const PieceCounter pieces = products.pieces(stage, static_cast<ContractionKind>(kind));
+        std::copy_n(contractions.begin(), std::min<std::size_t>(contractions.size(), kCarriedContractions),
+                    run.carried);
+        run.first_of_second = contractions.size() > 1 ? pieces.first[1] : pieces.pieces;
+        point(run.contractions, all);
+        append(pieces, run.schedule);
+      }
     }
   }
 
@@ -223,11 +244,11 @@ std::size_t staging_size(const WeightPlan &plan) {
 }
 
 void describe_run(WeightPlan &plan) {
-  plan.info.launches = static_cast<std::int32_t>(plan.panels.size() + plan.streams.size() + plan.tables.size() +
-                                                 plan.elementwise_rows.size());
+  plan.info.launches = static_cast<std::int32_t>(plan.panels.size() + plan.streams.size() + plan.base_products.size() +
+                                                 plan.tables.size() + plan.elementwise_rows.size());
   if (needs_staging(plan)) plan.info.launches += store_launches(plan.multiplier_count);
-  for (const auto &stage : plan.contraction_pieces)
-    for (const Schedule &schedule : stage) plan.info.launches += schedule.pieces > 0;
+  for (const auto &stage : plan.contractions)
+    for (const ContractionRun &run : stage) plan.info.launches += run.schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
   for (const auto &target : plan.flat) plan.info.launches += target.has_value();
   if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
@@ -265,10 +286,16 @@ char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
 void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
   for (std::size_t stage = 0; stage < kContractionStages; ++stage)
     for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
-      if (const Schedule &schedule = plan.contraction_pieces[stage][kind]; schedule.pieces > 0)
-        check(launch_contractions(static_cast<ContractionKind>(kind), plan.layout.products.contractions[stage].front(),
-                                  plan.contractions[stage], schedule, workspace, on),
-              "launching small products");
+      if (const ContractionRun &run = plan.contractions[stage][kind]; run.schedule.pieces > 0)
+        check(launch_contractions(static_cast<ContractionKind>(kind), run, workspace, on), "launching small products");
+}
+
+void run_base_products(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const Launch &on) {
+  for (BaseRun run : plan.base_products) {
+    run.op = op;
+    run.multipliers = multipliers;
+    check(launch_base_products(run, on), "launching a weight kernel");
+  }
 }
 
 void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, const char *workspace,
@@ -359,6 +386,13 @@ void lay_out(WeightPlan &plan, const ops::WeightBatch &batch) {
       check(fit_rows(group.kind, group.boxes(), &plan.row_shapes[g]), "asking how many clusters fit");
       fits = fits && plan.row_shapes[g].clusters > 0;
     }
+    plan.base_products.assign(plan.layout.base_products.size(), {});
+    for (std::size_t g = 0; g < plan.base_products.size(); ++g) {
+      BaseRun &run = plan.base_products[g];
+      run.cluster = plan.layout.base_products[g].cluster;
+      check(resident_base_clusters(run.cluster, &run.clusters), "asking how many clusters fit");
+      fits = fits && run.clusters > 0;
+    }
     if (fits) return;
   }
 }
@@ -379,11 +413,14 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     plan->stream_blocks.push_back(blocks * context.multiprocessors);
     schedule(group, group.kind.cluster == 0 ? plan->stream_blocks.back() : plan->row_shapes[g].clusters);
   }
+  for (std::size_t g = 0; g < plan->base_products.size(); ++g)
+    schedule(plan->layout.base_products[g], plan->base_products[g].clusters);
   for (TargetGroup &group : plan->layout.groups) {
     int blocks = 0;
     check(resident_blocks(group.kind, group.chunk_capacity, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
+  plan->layout.products.cut(context.multiprocessors);
   if (!plan->layout.others.passes.empty()) check(allow_cones(), "cudaFuncSetAttribute");
   Uploader(*plan).upload();
   describe_run(*plan);
@@ -403,6 +440,7 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   run_norms(plan, terms, streams, on);
   run_panels(plan, options.op, multipliers, on);
   run_streams(plan, StreamPass::kMerge, streams, on);
+  run_base_products(plan, options.op, multipliers, on);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, on),
           "launching a weight kernel");

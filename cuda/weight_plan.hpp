@@ -6,11 +6,13 @@
 #include <optional>
 #include <string>
 
+#include "base_product_kernels.hpp"
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
 #include "elementwise_rows.hpp"
 #include "flat_kernels.hpp"
 #include "panel_kernels.hpp"
+#include "product_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
@@ -26,6 +28,7 @@ struct WeightPlan {
   std::vector<StreamTable> streams;                               // of layout.streams
   std::vector<int> stream_blocks;                                 // that the device holds at once, of tiles
   std::vector<RowShape> row_shapes;                               // of whole rows
+  std::vector<BaseRun> base_products;                             // of layout.base_products, likewise
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};    // what is known before a run; no tiles: nothing to do
   std::vector<ElementwiseRowsRun> elementwise_rows;               // of layout.elementwise.rows
   std::array<std::optional<FlatTarget>, kElementwiseKinds> flat;  // in place of it
@@ -35,8 +38,7 @@ struct WeightPlan {
   const RotationTask *rotations = nullptr;
   std::int32_t limited_rotations = 0;
   std::vector<Schedule> stages, passes;
-  std::array<std::array<Schedule, kContractionKinds>, kContractionStages> contraction_pieces{};
-  std::array<const Contraction *, kContractionStages> contractions{};
+  std::array<std::array<ContractionRun, kContractionKinds>, kContractionStages> contractions{};  // no pieces: none
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};
 };

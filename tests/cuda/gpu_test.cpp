@@ -488,6 +488,42 @@ TEST_F(Streamed, FactorsThatARunComputesMatchTheReference) {
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
 }
 
+/// Of a cluster of each size. Of more columns, few rows: the reference takes its time.
+TEST_F(Streamed, ProductsOfTheWeightMatchTheReference) {
+  TermChoice glora, product;
+  glora.kind = ops::TermKind::kBaseProduct;
+  for (std::int64_t rank : {8, 16}) {
+    glora.rank = product.rank = rank;
+    add({1096, 24}, {glora, product});
+    add({33, 72}, {product, glora});
+    add({16, 328}, {glora});
+    add({5, 776}, {glora, product});
+  }
+  for (std::int64_t columns : {1544, 3080})
+    case_.add({{3, columns}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{glora, product}}}});
+  Random random(723);
+  use_plain_factors(case_, LYC_DTYPE_BF16, random);
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+  DeviceCase device(case_.batch());
+  EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr("each row in 8 blocks"));
+}
+
+/// Of several adapters: the weight is multiplied by the upper factor before it is merged.
+TEST_F(Streamed, ProductsOfTheWeightBesideOthersMatchTheReference) {
+  TermChoice glora, product;
+  glora.kind = ops::TermKind::kBaseProduct;
+  const auto add_both = [&](Shape shape, std::int64_t rank) {
+    glora.rank = product.rank = rank;
+    case_.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{glora}}, {{product}}}});
+  };
+  for (std::int64_t rank : {8, 16})
+    for (Shape shape : {Shape{5, 64}, Shape{33, 328}, Shape{1096, 72}}) add_both(shape, rank);
+  add_both({3, 3080}, 16);
+  Random random(724);
+  use_plain_factors(case_, LYC_DTYPE_BF16, random);
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
 /// A batch that needs all kernels that there are: for compute-sanitizer, and so that none is forgotten.
 WeightCase every_kernel_case() {
   using ops::DoraAxis;
@@ -552,12 +588,15 @@ WeightCase every_kernel_case() {
     ops::Product &q = c.terms().back().q;
     if (q.up.data) q = c.terms().back().p;  // of the same rank
   }
-  const AdapterChoice one = {{choice_of(TermKind::kProduct)}};
+  const AdapterChoice one = {{choice_of(TermKind::kProduct)}}, of_base = {{choice_of(TermKind::kBaseProduct)}};
   for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) {
     const std::size_t first_term = c.terms().size();
     c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, one}});
     use_plain_factors(c, factors, random, first_term);
   }
+  for (const AdapterChoice &other : {one, of_base})
+    c.add({{40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {one, other}});
+  c.add({{20, 10, {3, 3, 1}}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {of_base}});
   c.multipliers.resize(100, 1.0f);  // too many to go by value
   return c;
 }
@@ -567,12 +606,11 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kPanels = 8, kStreamed = 15, kRows = 8, kStreamedNorms = 8, kLowRank = 24, kElementwise = 4,
-                kProducts = 4,
-                kRotations = 1 + 1 + 3;  // R - I, a pass and three stages
+  constexpr int kPanels = 8, kStreamed = 15, kRows = 8, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24,
+                kElementwise = 4, kProducts = 4, kRotations = 1 + 1 + 3;  // R - I, a pass and three stages
   constexpr int kTerms = 3, kMultipliers = 1;
-  EXPECT_EQ(plan.info.launches, kPanels + kStreamed + kRows + kStreamedNorms + kLowRank + kElementwise + kProducts +
-                                    kRotations + kTerms + kMultipliers)
+  EXPECT_EQ(plan.info.launches, kPanels + kStreamed + kRows + kStreamedNorms + kBaseProducts + kLowRank + kElementwise +
+                                    kProducts + kRotations + kTerms + kMultipliers)
       << plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }
