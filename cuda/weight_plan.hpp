@@ -6,6 +6,7 @@
 
 #include "context.hpp"
 #include "elementwise_kernels.hpp"
+#include "rotation_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
@@ -20,13 +21,15 @@ struct WeightPlan {
   std::vector<StreamTable> streams;                             // of layout.streams
   std::vector<int> stream_blocks;                               // that the device holds at once, of tiles
   std::vector<RowShape> row_shapes;                             // of whole rows
+  std::vector<TurnRun> turns;                                   // likewise, of layout.streams
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};  // what is known before a run; no tiles: nothing to do
   TermTables terms{};                                           // of layout.others, and how their work is cut
   Schedule tiles{}, norms{}, rotation_blocks{}, factor_blocks{};
   const FactorTask *factors = nullptr;
   const RotationTask *rotations = nullptr;
   std::int32_t limited_rotations = 0;
-  std::vector<Schedule> stages, passes;
+  std::vector<Schedule> stages;
+  std::vector<std::array<Schedule, kConeKinds>> passes;
   std::array<std::array<Schedule, kContractionKinds>, kContractionStages> contraction_pieces{};
   std::array<const Contraction *, kContractionStages> contractions{};
   std::int32_t multiplier_count = 0;
