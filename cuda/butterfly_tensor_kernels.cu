@@ -22,45 +22,62 @@ namespace {
 /// An instance's properties as a type.
 template <ConeKind kKind, int kWarpsOfBlock, int kBlocksWanted>
 struct Shape {
-  static constexpr int kQuads = quads_of(kKind), kStages = stages_of(kKind), kColumns = columns_of_piece(kKind);
+  static constexpr int kQuads = quads_of(kKind), kStages = kTensorStages, kColumns = columns_of_piece(kKind);
   static constexpr int kWarps = kWarpsOfBlock, kBlocks = kBlocksWanted;  // blocks wanted on a multiprocessor
   static constexpr int kAtoms = 1 << kStages, kThreads = kWarps * 32;
   static constexpr int kWords = turn_words(kQuads);  // of a lane, of a matrix
 };
 
-/// The part of a rotation that one block of threads turns in one pass.
-class Cone {
+/// The part of a rotation that one block of threads turns in one pass: a cone, or neighbouring ones where they are
+/// small, of kAtoms atoms in all. What is beyond the last cone repeats that and is not stored.
+template <typename S>
+class Cones {
  public:
-  __device__ Cone(const RotationTask &task, int pass, int piece, int width)
-      : task_(task), first_stage_(pass * task.fused), stages_(min(task.fused, task.stages - first_stage_)) {
-    const int across = (static_cast<int>(task.columns) + width - 1) / width;
-    number_ = piece / across;
-    first_column_ = piece % across * width;
-    end_column_ = min(first_column_ + width, static_cast<int>(task.columns));
-    first_atom_ = (number_ >> first_stage_) << (first_stage_ + stages_) | (number_ & ((1 << first_stage_) - 1));
+  __device__ Cones(const RotationTask &task, int pass, int piece)
+      : part_(task.block_size / 2),
+        first_stage_(pass * task.fused),
+        stages_(min(task.fused, task.stages - first_stage_)),
+        cones_((2 * task.blocks) >> stages_) {
+    const int across = (static_cast<int>(task.columns) + S::kColumns - 1) / S::kColumns;
+    group_ = piece / across;
+    first_column_ = piece % across * S::kColumns;
+    end_column_ = min(first_column_ + S::kColumns, static_cast<int>(task.columns));
+    first_cone_ = group_ << (S::kStages - stages_);
   }
 
   __device__ int stages() const { return stages_; }
-  __device__ int atoms() const { return 1 << stages_; }
-  __device__ int units() const { return 1 << (stages_ - 1); }  // blocks of rows
+  /// Places with an atom of this weight.
+  __device__ int atoms() const { return min(S::kAtoms, (cones_ - first_cone_) << stages_); }
   __device__ int first_column() const { return first_column_; }
   __device__ int end_column() const { return end_column_; }
-  /// Among all atoms.
-  __device__ int atom(int local) const { return first_atom_ + (local << first_stage_); }
-  __device__ int all_atoms() const { return 2 * task_.blocks; }
-  __device__ int matrices() const { return stages_ * units(); }
+
+  __device__ bool inside(int place) const { return first_cone_ + (place >> stages_) < cones_; }
+  /// Among all atoms of the weight.
+  __device__ int atom(int place) const {
+    const int cone = min(first_cone_ + (place >> stages_), cones_ - 1), in_cone = place & ((1 << stages_) - 1);
+    return cone >> first_stage_ << (first_stage_ + stages_) | in_cone << first_stage_ |
+           (cone & ((1 << first_stage_) - 1));
+  }
+  __device__ std::int64_t row(int place) const { return std::int64_t{atom(place)} * part_; }
+
+  /// In shared memory, and those of all groups before this one.
+  __device__ int matrices() const { return stages_ * S::kAtoms / 2; }
   __device__ std::int64_t first_matrix() const {
-    return std::int64_t{first_stage_} * task_.blocks + std::int64_t{number_} * matrices();
+    const int groups = (cones_ + (1 << (S::kStages - stages_)) - 1) >> (S::kStages - stages_);
+    return (std::int64_t{first_stage_} * groups + std::int64_t{group_} * stages_) * (S::kAtoms / 2);
+  }
+  __device__ bool has_matrix(int matrix) const {
+    const int stage = matrix / (S::kAtoms / 2), unit = matrix % (S::kAtoms / 2);
+    return inside(unit >> stage << (stage + 1));
   }
 
  private:
-  const RotationTask &task_;
-  const int first_stage_, stages_;
-  int number_, first_column_, end_column_, first_atom_;
+  const int part_, first_stage_, stages_, cones_;
+  int group_, first_cone_, first_column_, end_column_;
 };
 
-/// One warp's columns of a cone: lane 4 g + q has columns 2 g and 2 g + 1 of rows 4 s + q of each atom. Rows beyond an
-/// atom's last repeat that, and the matrices have zeros there.
+/// One warp's columns: lane 4 g + q has columns 2 g and 2 g + 1 of rows 4 s + q of each atom. Rows beyond an atom's
+/// last repeat that, and the matrices have zeros there.
 template <typename S>
 struct Columns {
   float value[S::kAtoms][S::kQuads][2];
@@ -68,70 +85,111 @@ struct Columns {
 
 __device__ inline int lane_of_thread() { return static_cast<int>(threadIdx.x % 32); }
 
-/// Call with where in the weight each atom's quad of this lane's rows begins, as far as the first column.
-template <typename S, typename Visit>
-__device__ void for_rows(const RotationTask &task, const Cone &cone, Visit visit) {
-  const int part = task.block_size / 2, q = lane_of_thread() % 4;
+/// Where this lane's rows of an atom's quads are, from its first row on, in elements.
+template <typename S>
+struct QuadRows {
+  std::int64_t offset[S::kQuads];
+
+  __device__ QuadRows(const RotationTask &task, const Strided &weight) : last_(task.block_size / 2 - 1) {
 #pragma unroll
-  for (int atom = 0; atom < S::kAtoms; ++atom) {
-    if (atom >= cone.atoms()) break;
-    const std::int64_t first = std::int64_t{cone.atom(atom)} * part;
-#pragma unroll
-    for (int s = 0; s < S::kQuads; ++s) visit(atom, s, first + min(4 * s + q, part - 1), 4 * s + q < part);
+    for (int s = 0; s < S::kQuads; ++s) offset[s] = row(s) * weight.out;
   }
-}
+
+  __device__ bool inside(int s) const { return 4 * s + lane_of_thread() % 4 <= last_; }
+  __device__ int row(int s) const { return min(4 * s + lane_of_thread() % 4, last_); }
+
+ private:
+  const int last_;
+};
 
 template <typename S>
-__device__ void load_weight(Columns<S> &x, const RotationTask &task, const Cone &cone, std::int64_t column) {
+__device__ void load_weight(Columns<S> &x, const RotationTask &task, const Cones<S> &cones, std::int64_t column) {
+  const QuadRows<S> rows(task, task.base);
   with_type<false>(task.base.dtype, [&](auto type) {
-    for_rows<S>(task, cone, [&](int atom, int s, std::int64_t row, bool) {
-      const float2 two = type.load_pair(task.base.data, row * task.base.out + column);
-      x.value[atom][s][0] = two.x, x.value[atom][s][1] = two.y;
-    });
+#pragma unroll
+    for (int place = 0; place < S::kAtoms; ++place) {
+      const std::int64_t first = cones.row(place) * task.base.out + column;
+#pragma unroll
+      for (int s = 0; s < S::kQuads; ++s) {
+        const float2 two = type.load_pair(task.base.data, first + rows.offset[s]);
+        x.value[place][s][0] = two.x, x.value[place][s][1] = two.y;
+      }
+    }
   });
 }
 
 /// Where this lane's part of the first atom's first quad lies between two passes; quads follow at 32, atoms at 32
 /// kQuads.
 template <typename S>
-__device__ float2 *between(const RotationTask &task, const Cone &cone, int first_column, char *workspace) {
+__device__ float2 *between(const RotationTask &task, int first_column, char *workspace) {
   const std::int64_t tile = first_column / kTurnColumns;
-  return reinterpret_cast<float2 *>(workspace + task.turned[0]) + tile * cone.all_atoms() * S::kQuads * 32 +
+  return reinterpret_cast<float2 *>(workspace + task.turned[0]) + tile * 2 * task.blocks * S::kQuads * 32 +
          lane_of_thread();
 }
 
-template <typename S, typename Visit>
-__device__ void for_quads(const Cone &cone, float2 *first, Visit visit) {
+template <typename S>
+__device__ void load_between(Columns<S> &x, const Cones<S> &cones, const float2 *first) {
 #pragma unroll
-  for (int atom = 0; atom < S::kAtoms; ++atom) {
-    if (atom >= cone.atoms()) break;
-    float2 *of_atom = first + std::int64_t{cone.atom(atom)} * S::kQuads * 32;
+  for (int place = 0; place < S::kAtoms; ++place) {
+    const float2 *of_atom = first + std::int64_t{cones.atom(place)} * S::kQuads * 32;
 #pragma unroll
-    for (int s = 0; s < S::kQuads; ++s) visit(atom, s, of_atom + s * 32);
+    for (int s = 0; s < S::kQuads; ++s) {
+      const float2 two = of_atom[s * 32];
+      x.value[place][s][0] = two.x, x.value[place][s][1] = two.y;
+    }
   }
 }
 
 template <typename S>
-__device__ void store_weight(const Columns<S> &x, const RotationTask &task, ops::WeightOp op, const Cone &cone,
+__device__ void store_between(const Columns<S> &x, const Cones<S> &cones, float2 *first) {
+#pragma unroll
+  for (int place = 0; place < S::kAtoms; ++place) {
+    if (!cones.inside(place)) continue;
+    float2 *of_atom = first + std::int64_t{cones.atom(place)} * S::kQuads * 32;
+#pragma unroll
+    for (int s = 0; s < S::kQuads; ++s) of_atom[s * 32] = make_float2(x.value[place][s][0], x.value[place][s][1]);
+  }
+}
+
+/// Factors of rows, and for a difference the weight taken off.
+template <typename S>
+__device__ void finish(Columns<S> &x, const RotationTask &task, ops::WeightOp op, const Cones<S> &cones,
+                       std::int64_t column) {
+  const QuadRows<S> rows(task, task.base);
+  const float kept = op == ops::WeightOp::kDiff ? 1.0f : 0.0f;
+  with_type<false>(task.base.dtype, [&](auto type) {
+#pragma unroll
+    for (int place = 0; place < S::kAtoms; ++place) {
+      const std::int64_t row = cones.row(place), first = row * task.base.out + column;
+#pragma unroll
+      for (int s = 0; s < S::kQuads; ++s) {
+        const float factor = element(task.rescale, row + rows.row(s));
+        const float2 base = type.load_pair(task.base.data, first + rows.offset[s]);
+        x.value[place][s][0] = fmaf(factor, x.value[place][s][0], -kept * base.x);
+        x.value[place][s][1] = fmaf(factor, x.value[place][s][1], -kept * base.y);
+      }
+    }
+  });
+}
+
+template <typename S>
+__device__ void store_weight(const Columns<S> &x, const RotationTask &task, const Cones<S> &cones,
                              std::int64_t column) {
-  const bool inside = column < task.columns, difference = op == ops::WeightOp::kDiff;
+  const QuadRows<S> rows(task, task.result);
+  auto *result = static_cast<std::uint16_t *>(task.result.data) + column;
+  const bool has_columns = column < task.columns;
   with_type<false>(task.result.dtype, [&](auto type) {
-    for_rows<S>(task, cone, [&](int atom, int s, std::int64_t row, bool has_row) {
-      if (!inside || !has_row) return;
-      float2 two = make_float2(x.value[atom][s][0], x.value[atom][s][1]);
-      if (task.rescale.data) {
-        const float factor = element(task.rescale, row);
-        two.x *= factor, two.y *= factor;
+#pragma unroll
+    for (int place = 0; place < S::kAtoms; ++place) {
+      std::uint16_t *first = result + cones.row(place) * task.result.out;
+      const bool inside = has_columns && cones.inside(place);
+#pragma unroll
+      for (int s = 0; s < S::kQuads; ++s) {
+        std::uint32_t word;
+        type.put(&word, 0, make_float2(x.value[place][s][0], x.value[place][s][1]));
+        if (inside && rows.inside(s)) *reinterpret_cast<std::uint32_t *>(first + rows.offset[s]) = word;
       }
-      if (difference) {
-        const float2 base = type.load_pair(task.base.data, row * task.base.out + column);
-        two.x -= base.x, two.y -= base.y;
-      }
-      std::uint32_t word;
-      type.put(&word, 0, two);
-      auto *to = static_cast<std::uint16_t *>(task.result.data) + row * task.result.out + column;
-      *reinterpret_cast<std::uint32_t *>(to) = word;
-    });
+    }
   });
 }
 
@@ -142,22 +200,13 @@ __device__ inline void multiply_half(float (&d)[4], uint2 a, std::uint32_t b) {
       : "r"(a.x), "r"(a.y), "r"(b));
 }
 
-/// x + m (R - I) x for two atoms, in place. A pair of quads makes 8 ranks, or an n tile; a product of parts follows the
-/// other, 8 ranks at a time: high by high, low by high, high by low.
+/// x + m (R - I) x for two atoms, in place. A pair of quads makes 8 ranks, or an n tile; of the products of parts count
+/// high by high, low by high and high by low. A matrix has for each n tile and two pairs of ranks their high parts and
+/// then their low ones, which is where mma wants them; a last pair of ranks has both parts side by side.
 template <typename S>
 __device__ void turn(float (&low)[S::kQuads][2], float (&high)[S::kQuads][2], const char *matrix, float m) {
-  constexpr int kQuads = S::kQuads, kWords = S::kWords, kSteps = 3 * kQuads;
-  std::uint32_t b[kWords];
-  const int lane = lane_of_thread();
-#pragma unroll
-  for (int w = 0; w + 4 <= kWords; w += 4) {
-    const uint4 four = *reinterpret_cast<const uint4 *>(matrix + w * 128 + lane * 16);
-    b[w] = four.x, b[w + 1] = four.y, b[w + 2] = four.z, b[w + 3] = four.w;
-  }
-  if constexpr (kWords % 4 != 0) {
-    const uint2 two = *reinterpret_cast<const uint2 *>(matrix + kWords / 4 * 512 + lane * 8);
-    b[kWords - 2] = two.x, b[kWords - 1] = two.y;
-  }
+  constexpr int kQuads = S::kQuads, kTwos = kQuads / 2;
+  const char *fours = matrix + lane_of_thread() * 16, *twos = matrix + kQuads * kTwos * 512 + lane_of_thread() * 8;
   const auto value = [&](int quad, int c) -> float & { return quad < kQuads ? low[quad][c] : high[quad - kQuads][c]; };
   uint2 parts[2][kQuads];
 #pragma unroll
@@ -171,26 +220,27 @@ __device__ void turn(float (&low)[S::kQuads][2], float (&high)[S::kQuads][2], co
     split(0, parts[0][k].x, parts[1][k].x);
     split(1, parts[0][k].y, parts[1][k].y);
   }
-  const auto a_of = [&](int step) { return parts[step / kQuads == 1][step % kQuads]; };
-  const auto b_of = [&](int t, int step) { return b[(t * kQuads + step % kQuads) * 2 + (step / kQuads == 2)]; };
+  const auto both = [](uint2 a, uint2 b) { return make_uint4(a.x, a.y, b.x, b.y); };
   float d[kQuads][4];
 #pragma unroll
-  for (int step = 0; step < kSteps; step += 2)
+  for (int t = 0; t < kQuads; ++t) {
 #pragma unroll
-    for (int t = 0; t < kQuads; ++t) {
-      const uint2 a = a_of(step);
-      if (step + 1 == kSteps) {
-        multiply_half(d[t], a, b_of(t, step));
-        continue;
-      }
-      const uint2 next = a_of(step + 1);
-      const uint4 both = make_uint4(a.x, a.y, next.x, next.y);
-      const uint2 factor = make_uint2(b_of(t, step), b_of(t, step + 1));
-      if (step == 0)
-        multiply<true, true>(d[t], both, factor);
+    for (int k = 0; k < kTwos; ++k) {
+      const uint4 four = *reinterpret_cast<const uint4 *>(fours + (t * kTwos + k) * 512);
+      const uint4 of_high = both(parts[0][2 * k], parts[0][2 * k + 1]);
+      if (k == 0)
+        multiply<true, true>(d[t], of_high, make_uint2(four.x, four.y));
       else
-        multiply<true>(d[t], both, factor);
+        multiply<true>(d[t], of_high, make_uint2(four.x, four.y));
+      multiply<true>(d[t], both(parts[1][2 * k], parts[1][2 * k + 1]), make_uint2(four.x, four.y));
+      multiply<true>(d[t], of_high, make_uint2(four.z, four.w));
     }
+    if constexpr (kQuads % 2 != 0) {
+      const uint2 two = *reinterpret_cast<const uint2 *>(twos + t * 256);
+      multiply<true>(d[t], both(parts[0][kQuads - 1], parts[0][kQuads - 1]), two);
+      multiply_half(d[t], parts[1][kQuads - 1], two.x);
+    }
+  }
 #pragma unroll
   for (int t = 0; t < kQuads; ++t)
 #pragma unroll
@@ -201,44 +251,54 @@ __device__ void turn(float (&low)[S::kQuads][2], float (&high)[S::kQuads][2], co
 }
 
 template <typename S>
-__device__ void turn_all(Columns<S> &x, const Cone &cone, const char *matrices, float m) {
+__device__ void turn_all(Columns<S> &x, int stages, int atoms, const char *matrices, float m) {
+  constexpr int kUnits = S::kAtoms / 2, kBytes = S::kWords * 128, kUnitsTogether = 2;
 #pragma unroll
   for (int stage = 0; stage < S::kStages; ++stage) {
-    if (stage >= cone.stages()) break;
+    if (stage >= stages) break;
 #pragma unroll
-    for (int unit = 0; unit < S::kAtoms / 2; ++unit) {
-      if (unit >= cone.units()) break;
-      const int low = (unit >> stage) << (stage + 1) | (unit & ((1 << stage) - 1));
-      turn<S>(x.value[low], x.value[low | 1 << stage], matrices + (stage * cone.units() + unit) * S::kWords * 128, m);
+    for (int unit = 0; unit < kUnits; ++unit) {
+      const int low = unit >> stage << (stage + 1) | (unit & ((1 << stage) - 1));
+      if (unit % kUnitsTogether == 0 && low >= atoms) break;  // also keeps later units' values out of registers
+      turn<S>(x.value[low], x.value[low | 1 << stage], matrices + (stage * kUnits + unit) * kBytes, m);
     }
   }
 }
 
 /// What no multiplier changes: bit for bit, in another type, or nothing, of a difference.
 template <typename S>
-__device__ void keep(const RotationTask &task, ops::WeightOp op, const Cone &cone, std::int64_t column) {
-  const bool same = task.base.dtype == task.result.dtype && op != ops::WeightOp::kDiff;
+__device__ void keep(const RotationTask &task, ops::WeightOp op, const Cones<S> &cones, std::int64_t column) {
+  const bool difference = op == ops::WeightOp::kDiff, same = task.base.dtype == task.result.dtype && !difference;
   if ((same && task.base.data == task.result.data) || column >= task.columns) return;
-  for_rows<S>(task, cone, [&](int, int, std::int64_t row, bool has_row) {
-    if (!has_row) return;
-    const auto *from = static_cast<const std::uint16_t *>(task.base.data) + row * task.base.out + column;
-    std::uint32_t word = op == ops::WeightOp::kDiff ? 0 : *reinterpret_cast<const std::uint32_t *>(from);
-    if (task.base.dtype != task.result.dtype && op != ops::WeightOp::kDiff)
-      with_type<false>(task.base.dtype, [&](auto type) {
-        const float2 two = type.get(&word, 0);
-        with_type<false>(task.result.dtype, [&](auto other) { other.put(&word, 0, two); });
-      });
-    auto *to = static_cast<std::uint16_t *>(task.result.data) + row * task.result.out + column;
-    *reinterpret_cast<std::uint32_t *>(to) = word;
-  });
+  const QuadRows<S> rows(task, task.result);
+#pragma unroll 1
+  for (int place = 0; place < S::kAtoms; ++place) {
+#pragma unroll 1
+    for (int s = 0; s < S::kQuads; ++s) {
+      if (!cones.inside(place) || !rows.inside(s)) continue;
+      const std::int64_t row = cones.row(place) + rows.row(s);
+      const auto *from = static_cast<const std::uint16_t *>(task.base.data) + row * task.base.out + column;
+      std::uint32_t word = difference ? 0 : *reinterpret_cast<const std::uint32_t *>(from);
+      if (!difference && !same)
+        with_type<false>(task.base.dtype, [&](auto type) {
+          const float2 two = type.get(&word, 0);
+          with_type<false>(task.result.dtype, [&](auto other) { other.put(&word, 0, two); });
+        });
+      auto *to = static_cast<std::uint16_t *>(task.result.data) + row * task.result.out + column;
+      *reinterpret_cast<std::uint32_t *>(to) = word;
+    }
+  }
 }
 
-/// Begin to fetch a cone's matrices.
+/// Begin to fetch the matrices.
 template <typename S>
-__device__ void fetch_matrices(char *to, const char *from, int count) {
+__device__ void fetch_matrices(char *to, const char *from, const Cones<S> &cones) {
+  constexpr int kBytes = S::kWords * 128;
   const std::uint32_t first = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  for (int at = static_cast<int>(threadIdx.x) * 16; at < count * S::kWords * 128; at += S::kThreads * 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(first + at), "l"(from + at) : "memory");
+  const bool all = cones.inside(S::kAtoms - 1);
+  for (int at = static_cast<int>(threadIdx.x) * 16; at < cones.matrices() * kBytes; at += S::kThreads * 16)
+    if (all || cones.has_matrix(at / kBytes))
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(first + at), "l"(from + at) : "memory");
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
@@ -249,41 +309,44 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   extern __shared__ __align__(16) char matrices[];
   const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
   const RotationTask &task = run.rotations[index];
-  const Cone cone(task, pass, static_cast<int>(blockIdx.x - schedule.first[index]), S::kColumns);
+  int piece = static_cast<int>(blockIdx.x - schedule.first[index]);
+  const Cones<S> cones(task, pass, piece);
   const bool first = pass == 0, last = (pass + 1) * task.fused >= task.stages;
   const float m = multiplier_at(run.multipliers, task.multiplier_index);
   if (m != 0.0f)
-    fetch_matrices<S>(matrices, run.workspace + task.matrices + cone.first_matrix() * S::kWords * 128, cone.matrices());
+    fetch_matrices<S>(matrices, run.workspace + task.matrices + cones.first_matrix() * S::kWords * 128, cones);
   bool fetched = false;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  for (int set = cone.first_column(); set < cone.end_column(); set += S::kWarps * kTurnColumns) {
+  for (int set = cones.first_column(); set < cones.end_column(); set += S::kWarps * kTurnColumns) {
     const int first_column = set + warp * kTurnColumns;
     const std::int64_t column = first_column + lane_of_thread() / 4 * 2, near = min(column, task.columns - 2);
     if (m == 0.0f) {
-      if (last) keep<S>(task, run.op, cone, column);
+      if (last) keep<S>(task, run.op, cones, column);
       continue;
     }
-    const bool works = first_column < cone.end_column();
+    const bool works = first_column < cones.end_column();
     Columns<S> x;
-    float2 *stored = between<S>(task, cone, first_column, run.workspace);
-    if (works && first) load_weight<S>(x, task, cone, near);
-    if (works && !first)
-      for_quads<S>(cone, stored, [&](int atom, int s, const float2 *at) {
-        const float2 two = *at;
-        x.value[atom][s][0] = two.x, x.value[atom][s][1] = two.y;
-      });
+    float2 *stored = between<S>(task, first_column, run.workspace);
+    // Where rows are is found again each time: registers are full of the weight.
+    const auto again = [&] {
+      asm volatile("" : "+r"(piece));
+      return Cones<S>(task, pass, piece);
+    };
+    if (works && first) load_weight<S>(x, task, again(), near);
+    if (works && !first) load_between<S>(x, again(), stored);
     if (!fetched) {
       asm volatile("cp.async.wait_all;" ::: "memory");
       __syncthreads();
       fetched = true;
     }
     if (!works) continue;
-    turn_all<S>(x, cone, matrices, m);
-    if (last)
-      store_weight<S>(x, task, run.op, cone, column);
-    else
-      for_quads<S>(cone, stored,
-                   [&](int atom, int s, float2 *at) { *at = make_float2(x.value[atom][s][0], x.value[atom][s][1]); });
+    turn_all<S>(x, cones.stages(), cones.atoms(), matrices, m);
+    if (!last) {
+      store_between<S>(x, again(), stored);
+      continue;
+    }
+    if (task.rescale.data || run.op == ops::WeightOp::kDiff) finish<S>(x, task, run.op, again(), near);
+    store_weight<S>(x, task, again(), column);
   }
 }
 
@@ -298,9 +361,8 @@ constexpr Instance instance() {
 }
 
 // By ConeKind, but for that of float32.
-constexpr Instance kInstances[] = {instance<Shape<ConeKind::kThreeFive, 8, 1>>(),
-                                   instance<Shape<ConeKind::kThreeFour, 4, 3>>(),
-                                   instance<Shape<ConeKind::kFourFour, 8, 1>>()};
+constexpr Instance kInstances[] = {instance<Shape<ConeKind::kThreeQuads, 4, 3>>(),
+                                   instance<Shape<ConeKind::kFourQuads, 8, 1>>()};
 
 }  // namespace
 

@@ -50,25 +50,34 @@ __device__ inline void load_generators(SmallBlock &x, const RotationTask &task, 
   __syncwarp();
 }
 
+/// 1 / pivot for one that is 1 at least.
+__device__ inline float inverse_of(float pivot) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(pivot));
+  return fmaf(inverse, fmaf(-pivot, inverse, 1.0f), inverse);
+}
+
 /// F of I + F becomes that of its inverse I + F' by Gauss and Jordan, a row in each lane: nothing cancels where F is
 /// small. Pivots are never small where F is skew-symmetric. A step takes the pivot's row from its lane and shifts
 /// columns by one, so that the next pivot's column is the first again: after `steps` of them column j is in place j -
-/// steps, modulo kSize.
+/// steps, modulo kSize. The next pivot is on its way while a step goes on.
 template <int kSize>
 __device__ void invert(float (&row)[kSize], int steps) {
   const int lane = static_cast<int>(threadIdx.x % 32);
+  float above = __shfl_sync(~0u, row[0], 0);
 #pragma unroll 1
   for (int k = 0; k < steps; ++k) {
-    const float above = __shfl_sync(~0u, row[0], k), pivot = 1.0f + above;
-    float inverse = __frcp_rn(pivot);
     const bool own = lane == k;
-    const float by = own ? inverse : -row[0] * inverse;
-    const float last = own ? -above * inverse : by;
-#pragma unroll
-    for (int j = 1; j < kSize; ++j) {
+    const float inverse = inverse_of(1.0f + above), others = -row[0] * inverse;
+    const float by = own ? inverse : others, last = own ? -above * inverse : others;
+    const auto step = [&](int j) {
       const float of_pivot = __shfl_sync(~0u, row[j], k);
       row[j - 1] = fmaf(by, of_pivot, own ? 0.0f : row[j]);
-    }
+    };
+    step(1);
+    above = __shfl_sync(~0u, row[0], k + 1);
+#pragma unroll
+    for (int j = 2; j < kSize; ++j) step(j);
     row[kSize - 1] = last;
   }
 }

@@ -113,38 +113,66 @@ __device__ void rest_of_block(const RotationTask &task, float *rest, const float
   }
 }
 
-/// As operand B of mma, in two bf16 parts, the way butterfly_tensor_kernels.cu has rows in quads: rank 2 q + e of 8 is
-/// row q of quad e, and of an n tile column 2 q + e. `rest(j, i)`: R - I. By one warp.
-template <typename Rest>
-__device__ void pack_matrix(const RotationTask &task, std::int64_t matrix, char *workspace, Rest rest) {
-  const int quads = task.quads, part = task.block_size / 2, lane = static_cast<int>(threadIdx.x % 32);
-  const int words = 2 * quads * quads, whole = words / 4 * 4;
-  const int absolute = static_cast<int>(matrix / task.blocks), block = static_cast<int>(matrix % task.blocks);
+/// Where a matrix is among those that butterfly_tensor_kernels.cu reads: by pass, group of cones, stage and block.
+__device__ std::int64_t place_of_matrix(const RotationTask &task, int absolute, int block) {
   const int first = absolute / task.fused * task.fused, stages = min(task.fused, task.stages - first);
-  const int stage = absolute - first;
-  const auto without_bit = [](int number, int bit) { return number >> (bit + 1) << bit | (number & ((1 << bit) - 1)); };
-  const int atom = block >> absolute << (absolute + 1) | (block & ((1 << absolute) - 1));  // the lower one
-  const int cone = atom >> (first + stages) << first | (atom & ((1 << first) - 1));
-  const int unit = without_bit(atom >> first & ((1 << stages) - 1), stage);
+  const auto low_bits = [](int number, int bits) { return number & ((1 << bits) - 1); };
+  const int atom = block >> absolute << (absolute + 1) | low_bits(block, absolute);  // the lower one
+  const int cone = atom >> (first + stages) << first | low_bits(atom, first), sets = kTensorStages - stages;
+  const int group = cone >> sets, place = low_bits(cone, sets) << stages | low_bits(atom >> first, stages);
+  const int stage = absolute - first, unit = place >> (stage + 1) << stage | low_bits(place, stage);
+  const int groups = (((2 * task.blocks) >> stages) + (1 << sets) - 1) >> sets;
+  return ((std::int64_t{first} * groups + std::int64_t{group} * stages + stage) << (kTensorStages - 1)) + unit;
+}
+
+/// As operand B of mma, in two bf16 parts, the way butterfly_tensor_kernels.cu has rows in quads: rank 2 q + e of 8 is
+/// row q of quad e, and so are columns of an n tile. `rest(j, i)`: R - I. By one warp.
+template <int kQuads, typename Rest>
+__device__ void pack_matrix(const RotationTask &task, std::int64_t matrix, char *workspace, Rest rest) {
+  constexpr int kWords = 2 * kQuads * kQuads, kTwos = kQuads / 2;
+  const int part = task.block_size / 2, lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+  const bool interleaved = task.order == ops::Rotation::Order::kInterleave;
   const std::int64_t place =
-      std::int64_t{first} * task.blocks + ((std::int64_t{cone} * stages + stage) << (stages - 1)) + unit;
-  auto *to = reinterpret_cast<std::uint32_t *>(workspace + task.matrices + place * words * 128);
+      place_of_matrix(task, static_cast<int>(matrix / task.blocks), static_cast<int>(matrix % task.blocks));
+  char *to = workspace + task.matrices + place * kWords * 128;
   const auto position = [&](int quad, int in_quad) {  // -1: beyond the last row
-    const int upper = quad >= quads, row = (quad - upper * quads) * 4 + in_quad;
-    return row >= part ? -1 : task.order == ops::Rotation::Order::kInterleave ? 2 * row + upper : upper * part + row;
+    const int upper = quad >= kQuads, row = (quad - upper * kQuads) * 4 + in_quad;
+    return row >= part ? -1 : interleaved ? 2 * row + upper : upper * part + row;
   };
-  for (int pair = 0; pair < quads * quads; ++pair) {
-    const int tile = pair / quads, step = pair % quads, g = lane / 4, q = lane % 4;
-    const int j = position(2 * tile + g % 2, g / 2), i0 = position(2 * step, q), i1 = position(2 * step + 1, q);
-    const float2 value = make_float2(j < 0 || i0 < 0 ? 0.0f : rest(j, i0), j < 0 || i1 < 0 ? 0.0f : rest(j, i1));
+  int out[kQuads], in[kQuads][2];
+#pragma unroll
+  for (int k = 0; k < kQuads; ++k) {
+    out[k] = position(2 * k + g % 2, g / 2);
+    in[k][0] = position(2 * k, q), in[k][1] = position(2 * k + 1, q);
+  }
+  const auto parts_of = [&](int tile, int step) {  // high, then low
+    const int j = out[tile], *i = in[step];
+    const auto at = [&](int c) { return j < 0 || i[c] < 0 ? 0.0f : rest(j, i[c]); };
+    const float2 value = make_float2(at(0), at(1));
     std::uint32_t parts[2];
     Bf16::put(parts, 0, value);
     const float2 taken = Bf16::get(parts, 0);
     Bf16::put(parts, 1, make_float2(value.x - taken.x, value.y - taken.y));
-    const int word = 2 * pair;
-    *reinterpret_cast<uint2 *>(to + (word < whole ? word / 4 * 128 + lane * 4 + word % 4 : whole * 32 + lane * 2)) =
-        make_uint2(parts[0], parts[1]);
+    return make_uint2(parts[0], parts[1]);
+  };
+#pragma unroll
+  for (int tile = 0; tile < kQuads; ++tile) {
+#pragma unroll
+    for (int k = 0; k < kTwos; ++k) {
+      const uint2 a = parts_of(tile, 2 * k), b = parts_of(tile, 2 * k + 1);
+      *reinterpret_cast<uint4 *>(to + (tile * kTwos + k) * 512 + lane * 16) = make_uint4(a.x, b.x, a.y, b.y);
+    }
+    if constexpr (kQuads % 2 != 0)
+      *reinterpret_cast<uint2 *>(to + kQuads * kTwos * 512 + tile * 256 + lane * 8) = parts_of(tile, kQuads - 1);
   }
+}
+
+template <typename Rest>
+__device__ void pack_matrix(const RotationTask &task, std::int64_t matrix, char *workspace, Rest rest) {
+  if (task.quads == 4)
+    pack_matrix<4>(task, matrix, workspace, rest);
+  else
+    pack_matrix<3>(task, matrix, workspace, rest);
 }
 
 /// R - I of blocks that a warp can invert, or that has been computed before, a warp each.

@@ -94,6 +94,11 @@ class Frame {
   std::vector<int> order_, side_;
 };
 
+/// Cones of a pass of so many stages on the tensor cores, in groups of as many atoms as the longest pass has in one.
+std::int64_t tensor_groups(const RotationTask &task, int stages) {
+  return ceil_div((2 * std::int64_t{task.blocks}) >> stages, std::int64_t{1} << (kTensorStages - stages));
+}
+
 // -- one target -------------------------------------------------------------------------------------------------------
 
 class TargetBuilder {
@@ -270,23 +275,25 @@ class TargetBuilder {
       return;
     std::int32_t most = 1;
     if (target_.base.dtype != LYC_DTYPE_F32 && weight_.dtype != LYC_DTYPE_F32) {
-      task.cone = task.block_size > 8 * quads_of(ConeKind::kThreeFour) ? ConeKind::kFourFour
-                  : task.stages % 5 != 0 && task.stages <= 2 * 4       ? ConeKind::kThreeFour
-                                                                       : ConeKind::kThreeFive;
-      if (cone_bytes(task.cone) > shared_bytes_) task.cone = ConeKind::kThreeFour;
-      if (task.block_size > 8 * quads_of(task.cone) || cone_bytes(task.cone) > shared_bytes_)
-        task.cone = ConeKind::kFloat;
+      task.cone = task.block_size > 8 * quads_of(ConeKind::kThreeQuads) ? ConeKind::kFourQuads : ConeKind::kThreeQuads;
+      if (cone_bytes(task.cone) > shared_bytes_) task.cone = ConeKind::kFloat;
     }
     if (task.cone != ConeKind::kFloat) {
       task.quads = quads_of(task.cone);
-      most = stages_of(task.cone);
-      task.matrices = products_.reserve(std::int64_t{task.stages} * task.blocks * turn_words(task.quads) * 32);
+      most = kTensorStages;
     } else {
       const bool aligned = reinterpret_cast<std::uintptr_t>(task.prepared) % 16 == 0;
       if (task.block_size % 4 != 0 || !aligned) return;
       while (task.block_size / 2 << (most + 1) <= kConeRows) ++most;
     }
     task.fused = static_cast<std::int32_t>(ceil_div(task.stages, ceil_div(task.stages, most)));
+    if (task.quads == 0) return;
+    std::int64_t matrices = 0;
+    for (int first = 0; first < task.stages; first += task.fused) {
+      const int stages = std::min(task.fused, task.stages - first);
+      matrices += tensor_groups(task, stages) * stages << (kTensorStages - 1);
+    }
+    task.matrices = products_.reserve(matrices * turn_words(task.quads) * 32);
   }
 
   /// What goes from a stage or a pass to the next one.
@@ -351,7 +358,9 @@ TermLayout TermLayoutBuilder::take() {
     for (const RotationTask &task : products_.rotations) {
       const int first = static_cast<int>(pass) * task.fused, stages = std::min(task.fused, task.stages - first);
       const bool turns = task.fused > 0 && stages > 0;
-      const std::int64_t cones = turns ? (2 * std::int64_t{task.blocks}) >> stages : 0;
+      const std::int64_t cones = !turns            ? 0
+                                 : task.quads == 0 ? (2 * std::int64_t{task.blocks}) >> stages
+                                                   : tensor_groups(task, stages);
       for (int kind = 0; kind < kConeKinds; ++kind)
         layout_.passes[pass][static_cast<std::size_t>(kind)].add(
             kind == static_cast<int>(task.cone) ? cones * ceil_div(task.columns, columns_of_piece(task.cone)) : 0);

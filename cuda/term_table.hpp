@@ -127,24 +127,23 @@ struct Strided {
 };
 
 /// Which kernel turns several stages of a rotation's rows at a time: with float32 multiplications, or on the tensor
-/// cores, with so many quads of rows in half a block and so many stages.
-enum class ConeKind : std::int32_t { kFloat, kThreeFive, kThreeFour, kFourFour };
-inline constexpr int kConeKinds = 4;
+/// cores, with so many quads of rows in half a block.
+enum class ConeKind : std::int32_t { kFloat, kThreeQuads, kFourQuads };
+inline constexpr int kConeKinds = 3;
 
-inline constexpr int kTurnColumns = 16;  // that a warp turns on the tensor cores at a time
+inline constexpr int kTensorStages = 4;  // that are turned on the tensor cores at a time, at most
+inline constexpr int kTurnColumns = 16;  // that a warp turns there at a time
 
 /// Columns of a cone that a block of threads turns, with the same matrices.
 constexpr int columns_of_piece(ConeKind kind) {
-  constexpr int kColumns[kConeKinds] = {64, 768, 128, 256};
-  return kColumns[static_cast<int>(kind)];
+  return kind == ConeKind::kFloat ? 64 : kind == ConeKind::kThreeQuads ? 128 : 256;
 }
-constexpr int quads_of(ConeKind kind) { return kind == ConeKind::kFourFour ? 4 : 3; }
-constexpr int stages_of(ConeKind kind) { return kind == ConeKind::kThreeFive ? 5 : 4; }
+constexpr int quads_of(ConeKind kind) { return kind == ConeKind::kFourQuads ? 4 : 3; }
 /// Of a matrix R - I in two bf16 parts, as the fragments of operand B of mma, a lane has so many.
 constexpr int turn_words(int quads) { return 2 * quads * quads; }
 /// All of a pass, in shared memory.
 constexpr int cone_bytes(ConeKind kind) {
-  return (stages_of(kind) << (stages_of(kind) - 1)) * turn_words(quads_of(kind)) * 128;
+  return (kTensorStages << (kTensorStages - 1)) * turn_words(quads_of(kind)) * 128;
 }
 
 /// R - I of all stages and blocks, and what they make of a weight, stage after stage.

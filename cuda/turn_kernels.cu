@@ -55,13 +55,13 @@ __device__ void load_rows(SmallBlock &block, const TurnTarget &target, const Are
                           lyc_dtype dtype, Offset offset_of) {
   constexpr int kRows = kTurnRows / kWarps;
   const int first = static_cast<int>(threadIdx.x / 32) * kRows, lane = static_cast<int>(threadIdx.x % 32);
-  const int b = target.rotation.block_size;
+  const int b = target.rotation.block_size, shift = __ffs(b) - 1;
   std::int64_t offsets[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first + r;
-    const bool inside = row / b == lane / b && area.y + row < target.rows;
-    offsets[r] = inside ? offset_of(std::int64_t{(area.y + row) / b}, row % b, lane % b) : -1;
+    const bool inside = row >> shift == lane >> shift && area.y + row < target.rows;
+    offsets[r] = inside ? offset_of(std::int64_t{(area.y + row) >> shift}, row & (b - 1), lane & (b - 1)) : -1;
   }
   float values[kRows];
   load_floats(data, dtype, values, [&](int r) { return max(offsets[r], std::int64_t{0}); });
@@ -117,8 +117,11 @@ __device__ void split(TurnFactor &factor, const SmallBlock &block, float m, bool
   }
 }
 
-__device__ std::uint32_t *word_at(char *box, int row, int n) {
-  return reinterpret_cast<std::uint32_t *>(box + swizzled_128(row, n) + threadIdx.x % 4 * 4);
+/// Row 8 r + g of a box, two columns of n tile n: of the row only g swaps columns about (swizzled_128).
+__device__ std::uint32_t *word_at(char *box, int r, int n) {
+  const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4;
+  char *first = box + g * kRowBytes + lane % 4 * 4;
+  return reinterpret_cast<std::uint32_t *>(first + r * 8 * kRowBytes + (n ^ g) * 16);
 }
 
 /// One box, in place, by a warp.
@@ -148,18 +151,21 @@ __device__ void turn_box(char *box, const TurnFactor &factor, const Vector &resc
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) multiply<std::is_same_v<Type, Bf16>>(sum[n], rows, columns[k][n]);
       }
+    if (rescale.data)
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+      for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        std::uint32_t *word = word_at(box, y * 16 + half * 8 + lane / 4, n);
-        float2 two = make_float2(sum[n][2 * half], sum[n][2 * half + 1]);
-        if (rescale.data) {
-          const float2 base = difference ? Type::get(word, 0) : make_float2(0.0f, 0.0f);
-          two.x = fmaf(factors[y * 2 + half], two.x, -base.x), two.y = fmaf(factors[y * 2 + half], two.y, -base.y);
+        for (int half = 0; half < 2; ++half) {
+          const float2 base = Type::get(word_at(box, y * 2 + half, n), 0);
+          const float kept = difference ? 1.0f : 0.0f, by = factors[y * 2 + half];
+          sum[n][2 * half] = fmaf(by, sum[n][2 * half], -kept * base.x);
+          sum[n][2 * half + 1] = fmaf(by, sum[n][2 * half + 1], -kept * base.y);
         }
-        Type::put(word, 0, two);
-      }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        Type::put(word_at(box, y * 2 + half, n), 0, make_float2(sum[n][2 * half], sum[n][2 * half + 1]));
   }
 }
 
