@@ -15,7 +15,7 @@
 namespace lyc::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 256, kWarps = kThreads / 32, kConeColumns = columns_of_piece(ConeKind::kFloat);
 
 /// Two columns of a row, of any type.
 __device__ float2 load_two(const Strided &weight, std::int64_t row, std::int64_t column) {
@@ -208,12 +208,15 @@ std::size_t shared_bytes(int rows) { return static_cast<std::size_t>(rows) * kCo
 
 }  // namespace
 
-cudaError_t allow_cones() {
+cudaError_t allow_cones(ConeKind kind) {
+  if (kind != ConeKind::kFloat) return allow_tensor_cones(kind);
   return cudaFuncSetAttribute(reinterpret_cast<const void *>(cone_kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(shared_bytes(kConeRows)));
 }
 
-cudaError_t launch_cones(const RotationRun &run, const Schedule &schedule, int pass, int rows, const Launch &on) {
+cudaError_t launch_cones(ConeKind kind, const RotationRun &run, const Schedule &schedule, int pass, int rows,
+                         const Launch &on) {
+  if (kind != ConeKind::kFloat) return launch_tensor_cones(kind, run, schedule, pass, on);
   void *arguments[] = {const_cast<RotationRun *>(&run), const_cast<Schedule *>(&schedule), &pass};
   return launch_kernel(reinterpret_cast<const void *>(cone_kernel), schedule.pieces, kThreads, shared_bytes(rows), on,
                        arguments);

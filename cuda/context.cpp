@@ -68,6 +68,7 @@ Context *create_context(const ops::BackendContextOptions &options) {
   context->device = device;
   context->private_runs = options.private_runs != 0;
   context->multiprocessors = attribute(device, cudaDevAttrMultiProcessorCount);
+  context->shared_bytes = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   find_driver_function(context->push, "cuCtxPushCurrent");
   find_driver_function(context->pop, "cuCtxPopCurrent");
   find_driver_function(context->retain, "cuDevicePrimaryCtxRetain");

@@ -13,6 +13,7 @@ namespace lyc::cuda {
 struct Context {
   int device = 0;
   int multiprocessors = 0;
+  int shared_bytes = 0;           // that a block of threads can have
   cudaMemPool_t pool = nullptr;   // ours, so that nobody else's is kept from shrinking; null where there are none
   cudaStream_t copies = nullptr;  // ours: never blocks on, or is blocked by, the legacy default stream
   bool private_runs = false;      // ops::BackendContextOptions

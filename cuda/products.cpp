@@ -179,7 +179,7 @@ RotationTask Products::rotation(const ops::Rotation &rotation, std::int32_t mult
   task.begin = rotation.begin;
   task.factor = static_cast<float>(rotation.factor);
   task.limit = static_cast<float>(rotation.limit);
-  const std::int64_t matrices = rotation.stages * rotation.blocks, size = rotation.block_size * rotation.block_size;
+  task.by_warp = task.block_size <= 32 && (rotation.prepared.data || task.map == ops::Rotation::Map::kCayley);
   if (rotation.prepared.data) {
     require(rotation.prepared.dtype == LYC_DTYPE_F32, "prepared rotations must be f32");
     task.prepared = static_cast<const float *>(rotation.prepared.data);
@@ -189,16 +189,20 @@ RotationTask Products::rotation(const ops::Rotation &rotation, std::int32_t mult
   check(x, "generators");
   task.generators = vector_of(x);
   task.generator_stride = x.stride_in;
-  task.rests = reserve(matrices * size);
-  task.scratch = reserve(2 * matrices * size);
-  task.squares = reserve(1);
   return task;
 }
 
-void Products::add(const RotationTask &task) {
+void Products::add(RotationTask &task) {
+  const std::int64_t matrices = std::int64_t{task.stages} * task.blocks;
+  const std::int64_t elements = matrices * task.block_size * task.block_size;
+  const bool done = task.late || (task.prepared && task.quads == 0);
+  if (!task.prepared) {
+    if (!done && (task.quads == 0 || !task.by_warp)) task.rests = reserve(elements);
+    if (!task.by_warp) task.scratch = reserve(2 * elements);
+    task.squares = reserve(1);
+  }
   rotations.push_back(task);
-  const bool done = task.prepared && task.packed_dtype == LYC_DTYPE_NONE;
-  rotation_blocks.add(done ? 0 : std::int64_t{task.stages} * task.blocks);
+  rotation_blocks.add(done ? 0 : task.by_warp ? ceil_div(matrices, kRestsTogether) : matrices);
 }
 
 void Products::add(const FactorTask &task) {

@@ -46,7 +46,7 @@ class Products {
                      std::int64_t lines);
   /// What is known of a rotation without the weight; R - I is computed unless it has been prepared.
   RotationTask rotation(const ops::Rotation &rotation, std::int32_t multiplier_index);
-  void add(const RotationTask &task);
+  void add(RotationTask &task);  // and reserve what it takes
   void add(const FactorTask &task);
 
   /// Cut contractions into pieces for a device of so many multiprocessors.

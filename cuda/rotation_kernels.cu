@@ -1,7 +1,6 @@
-// Rotations: R - I of each block from its generators, packed for the streaming kernel where that turns the weight, or
-// the weight turned here, stage by stage, into float32 copies.
-#include "device.cuh"
-#include "rotation_kernels.hpp"
+// Rotations: R - I of each block from its generators, for the kernels that turn the weight, one of which is here: stage
+// by stage, into float32 copies.
+#include "rotation.cuh"
 
 namespace lyc::cuda {
 namespace {
@@ -31,10 +30,7 @@ __device__ void for_elements(int rows, int columns, Visit visit) {
 /// Element (i, j) of a block's Q, before its limit.
 __device__ float skew(const RotationTask &task, std::int64_t block, int i, int j) {
   const int b = task.block_size, low = min(i, j), high = max(i, j);
-  const auto x = [&](int index) {
-    return load_float(task.generators.data, task.generators.dtype,
-                      block * task.generators.stride + index * task.generator_stride);
-  };
+  const auto x = [&](int index) { return generator(task, block, index); };
   if (i == j) return 0.0f;
   const float above = task.storage == ops::Rotation::Storage::kTriangle
                           ? x(low * b - low * (low + 1) / 2 + high - low - 1)
@@ -62,20 +58,6 @@ __global__ void __launch_bounds__(kRotationThreads) squares_kernel(const __grid_
     sum += squares_of_block(task, block);
   sum = sum_of_block(sum);
   if (threadIdx.x == 0) *reinterpret_cast<float *>(run.workspace + task.squares) = sum;
-}
-
-/// What brings |Q| to its limit.
-__device__ float shrink(const RotationTask &task, std::int64_t block, const char *workspace) {
-  constexpr float kTiny = 1e-8f;
-  if (task.limited == ops::Rotation::Limit::kNone) return 1.0f;
-  if (task.limited == ops::Rotation::Limit::kBlock) {
-    const float norm = sqrtf(sum_of_block(squares_of_block(task, block)));
-    return norm > task.limit ? task.limit / norm : 1.0f;
-  }
-  const float norm = sqrtf(*reinterpret_cast<const float *>(workspace + task.squares));
-  if (task.limited == ops::Rotation::Limit::kTogether)
-    return norm + kTiny > task.limit ? task.limit / (norm + kTiny) : 1.0f;
-  return (fminf(norm, task.limit) + kTiny) / (norm + kTiny);
 }
 
 /// c = scale * a * b, or with `add` scale * (a * b + a).
@@ -110,49 +92,11 @@ __device__ void invert(float *a, const float *q, int size) {
   }
 }
 
-/// The same for up to 32 x 32 by one warp, a row for each lane, filled up with those of I. A step takes the pivot's row
-/// from its lane and shifts columns by one, so that the next pivot's column is the first again.
-__device__ void invert_small(float *a, const float *q, int size, float *row_of_pivot) {
-  const int lane = static_cast<int>(threadIdx.x);
-  float row[32];
-#pragma unroll
-  for (int j = 0; j < 32; ++j) {
-    const bool inside = lane < size && j < size;
-    row[j] = (lane == j ? 1.0f : 0.0f) - (inside ? q[lane * size + j] : 0.0f);
-  }
-  for (int k = 0; k < 32; ++k) {
-    auto *shared = reinterpret_cast<float4 *>(row_of_pivot);
-    if (lane == k)
-#pragma unroll
-      for (int j = 0; j < 32; j += 4) shared[j / 4] = make_float4(row[j], row[j + 1], row[j + 2], row[j + 3]);
-    __syncwarp();
-    float pivots[32];
-#pragma unroll
-    for (int j = 0; j < 32; j += 4) {
-      const float4 four = shared[j / 4];
-      pivots[j] = four.x, pivots[j + 1] = four.y, pivots[j + 2] = four.z, pivots[j + 3] = four.w;
-    }
-    __syncwarp();
-    const float inverse = 1.0f / pivots[0], by = lane == k ? -inverse : row[0] * inverse;
-#pragma unroll
-    for (int j = 1; j < 32; ++j) row[j - 1] = fmaf(-by, pivots[j], lane == k ? 0.0f : row[j]);
-    row[31] = -by;
-  }
-#pragma unroll
-  for (int j = 0; j < 32; ++j)
-    if (lane < size && j < size) a[lane * size + j] = row[j];
-}
-
 /// 2 Q (I - Q)^-1, or the series by Horner's rule; `other` is room for a matrix.
-__device__ void turn_less_identity(const RotationTask &task, float *rest, const float *q, float *other) {
+__device__ void rest_of_block(const RotationTask &task, float *rest, const float *q, float *other) {
   const int b = task.block_size;
   if (task.map == ops::Rotation::Map::kCayley) {
-    __shared__ alignas(16) float row[32];
-    if (b > 32)
-      invert(other, q, b);
-    else if (threadIdx.x < 32)
-      invert_small(other, q, b, row);
-    __syncthreads();
+    invert(other, q, b);
     multiply_blocks(rest, q, other, b, 2.0f, false);
     return;
   }
@@ -169,45 +113,121 @@ __device__ void turn_less_identity(const RotationTask &task, float *rest, const 
   }
 }
 
-/// As rows of kPackedTurn ranks: the block's columns where they lie among those of its neighbours.
-template <typename Type>
-__device__ void pack_block(const RotationTask &task, const float *rest, std::int64_t block, char *workspace) {
-  const int b = task.block_size, first = static_cast<int>(block * b % kPackedTurn);
-  const std::int64_t rows = std::int64_t{task.blocks} * b;
-  const std::int64_t lines = (rows + kPackedLines - 1) / kPackedLines * kPackedLines;
-  for_elements(b, kPackedTurn, [&](int j, int rank) {
-    const int i = rank - first;
-    const float value = i >= 0 && i < b ? rest[j * b + i] : 0.0f;
-    store_parts<Type>(workspace + task.packed, lines, kPackedTurn / kChunkRanks, block * b + j, rank, value);
-  });
+/// Where a matrix is among those that butterfly_tensor_kernels.cu reads: by pass, group of cones, stage and block.
+__device__ std::int64_t place_of_matrix(const RotationTask &task, int absolute, int block) {
+  const int first = absolute / task.fused * task.fused, stages = min(task.fused, task.stages - first);
+  const auto low_bits = [](int number, int bits) { return number & ((1 << bits) - 1); };
+  const int atom = block >> absolute << (absolute + 1) | low_bits(block, absolute);  // the lower one
+  const int cone = atom >> (first + stages) << first | low_bits(atom, first), sets = kTensorStages - stages;
+  const int group = cone >> sets, place = low_bits(cone, sets) << stages | low_bits(atom >> first, stages);
+  const int stage = absolute - first, unit = place >> (stage + 1) << stage | low_bits(place, stage);
+  const int groups = (((2 * task.blocks) >> stages) + (1 << sets) - 1) >> sets;
+  return ((std::int64_t{first} * groups + std::int64_t{group} * stages + stage) << (kTensorStages - 1)) + unit;
+}
+
+/// As operand B of mma, in two bf16 parts, the way butterfly_tensor_kernels.cu has rows in quads: rank 2 q + e of 8 is
+/// row q of quad e, and so are columns of an n tile. `rest(j, i)`: R - I. By one warp.
+template <int kQuads, typename Rest>
+__device__ void pack_matrix(const RotationTask &task, std::int64_t matrix, char *workspace, Rest rest) {
+  constexpr int kWords = 2 * kQuads * kQuads, kTwos = kQuads / 2;
+  const int part = task.block_size / 2, lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+  const bool interleaved = task.order == ops::Rotation::Order::kInterleave;
+  const std::int64_t place =
+      place_of_matrix(task, static_cast<int>(matrix / task.blocks), static_cast<int>(matrix % task.blocks));
+  char *to = workspace + task.matrices + place * kWords * 128;
+  const auto position = [&](int quad, int in_quad) {  // -1: beyond the last row
+    const int upper = quad >= kQuads, row = (quad - upper * kQuads) * 4 + in_quad;
+    return row >= part ? -1 : interleaved ? 2 * row + upper : upper * part + row;
+  };
+  int out[kQuads], in[kQuads][2];
+#pragma unroll
+  for (int k = 0; k < kQuads; ++k) {
+    out[k] = position(2 * k + g % 2, g / 2);
+    in[k][0] = position(2 * k, q), in[k][1] = position(2 * k + 1, q);
+  }
+  const auto parts_of = [&](int tile, int step) {  // high, then low
+    const int j = out[tile], *i = in[step];
+    const auto at = [&](int c) { return j < 0 || i[c] < 0 ? 0.0f : rest(j, i[c]); };
+    const float2 value = make_float2(at(0), at(1));
+    std::uint32_t parts[2];
+    Bf16::put(parts, 0, value);
+    const float2 taken = Bf16::get(parts, 0);
+    Bf16::put(parts, 1, make_float2(value.x - taken.x, value.y - taken.y));
+    return make_uint2(parts[0], parts[1]);
+  };
+#pragma unroll
+  for (int tile = 0; tile < kQuads; ++tile) {
+#pragma unroll
+    for (int k = 0; k < kTwos; ++k) {
+      const uint2 a = parts_of(tile, 2 * k), b = parts_of(tile, 2 * k + 1);
+      *reinterpret_cast<uint4 *>(to + (tile * kTwos + k) * 512 + lane * 16) = make_uint4(a.x, b.x, a.y, b.y);
+    }
+    if constexpr (kQuads % 2 != 0)
+      *reinterpret_cast<uint2 *>(to + kQuads * kTwos * 512 + tile * 256 + lane * 8) = parts_of(tile, kQuads - 1);
+  }
+}
+
+template <typename Rest>
+__device__ void pack_matrix(const RotationTask &task, std::int64_t matrix, char *workspace, Rest rest) {
+  if (task.quads == 4)
+    pack_matrix<4>(task, matrix, workspace, rest);
+  else
+    pack_matrix<3>(task, matrix, workspace, rest);
+}
+
+/// R - I of blocks that a warp can invert, or that has been computed before, a warp each.
+__device__ void small_rests(const RotationRun &run, const RotationTask &task, std::int64_t matrix, SmallBlock &shared) {
+  const int b = task.block_size, lane = static_cast<int>(threadIdx.x % 32);
+  if (matrix >= std::int64_t{task.stages} * task.blocks) return;
+  if (task.prepared) {
+    const float *rest = task.prepared + matrix * b * b;
+    pack_matrix(task, matrix, run.workspace, [&](int j, int i) { return __ldg(rest + j * b + i); });
+    return;
+  }
+  load_generators(shared, task, matrix);
+  if (b <= 24)
+    turn_less_identity<24>(shared, task, b, b, run.workspace);
+  else
+    turn_less_identity<32>(shared, task, b, b, run.workspace);
+  if (task.quads > 0) {
+    pack_matrix(task, matrix, run.workspace, [&](int j, int i) { return shared[j][i]; });
+    return;
+  }
+  float *rest = reinterpret_cast<float *>(run.workspace + task.rests) + matrix * b * b;
+  for (int j = 0; j < b; ++j)
+    if (lane < b) rest[j * b + lane] = shared[j][lane];
 }
 
 constexpr int kSharedBlock = 48;  // up to this size, a block is inverted in shared memory
 
-/// R - I of one block.
+/// R - I of one block, or of kRestsTogether.
 __global__ void __launch_bounds__(kRotationThreads)
     rests_kernel(const __grid_constant__ RotationRun run, const __grid_constant__ Schedule schedule) {
   begin_kernel();
-  __shared__ float shared[3 * kSharedBlock * kSharedBlock];
-  const int index = find_entry(schedule.first, schedule.count, blockIdx.x);
+  constexpr int kSmall = kRestsTogether * kSmallBlock * kSmallPitch, kLarge = 3 * kSharedBlock * kSharedBlock;
+  static_assert(kRestsTogether * 32 == kRotationThreads);
+  __shared__ float shared[kSmall > kLarge ? kSmall : kLarge];
+  const int index = find_entry(schedule.first, schedule.count, blockIdx.x), warp = static_cast<int>(threadIdx.x / 32);
   const RotationTask &task = run.rotations[index];
   const std::int64_t block = blockIdx.x - schedule.first[index];
+  if (task.by_warp)
+    return small_rests(run, task, block * kRestsTogether + warp, reinterpret_cast<SmallBlock *>(shared)[warp]);
   const int b = task.block_size, size = b * b;
   const float *rest = task.prepared + block * size;
   if (!task.prepared) {
     auto *stored = reinterpret_cast<float *>(run.workspace + task.rests) + block * size;
     float *q = b <= kSharedBlock ? shared : reinterpret_cast<float *>(run.workspace + task.scratch) + 2 * block * size;
     float *made = b <= kSharedBlock ? shared + 2 * size : stored;
-    const float scale = shrink(task, block, run.workspace);
+    const float scale = shrink(task, run.workspace, [&] { return sum_of_block(squares_of_block(task, block)); });
     for_elements(b, b, [&](int i, int j) { q[i * b + j] = scale * skew(task, block, i, j); });
     __syncthreads();
-    turn_less_identity(task, made, q, q + size);
+    rest_of_block(task, made, q, q + size);
     rest = made;
     __syncthreads();
     if (task.staged && made != stored) for_elements(b, b, [&](int i, int j) { stored[i * b + j] = made[i * b + j]; });
   }
-  if (task.packed_dtype == LYC_DTYPE_BF16) pack_block<Bf16>(task, rest, block, run.workspace);
-  if (task.packed_dtype == LYC_DTYPE_F16) pack_block<F16>(task, rest, block, run.workspace);
+  if (task.quads > 0 && warp == 0)
+    pack_matrix(task, block, run.workspace, [&](int j, int i) { return rest[j * b + i]; });
 }
 
 // -- stages -----------------------------------------------------------------------------------------------------------
@@ -453,7 +473,7 @@ __global__ void __launch_bounds__(kStageThreads)
 cudaError_t launch_rotations(const RotationRun &run, int limited, const Schedule &blocks, const Launch &on) {
   if (limited > 0) {
     const cudaError_t status = launch_kernel(squares_kernel, static_cast<unsigned>(limited), kRotationThreads, on, run);
-    if (status != cudaSuccess) return status;
+    if (status != cudaSuccess || blocks.pieces == 0) return status;
   }
   return launch_kernel(rests_kernel, blocks.pieces, kRotationThreads, on, run, blocks);
 }

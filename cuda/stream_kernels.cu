@@ -25,7 +25,6 @@ struct Kind : TermsKind<kMostChunks, kTheForm, kBf16, kWithDora, stream_warps_pe
   static constexpr int kWarps = kBoxes * Kind::kWarpsPerBox, kThreads = (kWarps + 1) * 32;
   static constexpr int kSlotBytes = kTileBytes + kMostChunks * kRowChunkBytes;
   static constexpr int kBlocks = kWarps == kBoxes && Kind::kLowRank ? 3 : 2;  // wanted on a multiprocessor
-  static constexpr int kUnroll = Kind::kRotation ? 2 : 1;  // halves of a tile at once: what they index is in registers
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -115,7 +114,7 @@ class Cursor {
     height_ = target.height;
     groups_ = target.groups;
     chunk_count_ = target.chunk_count;
-    needs_base_ = K::kDora || K::kRotation || p_.op != ops::WeightOp::kDiff;
+    needs_base_ = K::kDora || p_.op != ops::WeightOp::kDiff;
   }
 
   /// Where a tile of a strip is.
@@ -263,7 +262,7 @@ class Worker {
       else
         work_on_lines<Type, false>(slot, at);
     } else {
-#pragma unroll K::kUnroll
+#pragma unroll 1
       for (int y = 0; y < kStreamRows; y += 16) add<Type>(slot, y, terms_.rows(slot, y, tile_));
     }
   }
@@ -295,7 +294,7 @@ class Worker {
     auto *partial = reinterpret_cast<float *>(p_.workspace + dora_.partial);
     const Place place = at.place_of_box(my_.box());
     float column_sums[kPairs][2] = {};
-#pragma unroll K::kUnroll
+#pragma unroll 1
     for (int y = 0; y < kStreamRows; y += 16) {
       const Words words = my_.load(slot, y);
       const auto delta = terms_.rows(slot, y, tile_);
@@ -354,7 +353,7 @@ class Worker {
     const auto merged = [&](const DoraFactors &factors, float base, float d) {
       return fmaf(kept, base, dora_change(factors, base, d));
     };
-#pragma unroll K::kUnroll
+#pragma unroll 1
     for (int y = 0; y < kStreamRows; y += 16) {
       DoraFactors factors[2];
       if constexpr (kByRow)
@@ -456,13 +455,11 @@ constexpr Instance instance() {
 }
 
 // What stream_kind() makes. Without DoRA and of few terms, products of factors as files have them are for
-// panel_kernels.cu. Both halves of a Hadamard product have half of the chunks: three for 16 ranks that a run computes,
-// as chunks of a rotation are the three parts of 32 ranks.
+// panel_kernels.cu. Both halves of a Hadamard product have half of the chunks: three for 16 ranks that a run computes.
 constexpr Instance kInstances[] = {
     instance<4, StreamForm::kSingle, true>(),          instance<8, StreamForm::kSingle, true>(),
     instance<4, StreamForm::kSeveral, true>(),         instance<4, StreamForm::kSeveral, false>(),
-    instance<6, StreamForm::kHadamard, true>(),        instance<6, StreamForm::kRotation, true>(),
-    instance<6, StreamForm::kRotation, false>(),       instance<1, StreamForm::kSingle, true, true>(),
+    instance<6, StreamForm::kHadamard, true>(),        instance<1, StreamForm::kSingle, true, true>(),
     instance<4, StreamForm::kSeveral, true, true>(),   instance<4, StreamForm::kSeveral, false, true>(),
     instance<2, StreamForm::kHadamard, true, true>(),  instance<4, StreamForm::kHadamard, true, true>(),
     instance<2, StreamForm::kHadamard, false, true>(), instance<4, StreamForm::kHadamard, false, true>(),

@@ -69,7 +69,7 @@ StreamKind stream_kind(StreamForm form, std::int64_t chunks, bool bf16, bool dor
     case StreamForm::kKronecker:
       return {0, form, true, dora};
     case StreamForm::kRotation:
-      return {kPackedParts * kPackedTurn / kChunkRanks, form, bf16, false};
+      return {0, form, bf16, false};
     case StreamForm::kHadamard:
       return {static_cast<std::int32_t>(chunks), form, bf16, dora};
     case StreamForm::kSingle:
@@ -380,25 +380,16 @@ class TermBuilder {
     if (turned_ || adapter_.dora_axis != ops::DoraAxis::kNone || !target_.base.data || term_.scalar.data ||
         term_.coefficient != 1.0 || rotation.axis != ops::Rotation::Axis::kOut || rotation.stages != 1 ||
         rotation.order != ops::Rotation::Order::kPlain || rotation.block_size < 2 ||
-        kPackedTurn % rotation.block_size != 0 || rotation.begin != 0 || rotation.extent() != out.out ||
+        kTurnRows % rotation.block_size != 0 || rotation.begin != 0 || rotation.extent() != out.out ||
         !add_weight({out.out, columns_of(out)}, StreamForm::kRotation))
       return std::nullopt;
     check_term();
-    RotationTask task = products_.rotation(rotation, adapter_.multiplier_index);
-    constexpr std::int64_t kChunks = kPackedParts * kPackedTurn / kChunkRanks;
-    const std::int64_t lines = ceil_div(out.out, kPackedLines) * kPackedLines;
-    task.packed = products_.reserve(kChunks * lines * kChunkRanks / 2);
-    task.packed_dtype = out.dtype;
+    RotationTask &task = weight_.rotation;
+    task = products_.rotation(rotation, adapter_.multiplier_index);
+    task.late = !task.prepared && task.map == ops::Rotation::Map::kCayley;
+    task.rescale = rescale_of(rotation, term_.row_begin);
     products_.add(task);
-    StreamTarget &target = weight_.target;
-    target.packed_row[0] = task.packed;
-    target.chunk_count = static_cast<std::int32_t>(kChunks);
-    for (std::int8_t c = 0; c < target.chunk_count; ++c) {
-      target.chunks[c].row_chunk = c;
-      target.chunks[c].row_packed = 1;
-    }
-    target.rescale = rescale_of(rotation, term_.row_begin);
-    weight_.kind = stream_kind(StreamForm::kRotation, kChunks, out.dtype == LYC_DTYPE_BF16, false);
+    weight_.kind = stream_kind(StreamForm::kRotation, 0, out.dtype == LYC_DTYPE_BF16, false);
     return weight_;
   }
 
@@ -464,6 +455,13 @@ std::int32_t groups_of(const StreamTarget &target, bool alone, std::int64_t all_
 }
 
 }  // namespace
+
+PieceCounter pieces_of_turns(const StreamGroup &group) {
+  PieceCounter pieces;
+  for (const StreamWeight &weight : group.weights)
+    pieces.add(ceil_div(weight.target.rows, kTurnRows) * ceil_div(weight.target.columns, kTurnBoxes * kBoxColumns));
+  return pieces;
+}
 
 void schedule(StreamGroup &group, std::int64_t resident_blocks) {
   const std::int64_t tiles = group.tiles();

@@ -21,11 +21,12 @@ struct MapSpec {
   std::int32_t box[4];                     // box[0] * 2 bytes is also the span that is swizzled
 };
 
-/// A StreamTarget before its maps are encoded. Maps that it does not use have no data.
+/// A StreamTarget before its maps are encoded, or a TurnTarget. Maps that it does not use have no data.
 struct StreamWeight {
   StreamKind kind{1, StreamForm::kSingle, true, false};
   StreamTarget target{};
   MapSpec base{}, out{}, row[kMaxStreamProducts]{}, column[kMaxStreamProducts]{};
+  RotationTask rotation{};  // kRotation
 };
 
 /// The adapter of a target with DoRA, whose magnitudes belong to lines: line -> magnitude is line / inside % count.
@@ -61,6 +62,9 @@ struct StreamGroup {
 
 /// Cut strips into runs, for a device on which so many blocks, or clusters of them, run at once.
 void schedule(StreamGroup &group, std::int64_t resident_blocks);
+
+/// How the work of rotations is cut: the kernel for these has no strips.
+PieceCounter pieces_of_turns(const StreamGroup &group);
 
 std::string describe(const StreamGroup &group);
 

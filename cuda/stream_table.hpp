@@ -22,7 +22,7 @@ inline constexpr int kMaxStreamChunks = 8;  // column factors live in registers:
 inline constexpr int kMaxStreamProducts = 4;
 
 /// What is added: one product, the sum of several terms, two halves that are multiplied, a Kronecker product of whole
-/// halves or what can be seen as one, or what blocks of rows become when they are turned.
+/// halves or what can be seen as one; or blocks of rows are turned, by a kernel of its own (turn_kernels.cu).
 enum class StreamForm : std::int32_t { kSingle, kSeveral, kHadamard, kKronecker, kRotation };
 
 /// Which instance of the kernel.
@@ -116,7 +116,6 @@ struct StreamTarget {
   StreamTerm terms[kMaxStreamProducts];
   StreamKronecker kronecker;
   StreamDora dora;
-  Vector rescale;  // of rows: kRotation
 };
 
 /// Targets that one launch serves. One alone travels with the launch, and `targets` is null.

@@ -27,8 +27,7 @@ struct TermsKind {
   static constexpr int kChunks = kMostChunks, kWarpsPerBox = kWarpsOfBox;
   static constexpr StreamForm kForm = kTheForm;
   static constexpr bool kBf16Factors = kBf16, kDora = kWithDora;
-  static constexpr bool kRotation = kForm == StreamForm::kRotation, kKronecker = kForm == StreamForm::kKronecker;
-  static constexpr bool kLowRank = !kRotation && !kKronecker;
+  static constexpr bool kKronecker = kForm == StreamForm::kKronecker, kLowRank = !kKronecker;
   static constexpr int kColumnSlots = kLowRank ? (kChunks + kColumnSlotChunks - 1) / kColumnSlotChunks : 0;
   static constexpr int kHeldBytes = kKronecker ? kStreamRows * kBoxColumns * 4 : 0;  // of a box
   using Element = std::conditional_t<kBf16Factors, Bf16, F16>;                       // of factors
@@ -408,85 +407,8 @@ class Kronecker {
   float scale_ = 0.0f;
 };
 
-/// R' W - W for blocks of rows that a tile holds whole: R - I comes as a packed row factor, the tile is the column one.
 template <typename K>
-class Rotation {
-  static constexpr int kPairs = Sum<K>::kPairs, kDepth = kStreamRows / kChunkRanks;
-
- public:
-  struct Tile {};  // what it needs of a tile beyond its slot
-
-  __device__ Rotation(const StreamParameters &p, const WarpColumns<K> &my, char *) : p_(p), my_(my) {}
-
-  __device__ bool enter(const StreamTarget &target) {
-    rescale_ = target.rescale;
-    rows_ = target.rows;
-    multiplier_ = multiplier_at(p_.multipliers, target.terms[0].multiplier_index);
-    return multiplier_ != 0.0f;
-  }
-
-  __device__ void take_columns(char *, int) {}
-
-  template <typename At>
-  __device__ Tile prepare(const At &, const Place &place) {
-    if (!rescale_.data) return {};
-    const int g = static_cast<int>(threadIdx.x % 32) / 4;
-#pragma unroll
-    for (int r = 0; r < kStreamRows / 8; ++r) factor_[r] = element(rescale_, min(place.y + r * 8 + g, rows_ - 1));
-    return {};
-  }
-
-  /// The columns are read before any row of them is changed.
-  __device__ void begin_tile(char *slot) {
-    const std::uint32_t box = shared_address(box_of<K>(slot, my_.box()));
-#pragma unroll
-    for (int k = 0; k < kDepth; ++k)
-#pragma unroll
-      for (int n = 0; n < kPairs; n += 2) {
-        const uint4 two = load_column_factor(box + k * kChunkRanks * kRowBytes, false, my_.first_pair() + n);
-        columns_[k][n] = make_uint2(two.x, two.y);
-        columns_[k][n + 1] = make_uint2(two.z, two.w);
-      }
-    __syncwarp();
-  }
-
-  __device__ Sum<K> rows(char *slot, int y, Tile) const {
-    const std::uint32_t row_chunks = shared_address(slot);
-    Sum<K> sum;
-    sum.for_each([&](int n, int i) { sum.value[n][i] = 0.0f; });
-#pragma unroll
-    for (int c = 0; c < K::kChunks; ++c) {
-      const uint4 rows = load_row_factor(row_chunks + c * kRowChunkBytes, false, y);
-#pragma unroll
-      for (int n = 0; n < kPairs; ++n) multiply<K::kBf16Factors>(sum.value[n], rows, columns_[c % kDepth][n]);
-    }
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const char *box = box_of<K>(slot, my_.box()) + lane % 4 * 4;
-    sum.for_each([&](int n, int i) {
-      float &value = sum.value[n][i];
-      value *= multiplier_;
-      if (!rescale_.data) return;
-      const int row = y + i / 2 * 8 + lane / 4;
-      const auto *word = reinterpret_cast<const std::uint32_t *>(box + swizzled_128(row, my_.first_pair() + n));
-      const float2 two = K::Element::get(word, 0);
-      const float base = i % 2 ? two.y : two.x;
-      value = factor_[y / 8 + i / 2] * (base + value) - base;
-    });
-    return sum;
-  }
-
- private:
-  const StreamParameters &p_;
-  const WarpColumns<K> my_;
-  int rows_ = 0;
-  Vector rescale_{};
-  float multiplier_ = 0.0f, factor_[kStreamRows / 8] = {};
-  uint2 columns_[kDepth][kPairs];
-};
-
-template <typename K>
-using Terms =
-    std::conditional_t<K::kRotation, Rotation<K>, std::conditional_t<K::kKronecker, Kronecker<K>, LowRank<K>>>;
+using Terms = std::conditional_t<K::kKronecker, Kronecker<K>, LowRank<K>>;
 
 #endif
 

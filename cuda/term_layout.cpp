@@ -94,12 +94,24 @@ class Frame {
   std::vector<int> order_, side_;
 };
 
+/// Cones of a pass of so many stages on the tensor cores, in groups of as many atoms as the longest pass has in one.
+std::int64_t tensor_groups(const RotationTask &task, int stages) {
+  return ceil_div((2 * std::int64_t{task.blocks}) >> stages, std::int64_t{1} << (kTensorStages - stages));
+}
+
 // -- one target -------------------------------------------------------------------------------------------------------
 
 class TargetBuilder {
  public:
-  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, Products &products, TermLayout &layout)
-      : batch_(batch), target_(target), weight_(target.out), frame_(target.out), products_(products), layout_(layout) {}
+  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, int shared_bytes, Products &products,
+                TermLayout &layout)
+      : batch_(batch),
+        target_(target),
+        weight_(target.out),
+        frame_(target.out),
+        shared_bytes_(shared_bytes),
+        products_(products),
+        layout_(layout) {}
 
   void build() {
     TermTarget target{};
@@ -216,7 +228,6 @@ class TargetBuilder {
             " elements from ", rotation.begin, " on, along an axis of ", lines);
     RotationTask task = products_.rotation(rotation, multiplier_index);
     task.staged = 1;
-    for (std::uint64_t &turned : task.turned) turned = products_.reserve(weight_.numel());
     task.base = strided(target_.base);
     for (int k = 0; k < ops::kMaxKernelDims; ++k) task.kernel[k] = narrow(weight_.kernel[k], "a kernel");
     // Other blocks may still read what a single stage would write in place.
@@ -227,12 +238,14 @@ class TargetBuilder {
     }
     task.rows = weight_.out;
     task.columns = columns;
-    task.fused = fused_stages(task);
+    fuse_stages(task);
+    reserve_turned(task);
     products_.add(task);
     if (task.fused > 0) {
       const auto passes = static_cast<std::size_t>(ceil_div(task.stages, task.fused));
       layout_.passes.resize(std::max(layout_.passes.size(), passes));
-      layout_.cone_rows = std::max(layout_.cone_rows, task.block_size / 2 << task.fused);
+      if (task.cone == ConeKind::kFloat)
+        layout_.cone_rows = std::max(layout_.cone_rows, task.block_size / 2 << task.fused);
     } else {
       layout_.stages.resize(std::max<std::size_t>(layout_.stages.size(), static_cast<std::size_t>(rotation.stages)));
     }
@@ -249,22 +262,49 @@ class TargetBuilder {
     entry.rotated = {by_out, rotation.begin, rotation.begin + rotation.extent(), rescale_of(rotation, term.row_begin)};
   }
 
-  /// Stages that are turned at a time, passes being as even as they can be; 0: one, by the kernel that takes any
-  /// layout.
-  std::int32_t fused_stages(const RotationTask &task) const {
+  /// Find the kernel that turns several stages at a time, and how many, passes being as even as they can be; where
+  /// there is none, one at a time is left to the kernel that takes any layout.
+  void fuse_stages(RotationTask &task) const {
     const auto in_pairs = [](const Operand &t) {
       const auto size = static_cast<std::uintptr_t>(dtype_size(t.dtype));
       return has_plain_columns(t) && t.stride_out % 2 == 0 &&
              reinterpret_cast<std::uintptr_t>(t.data) % (2 * size) == 0;
     };
-    const bool aligned = reinterpret_cast<std::uintptr_t>(task.prepared) % 16 == 0;
     if (!merged_by_rotation_ || !task.by_out || task.order == ops::Rotation::Order::kPlain ||
-        task.block_size > kMostTurned || task.block_size % 4 != 0 || task.columns % 2 != 0 || !aligned ||
-        !in_pairs(target_.base) || !in_pairs(weight_))
-      return 0;
+        task.block_size > kMostTurned || task.columns % 2 != 0 || !in_pairs(target_.base) || !in_pairs(weight_))
+      return;
     std::int32_t most = 1;
-    while (task.block_size / 2 << (most + 1) <= kConeRows) ++most;
-    return static_cast<std::int32_t>(ceil_div(task.stages, ceil_div(task.stages, most)));
+    if (target_.base.dtype != LYC_DTYPE_F32 && weight_.dtype != LYC_DTYPE_F32) {
+      task.cone = task.block_size > 8 * quads_of(ConeKind::kThreeQuads) ? ConeKind::kFourQuads : ConeKind::kThreeQuads;
+      if (cone_bytes(task.cone) > shared_bytes_) task.cone = ConeKind::kFloat;
+    }
+    if (task.cone != ConeKind::kFloat) {
+      task.quads = quads_of(task.cone);
+      most = kTensorStages;
+    } else {
+      const bool aligned = reinterpret_cast<std::uintptr_t>(task.prepared) % 16 == 0;
+      if (task.block_size % 4 != 0 || !aligned) return;
+      while (task.block_size / 2 << (most + 1) <= kConeRows) ++most;
+    }
+    task.fused = static_cast<std::int32_t>(ceil_div(task.stages, ceil_div(task.stages, most)));
+    if (task.quads == 0) return;
+    std::int64_t matrices = 0;
+    for (int first = 0; first < task.stages; first += task.fused) {
+      const int stages = std::min(task.fused, task.stages - first);
+      matrices += tensor_groups(task, stages) * stages << (kTensorStages - 1);
+    }
+    task.matrices = products_.reserve(matrices * turn_words(task.quads) * 32);
+  }
+
+  /// What goes from a stage or a pass to the next one.
+  void reserve_turned(RotationTask &task) const {
+    if (task.quads > 0) {
+      const std::int64_t rows = std::int64_t{task.blocks} * 2 * task.quads * 4;
+      if (task.stages > task.fused)
+        task.turned[0] = products_.reserve(rows * ceil_div(task.columns, kTurnColumns) * kTurnColumns);
+      return;
+    }
+    for (std::uint64_t &turned : task.turned) turned = products_.reserve(weight_.numel());
   }
 
   void need_base(const char *what) {
@@ -303,6 +343,7 @@ class TargetBuilder {
   const ops::WeightTarget &target_;
   const Operand &weight_;
   const Frame frame_;
+  const int shared_bytes_;
   Products &products_;
   TermLayout &layout_;
   std::int64_t strips_ = 0, rows_ = 0, columns_ = 0;
@@ -317,8 +358,12 @@ TermLayout TermLayoutBuilder::take() {
     for (const RotationTask &task : products_.rotations) {
       const int first = static_cast<int>(pass) * task.fused, stages = std::min(task.fused, task.stages - first);
       const bool turns = task.fused > 0 && stages > 0;
-      const std::int64_t cones = turns ? (2 * std::int64_t{task.blocks}) >> stages : 0;
-      layout_.passes[pass].add(cones * ceil_div(task.columns, kConeColumns));
+      const std::int64_t cones = !turns            ? 0
+                                 : task.quads == 0 ? (2 * std::int64_t{task.blocks}) >> stages
+                                                   : tensor_groups(task, stages);
+      for (int kind = 0; kind < kConeKinds; ++kind)
+        layout_.passes[pass][static_cast<std::size_t>(kind)].add(
+            kind == static_cast<int>(task.cone) ? cones * ceil_div(task.columns, columns_of_piece(task.cone)) : 0);
     }
   for (std::size_t stage = 0; stage < layout_.stages.size(); ++stage)
     for (const RotationTask &task : products_.rotations) {
@@ -332,7 +377,7 @@ TermLayout TermLayoutBuilder::take() {
 }
 
 void TermLayoutBuilder::add(const ops::WeightTarget &target) {
-  TargetBuilder(batch_, target, products_, layout_).build();
+  TargetBuilder(batch_, target, shared_bytes_, products_, layout_).build();
 }
 
 std::string describe(const TermLayout &layout) {

@@ -13,9 +13,9 @@ struct TermLayout {
   std::vector<AdapterEntry> adapters;
   std::vector<TermEntry> terms;
   std::vector<NormTask> norms;
-  std::vector<PieceCounter> passes;  // of several stages each, likewise
-  std::int32_t cone_rows = 0;        // that a block of threads takes at most in one
   std::vector<PieceCounter> stages;  // of each stage, an entry for each rotation: none where it has fewer
+  std::vector<std::array<PieceCounter, kConeKinds>> passes;  // of several stages each, likewise, by kernel
+  std::int32_t cone_rows = 0;                                // that a block of threads takes at most in one, in float32
   PieceCounter tiles, norm_tiles;
   bool reads_base = false;  // also for a difference
 };
@@ -23,13 +23,16 @@ struct TermLayout {
 /// Adds targets one by one. Throws for what does not fit together.
 class TermLayoutBuilder {
  public:
-  TermLayoutBuilder(const ops::WeightBatch &batch, Products &products) : batch_(batch), products_(products) {}
+  /// Blocks of threads can have `shared_bytes` of shared memory.
+  TermLayoutBuilder(const ops::WeightBatch &batch, int shared_bytes, Products &products)
+      : batch_(batch), shared_bytes_(shared_bytes), products_(products) {}
 
   void add(const ops::WeightTarget &target);
   TermLayout take();
 
  private:
   const ops::WeightBatch &batch_;
+  const int shared_bytes_;
   Products &products_;
   TermLayout layout_;
 };

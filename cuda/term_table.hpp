@@ -135,6 +135,26 @@ struct Strided {
   std::int64_t out, in, kernel[ops::kMaxKernelDims];
 };
 
+/// Which kernel turns several stages of a rotation's rows at a time: with float32 multiplications, or on the tensor
+/// cores, with so many quads of rows in half a block.
+enum class ConeKind : std::int32_t { kFloat, kThreeQuads, kFourQuads };
+inline constexpr int kConeKinds = 3;
+
+inline constexpr int kTensorStages = 4;  // that are turned on the tensor cores at a time, at most
+inline constexpr int kTurnColumns = 16;  // that a warp turns there at a time
+
+/// Columns of a cone that a block of threads turns, with the same matrices.
+constexpr int columns_of_piece(ConeKind kind) {
+  return kind == ConeKind::kFloat ? 64 : kind == ConeKind::kThreeQuads ? 128 : 256;
+}
+constexpr int quads_of(ConeKind kind) { return kind == ConeKind::kFourQuads ? 4 : 3; }
+/// Of a matrix R - I in two bf16 parts, as the fragments of operand B of mma, a lane has so many.
+constexpr int turn_words(int quads) { return 2 * quads * quads; }
+/// All of a pass, in shared memory.
+constexpr int cone_bytes(ConeKind kind) {
+  return (kTensorStages << (kTensorStages - 1)) * turn_words(quads_of(kind)) * 128;
+}
+
 /// R - I of all stages and blocks, and what they make of a weight, stage after stage.
 struct RotationTask {
   ops::Rotation::Storage storage;
@@ -151,11 +171,14 @@ struct RotationTask {
   const float *prepared;          // R - I; null = computed into `rests`
   std::uint64_t rests, scratch;   // offsets into the workspace; scratch: two matrices for each stage and block
   std::uint64_t squares;          // |Q|^2 over all stages and blocks
-  std::uint64_t packed;           // as a packed factor of kPackedTurn ranks, lines being positions from `begin` on
-  lyc_dtype packed_dtype;         // NONE: not packed
   std::int32_t staged;            // 1: turn the weight by stages, with what follows
   std::uint64_t turned[2];        // stage t, or pass, goes into t % 2
-  std::int32_t fused;             // stages of a pass, where several at a time are turned (butterfly_kernels.cu); else 0
+  std::int32_t fused;             // stages of a pass, where several at a time are turned; else 0
+  ConeKind cone;                  // by this kernel
+  std::int32_t quads;             // of rows in half a block, on the tensor cores; else 0
+  std::int32_t by_warp;           // 1: R - I of a block takes a warp
+  std::int32_t late;              // 1: and that of the kernel that turns the weight
+  std::uint64_t matrices;         // for the tensor cores, by pass, cone, stage and block: offset into the workspace
   std::int32_t kernel[ops::kMaxKernelDims];
   Strided base;
   Strided result;  // where the last stage ends, rows times `rescale`; no data: in `turned`, for the terms' kernel
@@ -181,14 +204,15 @@ inline constexpr int kContractionTile = 32;                   // a and k togethe
 inline constexpr int kNormRows = 64;                          // rows whose squares a warp sums
 inline constexpr int kTermTileRows = 32;                      // rows of a tile, a warp's piece of work, 64 columns wide
 inline constexpr int kTurnedPlaces = 32, kTurnedLines = 128;  // of a stage: places of a block, and lines across
-inline constexpr int kConeRows = 384, kConeColumns = 64;  // of a pass of several stages, at most, that a block turns
-inline constexpr int kMostTurned = 32;                    // rows of a rotation's block there, a multiple of four
-inline constexpr int kCoreLines = 64;                     // of a core's result, that a block computes
-inline constexpr int kCoreStaged = 4096;                  // floats of the core that it has at hand
-inline constexpr int kTallRows = 8;                       // of a long matrix, that a block takes at a time
-inline constexpr int kMostTallTiles = 24;                 // of so many rows, that a block takes
+inline constexpr int kConeRows = 384;      // of a pass of several stages, at most, that a block turns in float32
+inline constexpr int kMostTurned = 32;     // rows of a rotation's block there, a multiple of four
+inline constexpr int kCoreLines = 64;      // of a core's result, that a block computes
+inline constexpr int kCoreStaged = 4096;   // floats of the core that it has at hand
+inline constexpr int kTallRows = 8;        // of a long matrix, that a block takes at a time
+inline constexpr int kMostTallTiles = 24;  // of so many rows, that a block takes
+inline constexpr int kRestsTogether = 8;   // blocks whose R - I are computed by a warp each, in one block of threads
+inline constexpr int kTurnRows = 32, kTurnBoxes = 12;  // that a block of threads turns where the copy engine moves them
 inline constexpr int kMaxStages = 24;
-inline constexpr int kPackedTurn = 32;  // a block's columns in a packed rotation, those of other blocks 0
 inline constexpr int kMagnitudesPerBlock = 32;
 inline constexpr int kContractionStages = 2;  // the second one reads what the first one wrote
 

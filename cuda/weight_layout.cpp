@@ -205,7 +205,10 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
 class Builder {
  public:
   Builder(const ops::WeightBatch &batch, const DeviceFeatures &device)
-      : batch_(batch), elementwise_(batch, layout_.products), others_(batch, layout_.products), device_(device) {
+      : batch_(batch),
+        elementwise_(batch, layout_.products),
+        others_(batch, device.shared_bytes, layout_.products),
+        device_(device) {
     for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
   }
 

@@ -38,7 +38,8 @@ struct WeightLayout {
 /// What a device can do beyond what all can.
 struct DeviceFeatures {
   bool copy_engine = false;
-  int largest_cluster = 0;  // blocks that hold rows together, where there is a copy engine
+  int largest_cluster = 0;       // blocks that hold rows together, where there is a copy engine
+  int shared_bytes = 99 * 1024;  // that a block of threads can have
 };
 
 /// Turn every target into a matrix and group them by kernel. Throws for what does not fit together.

@@ -5,7 +5,6 @@
 #include <functional>
 #include <memory>
 
-#include "rotation_kernels.hpp"
 #include "stream_kernels.hpp"
 #include "term_kernels.hpp"
 
@@ -53,6 +52,16 @@ TensorMap encode(const Context &context, const MapSpec &spec) {
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) throw Error(LYC_ERROR_DEVICE, "a tensor map was refused", static_cast<int>(status));
   return map;
+}
+
+bool turns_rows(const StreamGroup &group) { return group.kind.form == StreamForm::kRotation; }
+
+std::vector<TurnTarget> encode_turns(const Context &context, const StreamGroup &group) {
+  std::vector<TurnTarget> targets;
+  for (const StreamWeight &weight : group.weights)
+    targets.push_back({encode(context, weight.base), encode(context, weight.out), weight.rotation, weight.target.rows,
+                       weight.target.columns});
+  return targets;
 }
 
 std::vector<StreamTarget> encode(const Context &context, const StreamGroup &group) {
@@ -128,12 +137,17 @@ class Uploader {
 
   void append_streams() {
     plan_.streams.resize(plan_.layout.streams.size());
+    plan_.turns.resize(plan_.layout.streams.size());
     for (std::size_t g = 0; g < plan_.streams.size(); ++g) {
       const StreamGroup &group = plan_.layout.streams[g];
       plan_.streams[g].target_count = static_cast<std::int32_t>(group.weights.size());
       plan_.streams[g].run_count = group.run_count;
       const std::vector<StreamTarget> targets = encode(*plan_.context, group);
       plan_.only.push_back(targets.front());
+      if (turns_rows(group)) {
+        append_turns(group, plan_.turns[g]);
+        continue;
+      }
       if (targets.size() == 1) continue;  // travels with the launch
       append(targets, plan_.streams[g].targets);
       append(group.first_run, plan_.streams[g].first_run);
@@ -151,6 +165,13 @@ class Uploader {
       append(group.targets, run.table.targets);
       append(group.first_run, run.table.first_run);
     }
+  }
+
+  void append_turns(const StreamGroup &group, TurnRun &run) {
+    const std::vector<TurnTarget> targets = encode_turns(*plan_.context, group);
+    run.only = targets.front();
+    append(pieces_of_turns(group), run.table.pieces);
+    if (targets.size() > 1) append(targets, run.table.targets);
   }
 
   void append_groups() {
@@ -202,7 +223,8 @@ class Uploader {
     for (std::size_t stage = 0; stage < others.stages.size(); ++stage)
       append(others.stages[stage], plan_.stages[stage]);
     plan_.passes.resize(others.passes.size());
-    for (std::size_t pass = 0; pass < others.passes.size(); ++pass) append(others.passes[pass], plan_.passes[pass]);
+    for (std::size_t pass = 0; pass < others.passes.size(); ++pass)
+      for (std::size_t kind = 0; kind < kConeKinds; ++kind) append(others.passes[pass][kind], plan_.passes[pass][kind]);
   }
 
   void append_products() {
@@ -251,9 +273,10 @@ void describe_run(WeightPlan &plan) {
     for (const ContractionRun &run : stage) plan.info.launches += run.schedule.pieces > 0;
   for (const ElementwiseRun &run : plan.elementwise) plan.info.launches += run.tiles.pieces > 0;
   for (const auto &target : plan.flat) plan.info.launches += target.has_value();
-  if (plan.rotation_blocks.pieces > 0) plan.info.launches += plan.limited_rotations > 0 ? 2 : 1;
-  for (const auto *turns : {&plan.stages, &plan.passes})
-    for (const Schedule &schedule : *turns) plan.info.launches += schedule.pieces > 0;
+  plan.info.launches += (plan.limited_rotations > 0) + (plan.rotation_blocks.pieces > 0);
+  for (const Schedule &schedule : plan.stages) plan.info.launches += schedule.pieces > 0;
+  for (const auto &pass : plan.passes)
+    for (const Schedule &schedule : pass) plan.info.launches += schedule.pieces > 0;
   for (const Schedule *schedule : {&plan.norms, &plan.factor_blocks, &plan.tiles})
     plan.info.launches += schedule->pieces > 0;
   for (const StreamGroup &group : plan.layout.streams) plan.info.launches += norms_apart(group.kind);
@@ -335,6 +358,14 @@ void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, 
   for (std::size_t g = 0; g < plan.streams.size(); ++g) {
     const StreamKind &kind = plan.layout.streams[g].kind;
     if (pass == StreamPass::kNorms && !norms_apart(kind)) continue;
+    if (kind.form == StreamForm::kRotation) {
+      TurnRun turn = plan.turns[g];
+      turn.op = run.op;
+      turn.multipliers = run.multipliers;
+      turn.workspace = run.workspace;
+      check(launch_turns(kind.bf16_factors, turn, on), "launching rotations");
+      continue;
+    }
     const StreamRun now{run.op, pass, run.multipliers, run.workspace};
     const cudaError_t status = kind.cluster > 0
                                    ? launch_rows(kind, plan.row_shapes[g], plan.streams[g], plan.only[g], now, on)
@@ -344,15 +375,17 @@ void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, 
 }
 
 void run_rotations(const WeightPlan &plan, const RotationRun &run, const Launch &on) {
-  if (plan.rotation_blocks.pieces > 0)
+  if (plan.limited_rotations > 0 || plan.rotation_blocks.pieces > 0)
     check(launch_rotations(run, plan.limited_rotations, plan.rotation_blocks, on), "launching rotations");
   for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
     if (plan.stages[stage].pieces > 0)
       check(launch_stage(run, plan.stages[stage], static_cast<int>(stage), on), "launching rotations");
   for (std::size_t pass = 0; pass < plan.passes.size(); ++pass)
-    if (plan.passes[pass].pieces > 0)
-      check(launch_cones(run, plan.passes[pass], static_cast<int>(pass), plan.layout.others.cone_rows, on),
-            "launching rotations");
+    for (std::size_t kind = 0; kind < kConeKinds; ++kind)
+      if (const Schedule &pieces = plan.passes[pass][kind]; pieces.pieces > 0)
+        check(launch_cones(static_cast<ConeKind>(kind), run, pieces, static_cast<int>(pass),
+                           plan.layout.others.cone_rows, on),
+              "launching rotations");
 }
 
 /// Sums of squares of what DoRA normalises, and the factors that they give.
@@ -377,7 +410,7 @@ void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
 void lay_out(WeightPlan &plan, const ops::WeightBatch &batch) {
   const bool copy_engine = plan.context->encode_map != nullptr;
   for (int largest_cluster : {kMostCluster, kPortableCluster, 0}) {
-    plan.layout = cuda::lay_out(batch, {copy_engine, largest_cluster});
+    plan.layout = cuda::lay_out(batch, {copy_engine, largest_cluster, plan.context->shared_bytes});
     plan.row_shapes.assign(plan.layout.streams.size(), {});
     bool fits = true;
     for (std::size_t g = 0; g < plan.row_shapes.size(); ++g) {
@@ -408,6 +441,11 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
   for (std::size_t g = 0; g < plan->layout.streams.size(); ++g) {
     StreamGroup &group = plan->layout.streams[g];
     int blocks = 0;
+    if (turns_rows(group)) {
+      check(allow_turns(group.kind.bf16_factors), "cudaFuncSetAttribute");
+      plan->stream_blocks.push_back(0);
+      continue;
+    }
     if (group.kind.cluster == 0)
       check(resident_blocks(group.kind, &blocks), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     plan->stream_blocks.push_back(blocks * context.multiprocessors);
@@ -421,7 +459,9 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     schedule(group, std::int64_t{context.multiprocessors} * blocks * kWarpsPerBlock);
   }
   plan->layout.products.cut(context.multiprocessors);
-  if (!plan->layout.others.passes.empty()) check(allow_cones(), "cudaFuncSetAttribute");
+  for (const auto &pass : plan->layout.others.passes)
+    for (std::size_t kind = 0; kind < kConeKinds; ++kind)
+      if (pass[kind].pieces > 0) check(allow_cones(static_cast<ConeKind>(kind)), "cudaFuncSetAttribute");
   Uploader(*plan).upload();
   describe_run(*plan);
   return plan.release();

@@ -13,6 +13,7 @@
 #include "flat_kernels.hpp"
 #include "panel_kernels.hpp"
 #include "product_kernels.hpp"
+#include "rotation_kernels.hpp"
 #include "row_kernels.hpp"
 #include "weight_layout.hpp"
 
@@ -28,6 +29,7 @@ struct WeightPlan {
   std::vector<StreamTable> streams;                               // of layout.streams
   std::vector<int> stream_blocks;                                 // that the device holds at once, of tiles
   std::vector<RowShape> row_shapes;                               // of whole rows
+  std::vector<TurnRun> turns;                                     // likewise, of layout.streams
   std::vector<BaseRun> base_products;                             // of layout.base_products, likewise
   std::array<ElementwiseRun, kElementwiseKinds> elementwise{};    // what is known before a run; no tiles: nothing to do
   std::vector<ElementwiseRowsRun> elementwise_rows;               // of layout.elementwise.rows
@@ -37,7 +39,8 @@ struct WeightPlan {
   const FactorTask *factors = nullptr;
   const RotationTask *rotations = nullptr;
   std::int32_t limited_rotations = 0;
-  std::vector<Schedule> stages, passes;
+  std::vector<Schedule> stages;
+  std::vector<std::array<Schedule, kConeKinds>> passes;
   std::array<std::array<ContractionRun, kContractionKinds>, kContractionStages> contractions{};  // no pieces: none
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};

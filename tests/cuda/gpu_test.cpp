@@ -217,6 +217,49 @@ TEST_F(Gpu, RandomRotationsMatchTheReference) {
   }
 }
 
+/// Every kernel that turns several stages at a time, with whole passes and with shorter ones.
+TEST_F(Gpu, ButterfliesMatchTheReference) {
+  using ops::Rotation;
+  struct Turns {
+    std::int64_t block, blocks;
+    int stages;
+  };
+  WeightCase c(620);
+  c.factor_dtype = LYC_DTYPE_BF16;
+  int number = 0;
+  for (const Turns turns : {Turns{24, 48, 5}, Turns{24, 64, 7}, Turns{24, 128, 8}, Turns{24, 512, 10}, Turns{32, 32, 6},
+                            Turns{28, 24, 4}, Turns{20, 32, 6}, Turns{20, 6, 2}, Turns{8, 12, 3}, Turns{2, 16, 5}})
+    for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16, LYC_DTYPE_F32}) {
+      TermChoice term;
+      term.kind = ops::TermKind::kRotation;
+      RotationChoice &rotation = term.rotation;
+      rotation.block_size = turns.block;
+      rotation.stages = turns.stages;
+      ++number;
+      rotation.order = number % 2 ? Rotation::Order::kInterleave : Rotation::Order::kHalves;
+      rotation.storage = number % 3 ? Rotation::Storage::kSquare : Rotation::Storage::kTriangle;
+      rotation.map = number % 5 ? Rotation::Map::kCayley : Rotation::Map::kNeumann;
+      rotation.limited = number % 4   ? Rotation::Limit::kNone
+                         : number % 8 ? Rotation::Limit::kBlock
+                                      : Rotation::Limit::kTogether;
+      rotation.limit = 1.5;
+      rotation.factor = 0.3;
+      rotation.rescale = number % 7 == 0;
+      const std::int64_t columns = turns.blocks > 200 ? 18 : turns.blocks > 100 ? 130 : 50 + 6 * number;
+      c.add({{turns.block * turns.blocks, columns},
+             weights,
+             weights,
+             Order::kOIHW,
+             Order::kOIHW,
+             number % 2 == 0,
+             {{{term}}}});
+    }
+  for (ops::Term &term : c.terms()) term.coefficient = 1.0;
+  for (const WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) expect_reference(c, op);
+  for (std::size_t m = 0; m < c.multipliers.size(); m += 3) c.multipliers[m] = 0.0f;
+  for (const WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) expect_reference(c, op);
+}
+
 TermChoice choice_of(ops::TermKind kind, std::int64_t rank = 16) {
   TermChoice term;
   term.kind = kind;
