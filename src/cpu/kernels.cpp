@@ -402,6 +402,11 @@ HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCoun
       for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = add(value, row[v], sum[i][v]);
     }
   };
+  if (HWY_UNLIKELY(rank == 0)) {
+    for (std::int64_t i = 0; i < kRows; ++i)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::Zero(kFloats);
+    return;
+  }
   step(0, [](Floats a, Floats b, Floats) HWY_ATTR { return hn::Mul(a, b); });
   for (std::int64_t k = 1; k < rank; ++k)
     step(k, [](Floats a, Floats b, Floats c) HWY_ATTR { return hn::MulAdd(a, b, c); });

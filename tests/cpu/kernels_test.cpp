@@ -140,6 +140,12 @@ TEST_P(CpuKernels, StreamedProductsEqualStoredOnes) {
           }
 }
 
+TEST_P(CpuKernels, ProductOfNoRankIsZero) {
+  std::vector<float> tile(kTileRows * kPanel, 1.0f);
+  k_.product(nullptr, nullptr, 0, 1, {tile.data(), kPanel, nullptr, true});
+  for (float value : tile) ASSERT_EQ(value, 0.0f);
+}
+
 // Stretches of every length, shorter than a vector, too.
 TEST_P(CpuKernels, KroneckerRowsWhereverTheyBeginAndEnd) {
   test::Random random(3);
