@@ -89,6 +89,7 @@ int main(int argc, char **argv) {
   if (asked == 0) by_processor_time();
   const std::string filter = argc > 2 ? argv[2] : "";
   ops::BackendContext context(threads, *cpu::supported_kernels().front());
+  spread(context.pool);
   const double fma = fma_rate(context.pool);
   std::printf("%s, %d threads, fma %.1f GFLOP/s\n", context.kernels.name, threads, fma * 1e-9);
   std::vector<Method> all = methods();

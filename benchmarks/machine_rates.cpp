@@ -1,8 +1,12 @@
 #include "machine_rates.hpp"
 
+#include <atomic>
 #include <cstring>
 #include <time.h>
 #include <vector>
+#ifdef __linux__
+#include <sched.h>
+#endif
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
@@ -49,6 +53,24 @@ double now() {
 }
 
 void by_processor_time() { g_clock = CLOCK_PROCESS_CPUTIME_ID; }
+
+void spread([[maybe_unused]] ThreadPool &pool) {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < pool.threads()) return;
+  std::vector<int> processors;
+  for (int i = 0; i < CPU_SETSIZE; ++i)
+    if (CPU_ISSET(i, &allowed)) processors.push_back(i);
+  std::atomic<int> here{0};
+  pool.parallel_for(pool.threads(), [&](std::int64_t, int worker) {
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(processors[static_cast<std::size_t>(worker)], &own);
+    sched_setaffinity(0, sizeof own, &own);
+    for (++here; here < pool.threads();) continue;  // so that each takes one
+  });
+#endif
+}
 
 double copy_rate(ThreadPool &pool) {
   std::vector<char> from(kSize, 1), to(kSize, 2);

@@ -5,6 +5,9 @@
 
 namespace lyc::bench {
 
+/// Every thread on a processor of its own, where there are as many: some systems leave two on one for a long time.
+void spread(ThreadPool &pool);
+
 /// Bytes per second, read and written both counted: the better of copying and of changing in place.
 double copy_rate(ThreadPool &pool);
 

@@ -107,6 +107,7 @@ int main(int argc, char **argv) {
   if (asked == 0) by_processor_time();
   const std::string filter = argc > 2 ? argv[2] : "";
   ops::BackendContext context(threads, *cpu::supported_kernels().front());
+  spread(context.pool);
   const Rates rates = {copy_rate(context.pool), write_rate(context.pool), fma_rate(context.pool)};
   std::printf("%s, %d threads, copy %.1f GB/s, write %.1f GB/s, fma %.1f GFLOP/s\n", context.kernels.name, threads,
               rates.copy * 1e-9, rates.write * 1e-9, rates.fma * 1e-9);

@@ -49,7 +49,7 @@ struct SignalsBlocked {};
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : stretches_(static_cast<std::size_t>(std::max(threads, 1))) {
   [[maybe_unused]] const SignalsBlocked blocked;
   try {
     workers_.reserve(static_cast<std::size_t>(std::max(threads, 1) - 1));
@@ -82,8 +82,12 @@ void ThreadPool::run(std::int64_t count, Invoke invoke, void *body) {
     const std::lock_guard<std::mutex> lock(mutex_);
     invoke_ = invoke;
     body_ = body;
-    count_ = count;
-    next_.store(0, std::memory_order_relaxed);
+    const std::int64_t workers = this->threads();
+    for (std::int64_t worker = 0; worker < workers; ++worker) {
+      Stretch &stretch = stretches_[static_cast<std::size_t>(worker)];
+      stretch.next.store(count / workers * worker + std::min(count % workers, worker), std::memory_order_relaxed);
+      stretch.end = count / workers * (worker + 1) + std::min(count % workers, worker + 1);
+    }
     open_ = true;
     generation_.fetch_add(1, std::memory_order_release);
   }
@@ -107,10 +111,13 @@ void ThreadPool::run(std::int64_t count, Invoke invoke, void *body) {
 
 void ThreadPool::drain(int worker) {
   try {
-    for (std::int64_t index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count_;)
-      invoke_(body_, index, worker);
+    for (int i = 0; i < threads(); ++i) {
+      Stretch &stretch = stretches_[static_cast<std::size_t>((worker + i) % threads())];
+      for (std::int64_t index; (index = stretch.next.fetch_add(1, std::memory_order_relaxed)) < stretch.end;)
+        invoke_(body_, index, worker);
+    }
   } catch (...) {
-    next_.store(count_, std::memory_order_relaxed);
+    for (Stretch &stretch : stretches_) stretch.next.store(stretch.end, std::memory_order_relaxed);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!error_) error_ = std::current_exception();
   }

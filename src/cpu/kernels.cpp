@@ -48,6 +48,48 @@ struct F16 {
 HWY_INLINE Floats load_vector(const float *p) { return hn::LoadU(kFloats, p); }
 HWY_INLINE void store_vector(Floats v, float *p) { hn::StoreU(v, kFloats, p); }
 
+#if HWY_TARGET == HWY_AVX3
+// One permutation, the work of one port, where widening and shifting take two. Lane i of a vector of half its size that
+// zeros follow goes to the upper half of word i.
+using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
+HWY_INLINE Halves permuted(Halves v, const std::uint16_t *indices) {
+  return Halves{_mm512_permutexvar_epi16(_mm512_load_si512(indices), v.raw)};
+}
+HWY_INLINE Floats load_vector(const Bf16 *p) {
+  alignas(64) static constexpr std::uint16_t kUpper[2 * kLanes] = {31, 0,  31, 1,  31, 2,  31, 3,  31, 4,  31,
+                                                                   5,  31, 6,  31, 7,  31, 8,  31, 9,  31, 10,
+                                                                   31, 11, 31, 12, 31, 13, 31, 14, 31, 15};
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  const hn::Half<decltype(halves)> half;
+  const auto lower = hn::LoadU(half, reinterpret_cast<const std::uint16_t *>(p));
+  return hn::BitCast(kFloats, permuted(hn::ZeroExtendVector(halves, lower), kUpper));
+}
+
+// Round to nearest, ties to even, by integers: the processor's own conversion drops denormals.
+// In 16-bit lanes where a's and b's alternate until the end: the upper halves, and one more where the lower half is
+// above the middle or, with an odd upper one, in the middle. What arithmetic yields has the highest bit of a NaN's
+// lower half in its upper one, so a NaN is lost only by a carry out of all its bits, which saturation stops for either
+// sign.
+HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
+  alignas(64) static constexpr std::uint16_t kApart[2 * kLanes] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                                   22, 24, 26, 28, 30, 1,  3,  5,  7,  9,  11,
+                                                                   13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  const hn::Repartition<std::int16_t, decltype(kFloats)> numbers;
+  const hn::Repartition<std::uint32_t, decltype(kFloats)> words;
+  const auto first = hn::BitCast(words, a), second = hn::BitCast(words, b);
+  const Halves upper = hn::OddEven(hn::BitCast(halves, second), hn::BitCast(halves, hn::ShiftRight<16>(first)));
+  const Halves lower = hn::OddEven(hn::BitCast(halves, hn::ShiftLeft<16>(second)), hn::BitCast(halves, first));
+  const Halves one = hn::Set(halves, 1);
+  const auto up = hn::Gt(hn::OrAnd(lower, upper, one), hn::Set(halves, 0x8000));
+  const Halves rounded = hn::IfThenElse(up, hn::SaturatedAdd(upper, one), upper);
+  return permuted(hn::BitCast(halves, hn::Max(hn::BitCast(numbers, rounded), hn::BitCast(numbers, upper))), kApart);
+}
+HWY_INLINE void store_vector(Floats v, Bf16 *p) {
+  const hn::Half<hn::Repartition<std::uint16_t, decltype(kFloats)>> half;
+  hn::StoreU(hn::LowerHalf(half, rounded_pair(v, v)), half, reinterpret_cast<std::uint16_t *>(p));
+}
+#else
 HWY_INLINE Floats load_vector(const Bf16 *p) {
   const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
   const hn::Rebind<std::uint16_t, decltype(kFloats)> halves;
@@ -77,6 +119,7 @@ HWY_INLINE void store_vector(Floats v, Bf16 *p) {
   const auto upper = hn::BitCast(ints, hn::ShiftRight<16>(rounded_words(v)));
   hn::StoreU(hn::DemoteTo(halves, upper), halves, reinterpret_cast<std::uint16_t *>(p));
 }
+#endif
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON  // conversions in hardware
 HWY_INLINE Floats load_vector(const F16 *p) {
@@ -100,16 +143,16 @@ HWY_INLINE void store_vector(Floats v, F16 *p) {
 }
 #endif
 
-// Two vectors at once: for bf16, packing them is one instruction, and one look finds out that there is no NaN.
+// Two vectors at once: for bf16, packing them is one instruction, and NaN costs little.
 template <typename T>
 HWY_INLINE void store_pair(Floats a, Floats b, T *p) {
   store_vector(a, p);
   store_vector(b, p + kLanes);
 }
-#if HWY_TARGET != HWY_SCALAR
+#if HWY_TARGET != HWY_AVX3 && HWY_TARGET != HWY_SCALAR
 using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
 // In 16-bit lanes: the upper halves, and one more where the lower half is above the middle or, with an odd upper one,
-// in the middle.
+// in the middle. One look finds out that there is no NaN.
 HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
   if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b)))))
@@ -119,11 +162,23 @@ HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
   const Halves even = hn::AndNot(upper, hn::Set(halves, 1));
   return hn::Add(upper, hn::ShiftRight<15>(hn::SaturatedSub(lower, even)));
 }
+#endif
+#if HWY_TARGET != HWY_SCALAR
 HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
   hn::StoreU(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #endif
+
+// A NaN as arithmetic yields it, where a type has no room for all of it.
+template <typename T>
+HWY_INLINE Floats quiet(Floats v, const T *) {
+  return v;
+}
+HWY_INLINE Floats quiet(Floats v, const Bf16 *) {
+  const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
+  return hn::IfThenElse(hn::IsNaN(v), hn::Or(v, hn::BitCast(kFloats, hn::Set(words, 0x400000u))), v);
+}
 
 // Two vectors past the caches; p is aligned to a cache line.
 HWY_INLINE void stream_pair(Floats a, Floats b, float *p) {
@@ -194,6 +249,8 @@ HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
 
 // -- Rows of the weight ----------------------------------------------------------------------------------------
 
+HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p + by : nullptr; }
+
 template <typename T>
 void load_row(const T *row, std::int64_t n, float *values) {
   std::int64_t i = 0;
@@ -216,9 +273,9 @@ HWY_INLINE void fetch_ahead(const T *p) {
     __builtin_prefetch(reinterpret_cast<const char *>(p + element) + kAhead, 0, 2);
 }
 
-// Rows below are as a rule in the same set of the nearest cache: the next one takes them.
+// Other rows are as a rule in the same set of the nearest cache: the next one takes them.
 template <typename T>
-HWY_INLINE void fetch_below(const T *p) {
+HWY_INLINE void fetch_later(const T *p) {
   __builtin_prefetch(p, 0, 2);
 }
 
@@ -253,8 +310,8 @@ HWY_INLINE void write_row(std::int64_t n, T *row, bool stream, Value value, Part
 template <typename T>
 void store_row(const float *values, std::int64_t n, T *row, bool stream) {
   write_row(
-      n, row, stream, [&](std::int64_t i) HWY_ATTR { return load_vector(values + i); },
-      [&](std::int64_t i, std::int64_t count) HWY_ATTR { return load_part(values + i, count); });
+      n, row, stream, [&](std::int64_t i) HWY_ATTR { return quiet(load_vector(values + i), row); },
+      [&](std::int64_t i, std::int64_t count) HWY_ATTR { return quiet(load_part(values + i, count), row); });
 }
 
 template <typename B, typename T>
@@ -329,15 +386,12 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
 // The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
 
-// Rows `kStep` apart in every panel of the right factor; `factor(k, i)` is the left one.
+// Rows `kStep` apart in every panel of the right factor; `factor(k, i)` is the left one. The first step begins the
+// sums: one clears no registers, and a processor that has to copy zeros into them would take a tenth more time.
 template <std::int64_t kStep, std::int64_t kRows, std::int64_t kCount, typename Factor>
 HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCount], Floats (&sum)[kRows][kCount],
                             Factor factor) {
-  HWY_UNROLL(6)
-  for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
-  for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::Zero(kFloats);
-
-  for (std::int64_t k = 0; k < rank; ++k) {
+  const auto step = [&](std::int64_t k, auto add) HWY_ATTR {
     Floats row[kCount];
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kCount; ++v) row[v] = load_vector(right[v] + k * kStep);
@@ -345,9 +399,17 @@ HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCoun
     for (std::int64_t i = 0; i < kRows; ++i) {
       const Floats value = factor(k, i);
       HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(value, row[v], sum[i][v]);
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = add(value, row[v], sum[i][v]);
     }
+  };
+  if (HWY_UNLIKELY(rank == 0)) {
+    for (std::int64_t i = 0; i < kRows; ++i)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::Zero(kFloats);
+    return;
   }
+  step(0, [](Floats a, Floats b, Floats) HWY_ATTR { return hn::Mul(a, b); });
+  for (std::int64_t k = 1; k < rank; ++k)
+    step(k, [](Floats a, Floats b, Floats c) HWY_ATTR { return hn::MulAdd(a, b, c); });
 }
 
 template <std::int64_t kRows>
@@ -378,10 +440,13 @@ void product_tile(const float *left, const float *right, std::int64_t rank, std:
   }
 }
 
-template <typename T, bool kBase, bool kTimes, bool kStream>
+enum class Onto { kNothing, kWeight, kFactors };
+
+template <typename T, Onto kOnto, bool kTimes, bool kStream>
 void merge_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const T *base,
                 std::int64_t base_stride, T *out, std::int64_t out_stride, const float *times,
-                std::int64_t times_stride) {
+                std::int64_t times_stride, const float *weights, const float *deltas) {
+  constexpr bool kBase = kOnto != Onto::kNothing;
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     if ((kBase || !kStream) && column % kPanel == 0)
       for (std::int64_t i = 0; i < kTileRows; ++i)
@@ -394,7 +459,10 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
       for (std::int64_t v = 0; v < kVectors; ++v) {
         const std::int64_t at = column + v * kLanes;
         if (kTimes) sum[i][v] = hn::Mul(sum[i][v], load_vector(times + i * times_stride + at));
-        if (kBase) sum[i][v] = hn::Add(sum[i][v], load_vector(base + i * base_stride + at));
+        if (kOnto == Onto::kWeight) sum[i][v] = hn::Add(sum[i][v], load_vector(base + i * base_stride + at));
+        if (kOnto == Onto::kFactors)
+          sum[i][v] = hn::MulAdd(load_vector(weights + at), load_vector(base + i * base_stride + at),
+                                 hn::Mul(load_vector(deltas + at), sum[i][v]));
       }
       HWY_UNROLL(2)
       for (std::int64_t v = 0; v < kVectors; v += 2)
@@ -405,31 +473,38 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
 
 template <typename T, bool kStream>
 void merge_product_into(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                        const WeightRows &rows, const float *times, std::int64_t times_stride) {
+                        const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors) {
   const T *base = static_cast<const T *>(rows.base);
   T *out = static_cast<T *>(rows.out);
-  const auto merge_as = base ? (times ? merge_tile<T, true, true, kStream> : merge_tile<T, true, false, kStream>)
-                             : (times ? merge_tile<T, false, true, kStream> : merge_tile<T, false, false, kStream>);
-  merge_as(left, right, rank, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride);
+  if (factors)
+    return merge_tile<T, Onto::kFactors, false, kStream>(left, right, rank, panels, base, rows.base_stride, out,
+                                                         rows.out_stride, nullptr, 0, factors->weight, factors->delta);
+  const auto merge_as =
+      base ? (times ? merge_tile<T, Onto::kWeight, true, kStream> : merge_tile<T, Onto::kWeight, false, kStream>)
+           : (times ? merge_tile<T, Onto::kNothing, true, kStream> : merge_tile<T, Onto::kNothing, false, kStream>);
+  merge_as(left, right, rank, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride, nullptr,
+           nullptr);
 }
 
 template <typename T>
 void merge_product_as(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                      const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream) {
+                      const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
+                      bool stream) {
   const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kPanel);
   const auto merge_into = whole ? merge_product_into<T, true> : merge_product_into<T, false>;
-  merge_into(left, right, rank, panels, rows, times, times_stride);
+  merge_into(left, right, rank, panels, rows, times, times_stride, factors);
 }
 
 void merge_product(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                   const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream) {
+                   const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
+                   bool stream) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_product_as<Bf16>(left, right, rank, panels, rows, times, times_stride, stream);
+      return merge_product_as<Bf16>(left, right, rank, panels, rows, times, times_stride, factors, stream);
     case LYC_DTYPE_F16:
-      return merge_product_as<F16>(left, right, rank, panels, rows, times, times_stride, stream);
+      return merge_product_as<F16>(left, right, rank, panels, rows, times, times_stride, factors, stream);
     default:
-      return merge_product_as<float>(left, right, rank, panels, rows, times, times_stride, stream);
+      return merge_product_as<float>(left, right, rank, panels, rows, times, times_stride, factors, stream);
   }
 }
 
@@ -498,7 +573,7 @@ HWY_INLINE void project_part(const T *const *rows, const float *const *right, st
       if (period == 1)
         fetch_ahead<kLanes>(rows[i] + column);
       else if (below)
-        fetch_below(rows[i] + column + below);
+        fetch_later(rows[i] + column + below);
       const Floats value = load_vector(rows[i] + column);
       HWY_UNROLL(4)
       for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::MulAdd(value, factor[r], sum[i][r]);
@@ -709,7 +784,7 @@ void merge_kronecker(const float *p, const float *q, const Split &split, std::in
 // The tile below comes while this one is read.
 template <typename T>
 HWY_INLINE Floats changed_vector(const T *w, std::int64_t stride, const float *d) {
-  fetch_below(w + kTileRows * stride);
+  fetch_later(w + kTileRows * stride);
   return hn::Add(load_vector(w), load_vector(d));
 }
 
@@ -792,6 +867,64 @@ void column_squares(const WeightRows &rows, std::int64_t count, const float *d, 
   }
 }
 
+// The product, and V^2 while it is in registers.
+template <typename T, bool kByRow>
+void squared_tile(const float *left, const float *right, std::int64_t rank, std::int64_t begin, std::int64_t end,
+                  const WeightRows &rows, const T *next, const Tile &tile, Floats (&squares)[kTileRows],
+                  float *by_column) {
+  const T *const w = static_cast<const T *>(rows.base);
+  const std::int64_t stride = rows.base_stride, to_stride = tile.stride;
+  float *const to = tile.data;
+  for (std::int64_t column = begin; column < end; column += kVectors * kLanes) {
+    for (std::int64_t i = 0; i < kTileRows; ++i)
+      for (std::int64_t at = 0; at < kVectors * kLanes; at += 64 / std::int64_t{sizeof(T)})
+        fetch_later(next + i * stride + column + at);
+    Sums sum;
+    multiply(left, right_at(right, rank, column), rank, sum);
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      const std::int64_t at = column + v * kLanes;
+      Floats all = kByRow ? hn::Zero(kFloats) : load_vector(by_column + at);
+      HWY_UNROLL(6)
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        const Floats value = hn::Add(sum[i][v], load_vector(w + i * stride + at));
+        if (kByRow) store_vector(sum[i][v], to + i * to_stride + at);
+        Floats &squared = kByRow ? squares[i] : all;
+        squared = hn::MulAdd(value, value, squared);
+      }
+      if (!kByRow) store_vector(all, by_column + at);
+    }
+  }
+}
+
+template <typename T>
+void product_squares_as(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile,
+                        const WeightRows &rows, const void *next, double *by_row, float *by_column) {
+  constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
+  const std::int64_t n = panels * kPanel;
+  const T *const later = static_cast<const T *>(next);
+  Floats squares[kTileRows];
+  if (!by_row) return squared_tile<T, false>(left, right, rank, 0, n, rows, later, tile, squares, by_column);
+  for (std::int64_t column = 0; column < n; column += kShort) {
+    for (Floats &sum : squares) sum = hn::Zero(kFloats);
+    squared_tile<T, true>(left, right, rank, column, std::min(n, column + kShort), rows, later, tile, squares, nullptr);
+    for (std::int64_t i = 0; i < kTileRows; ++i)
+      by_row[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
+  }
+}
+
+void product_squares(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile,
+                     const WeightRows &rows, const void *next, double *by_row, float *by_column) {
+  switch (rows.dtype) {
+    case LYC_DTYPE_BF16:
+      return product_squares_as<Bf16>(left, right, rank, panels, tile, rows, next, by_row, by_column);
+    case LYC_DTYPE_F16:
+      return product_squares_as<F16>(left, right, rank, panels, tile, rows, next, by_row, by_column);
+    default:
+      return product_squares_as<float>(left, right, rank, panels, tile, rows, next, by_row, by_column);
+  }
+}
+
 // kVary: one factor per column, otherwise the same for all.
 template <bool kFirst, bool kVary>
 void change_row(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta, float *to) {
@@ -819,62 +952,73 @@ void changes(const float *w, const float *d, std::int64_t n, const float *weight
             : change_row<false, true>(w, d, n, weight, delta, row.data);
 }
 
+// With a delta, the weight's own factor says whether it is kept.
 template <bool kKeep, bool kVary, bool kDelta, typename T>
-void change_weight_row(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
-  const T *w = static_cast<const T *>(row.base);
-  T *out = static_cast<T *>(row.out);
-  if (kDelta) {  // the ends of a row, which do not stream
-    fetch_below(out + kTileRows * row.out_stride);
-    fetch_below(out + kTileRows * row.out_stride + n - 1);
-  }
-  const Floats same_weight = hn::Set(kFloats, *factors.weight);
-  const Floats same_delta = hn::Set(kFloats, kDelta ? *factors.delta : 0.0f);
-  const auto changed = [&](Floats value, Floats weight, Floats times_delta) HWY_ATTR {
-    const Floats change = kDelta ? hn::MulAdd(weight, value, times_delta) : hn::Mul(weight, value);
-    return kKeep ? hn::Add(value, change) : change;
+void change_weight_row(const T *w, T *out, const float *d, std::int64_t n, const float *weights, const float *deltas,
+                       std::int64_t later, bool stream) {
+  const Floats same_weight = hn::Set(kFloats, *weights);
+  const Floats same_delta = hn::Set(kFloats, kDelta ? *deltas : 0.0f);
+  const auto changed = [=](Floats value, Floats weight, Floats times_delta) HWY_ATTR {
+    if (kDelta) return hn::MulAdd(weight, value, times_delta);
+    return kKeep ? hn::Add(value, hn::Mul(weight, value)) : hn::Mul(weight, value);
   };
   write_row(
       n, out, stream,
-      [&](std::int64_t i) HWY_ATTR {
-        if (kDelta)
-          fetch_below(w + i + kTileRows * row.base_stride);
-        else
-          fetch_ahead<kLanes>(w + i);
+      [=](std::int64_t i) HWY_ATTR {
+        if (kDelta && kVary) fetch_later(w + later + i);
+        if (!kDelta) fetch_ahead<kLanes>(w + i);
         Floats delta = hn::Zero(kFloats);
-        if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(factors.delta + i) : same_delta);
-        return changed(load_vector(w + i), kVary ? load_vector(factors.weight + i) : same_weight, delta);
+        if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(deltas + i) : same_delta);
+        return changed(load_vector(w + i), kVary ? load_vector(weights + i) : same_weight, delta);
       },
-      [&](std::int64_t i, std::int64_t count) HWY_ATTR {
+      [=](std::int64_t i, std::int64_t count) HWY_ATTR {
         Floats delta = hn::Zero(kFloats);
-        if (kDelta) delta = hn::Mul(load_part(d + i, count), kVary ? load_part(factors.delta + i, count) : same_delta);
-        return changed(load_part(w + i, count), kVary ? load_part(factors.weight + i, count) : same_weight, delta);
+        if (kDelta) delta = hn::Mul(load_part(d + i, count), kVary ? load_part(deltas + i, count) : same_delta);
+        return changed(load_part(w + i, count), kVary ? load_part(weights + i, count) : same_weight, delta);
       });
 }
 
-template <bool kKeep, typename T>
-void change_weight_as(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
-  const auto change_row =
-      factors.vary ? (d ? change_weight_row<kKeep, true, true, T> : change_weight_row<kKeep, true, false, T>)
-                   : (d ? change_weight_row<kKeep, false, true, T> : change_weight_row<kKeep, false, false, T>);
-  change_row(row, d, n, factors, stream);
-}
-
-template <bool kKeep>
-void change_weight_to(const WeightRows &row, const float *d, std::int64_t n, const Factors &factors, bool stream) {
-  switch (row.dtype) {
-    case LYC_DTYPE_BF16:
-      return change_weight_as<kKeep, Bf16>(row, d, n, factors, stream);
-    case LYC_DTYPE_F16:
-      return change_weight_as<kKeep, F16>(row, d, n, factors, stream);
-    default:
-      return change_weight_as<kKeep, float>(row, d, n, factors, stream);
+template <bool kKeep, bool kVary, bool kDelta, typename T>
+void change_weight_rows(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride,
+                        std::int64_t n, const Factors &factors, bool stream) {
+  const T *w = static_cast<const T *>(rows.base);
+  T *out = static_cast<T *>(rows.out);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t own = kVary ? 0 : i;
+    change_weight_row<kKeep, kVary, kDelta>(w, out, d, n, factors.weight + own, advanced(factors.delta, own),
+                                            kTileRows * rows.base_stride, stream);
+    w += rows.base_stride;
+    out += rows.out_stride;
+    d = advanced(d, d_stride);
   }
 }
 
-void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
-                   bool stream) {
-  const auto change = keep ? change_weight_to<true> : change_weight_to<false>;
-  change(row, d, n, factors, stream);
+template <bool kKeep, typename T>
+void change_weight_as(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                      const Factors &factors, bool stream) {
+  const auto change_rows =
+      factors.vary ? (d ? change_weight_rows<kKeep, true, true, T> : change_weight_rows<kKeep, true, false, T>)
+                   : (d ? change_weight_rows<kKeep, false, true, T> : change_weight_rows<kKeep, false, false, T>);
+  change_rows(rows, count, d, d_stride, n, factors, stream);
+}
+
+template <bool kKeep>
+void change_weight_to(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
+                      const Factors &factors, bool stream) {
+  switch (rows.dtype) {
+    case LYC_DTYPE_BF16:
+      return change_weight_as<kKeep, Bf16>(rows, count, d, d_stride, n, factors, stream);
+    case LYC_DTYPE_F16:
+      return change_weight_as<kKeep, F16>(rows, count, d, d_stride, n, factors, stream);
+    default:
+      return change_weight_as<kKeep, float>(rows, count, d, d_stride, n, factors, stream);
+  }
+}
+
+void change_weight(const WeightRows &rows, std::int64_t count, bool keep, const float *d, std::int64_t d_stride,
+                   std::int64_t n, const Factors &factors, bool stream) {
+  const auto change = keep && !d ? change_weight_to<true> : change_weight_to<false>;
+  change(rows, count, d, d_stride, n, factors, stream);
 }
 
 // -- Rotations -------------------------------------------------------------------------------------------------
@@ -895,8 +1039,6 @@ template <typename T>
 bool streams(const Turned &to, std::int64_t unit) {
   return to.stream && whole_lines<T>(to.out, to.out_stride, unit);
 }
-
-HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p + by : nullptr; }
 
 // What is not streamed is asked for first: it may not have been read.
 template <bool kStream, typename T>
@@ -1288,6 +1430,7 @@ constexpr Kernels kKernels = {target_name(),
                               merge_kronecker,
                               row_squares,
                               column_squares,
+                              product_squares,
                               change,
                               changes,
                               change_weight,

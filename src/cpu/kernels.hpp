@@ -67,7 +67,7 @@ struct Ahead {
 /// What a change takes of the weight and of the delta.
 struct Factors {
   const float *weight, *delta;
-  bool vary;  // one for each column
+  bool vary;  // one for each column, otherwise for each row
 };
 
 struct Kernels {
@@ -89,9 +89,10 @@ struct Kernels {
   void (*periodic_product)(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
                            const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // As product, straight from registers onto the weight.
+  // As product, straight from registers onto the weight, or as change_weight with factors that vary by column.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                        const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream);
+                        const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
+                        bool stream);
 
   // Sums along kTileRows rows of the weight, `rows` of which are there: value * right factor, added to
   // sums[(begin + column) % period * step + r * kTileRows + row]. `begin` is a multiple of kPanel.
@@ -106,19 +107,25 @@ struct Kernels {
                           const WeightRows &row, bool stream);
 
   // With w of the weight and d of a delta: V = w + d. In `count` <= kTileRows rows of n elements V^2 is added to one
-  // sum for each row, or for each column. The kTileRows rows below are fetched, as by change_weight.
+  // sum for each row, or for each column. The kTileRows rows below are fetched.
   void (*row_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
                       double *sums);
   void (*column_squares)(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride,
                          std::int64_t n, float *sums);
 
-  // The change w * weight + d * delta, added unless row.first; the same change of the weight itself, or without it. d
-  // may be absent there, factors vary by column or do not.
+  // As product, of whole panels, and the same sums at once: `by_row`, or `by_column` and then of a product that is not
+  // kept. What lies at `next`, as the rows do, is fetched.
+  void (*product_squares)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
+                          const Tile &tile, const WeightRows &rows, const void *next, double *by_row, float *by_column);
+
+  // The change w * weight + d * delta, added unless row.first; the same instead of the weight itself, whose factor says
+  // whether it is kept. Without d `keep` does, and the change is w * weight. There is a factor for
+  // each column or for each row.
   void (*change)(const float *w, const float *d, std::int64_t n, float weight, float delta, const Tile &row);
   void (*changes)(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta,
                   const Tile &row);
-  void (*change_weight)(const WeightRows &row, bool keep, const float *d, std::int64_t n, const Factors &factors,
-                        bool stream);
+  void (*change_weight)(const WeightRows &rows, std::int64_t count, bool keep, const float *d, std::int64_t d_stride,
+                        std::int64_t n, const Factors &factors, bool stream);
 
   // Rotations. `rows` rows of a block, of whose right panel n columns are there. Blocks of columns, one after the
   // other: up to kTileRows rows of `left` by panels [block][kTurned], with `step` from one block's panels to the next.

@@ -333,6 +333,8 @@ class TargetBuilder {
     place(plan_.joined);
     for (AdapterPlan &adapter : plan_.adapters) {
       place(adapter.joined);
+      adapter.multiplies = adapter.dora() && std::all_of(adapter.terms.begin(), adapter.terms.end(),
+                                                         [](const TermPlan &term) { return term.joined; });
       for (TermPlan &term : adapter.terms) place(term, adapter.dora() ? adapter.joined : plan_.joined);
     }
   }
@@ -402,35 +404,22 @@ class TargetBuilder {
     plan_.tile_columns = std::min(columns, kTileColumns);
     plan_.direct = same_rows() && direct();
     plan_.changes_weight = same_rows() && changes_weight();
-    for (const AdapterPlan &adapter : plan_.adapters)  // a row's norm comes before its store, which goes in long runs
-      if (adapter.dora() && (!adapter.norm_early || plan_.changes_weight)) plan_.tile_columns = columns;
+    for (const AdapterPlan &adapter : plan_.adapters)  // a row's norm comes before its store
+      if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
-    add_strips();
     widen_steps();
     finish_scratch();
     finish_regions();
-  }
-
-  // Columns whose norms nobody else shares, so few that their deltas stay in a cache all processors share.
-  void add_strips() {
-    if (!plan_.changes_weight) return;
-    const AdapterPlan &adapter = plan_.adapters[0];
-    if (!adapter.dora() || adapter.norm_per_row || adapter.magnitudes * adapter.inside != plan_.columns) return;
-    const std::int64_t fit = kStripSize / plan_.rows;
-    const std::int64_t unit = std::lcm(kPanel, adapter.inside);
-    if (fit < std::max(unit, kTileColumns)) return;  // short runs of memory cost more than a second pass
-    plan_.strips = true;
-    const std::int64_t steps = std::lcm(kTileColumns, adapter.inside), by = steps <= fit ? steps : unit;
-    plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), fit / by * by);
-    plan_.strip_at = layout_.take(multiply(round_up(plan_.rows, kTileRows), plan_.tile_stride()));
   }
 
   // All that is inside meets all places in a panel.
   void widen_steps() {
     for (const AdapterPlan &adapter : plan_.adapters)
       for (const TermPlan &term : adapter.terms)
-        if (term.projection.interleaved) widest_step_ = std::lcm(kPanel, term.projection.inside);
-    if (widest_step_ > plan_.tile_columns) plan_.tile_columns = std::min(widest_step_, round_up(plan_.columns, kPanel));
+        if (term.projection.interleaved) {
+          widest_step_ = std::lcm(kPanel, term.projection.inside);
+          plan_.tile_columns = std::max(plan_.tile_columns, std::min(widest_step_, round_up(plan_.columns, kPanel)));
+        }
   }
 
   void finish_scratch() {
@@ -633,10 +622,7 @@ std::string describe(const TargetPlan &target) {
                             dtype_name(target.out.dtype), target.out.contiguous() ? "" : " scattered", ", tiles ",
                             kTileRows, " x ", target.tile_columns, ":");
   for (const AdapterPlan &adapter : target.adapters) {
-    if (adapter.dora())
-      text += target.strips        ? " dora (norms by strip)"
-              : adapter.norm_early ? " dora (norms first)"
-                                   : " dora (norms by row)";
+    if (adapter.dora()) text += adapter.norm_early ? " dora (norms first)" : " dora (norms by row)";
     if (adapter.replaces) text += " replaced by";
     for (const TermPlan &term : adapter.terms) text += concat(" ", describe(term));
   }

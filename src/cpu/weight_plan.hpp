@@ -7,8 +7,7 @@
 //   project       products with the weight: W up, from which the tiles go on; before the base is overwritten
 //   measure       rotations: |Q| where it is limited
 //   derive        rotations: generators become packed matrices
-//   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight, or strips,
-//                 whose deltas wait in a cache for their norms
+//   norms         DoRA whose magnitudes do not belong to one row each: a pass of its own over the weight
 //   tiles         sums of all terms, onto the base, rounded, stored
 #pragma once
 
@@ -29,9 +28,8 @@ inline constexpr std::int64_t kTileColumns = 256;          // a tile and its pan
 inline constexpr std::int64_t kItemRows = 4 * kTileRows;   // what a thread takes at a time, tile after tile along
 inline constexpr std::int64_t kItemColumns = 16384;        // the rows, so that memory is read in long runs
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
+inline constexpr std::int64_t kAhead = 512;                // columns, from what is summed to what is fetched
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
-
-inline constexpr std::int64_t kStripSize = std::int64_t{1} << 20;  // deltas that wait for their norms, for all threads
 
 inline constexpr std::int64_t kRegionRows = 16 * kTileRows;         // at least about so many rows turn together,
 inline constexpr std::int64_t kRegionSize = std::int64_t{1} << 16;  // and at most so many elements if possible
@@ -125,7 +123,8 @@ struct AdapterPlan {
   bool replaces;
   ops::Operand magnitude;
   std::vector<TermPlan> terms;
-  Joined joined;  // DoRA: of this adapter
+  Joined joined;            // DoRA: of this adapter
+  bool multiplies = false;  // nothing else
 
   // DoRA: the lines (rows or columns) that have norms; line -> magnitude is line / inside % magnitudes.
   bool norm_per_row = false;
@@ -153,13 +152,11 @@ struct TargetPlan {
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA by row alone
   bool streams = false;           // is written past the caches, unless it is the base
-  std::int64_t tile_columns = 0;  // all of them for DoRA without strips
+  std::int64_t tile_columns = 0;  // all of them for DoRA by row
   std::int64_t step_columns = 0;  // of a tile, computed at a time
   std::vector<AdapterPlan> adapters;
   Joined joined;  // of all adapters without DoRA
   std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
-  bool strips = false;           // as changes_weight: DoRA by columns, all rows of a tile's columns at a time
-  Position strip_at = 0;         // their deltas
   bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
   std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
   bool turns_weight = false;     // a rotation alone: the weight's own rows are turned as they are read

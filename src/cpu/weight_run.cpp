@@ -56,8 +56,7 @@ class TargetRun {
     for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
     for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
-      if (adapter.norm_early && !t_.strips && active(adapter)) compute_norms(adapter);
-    if (t_.strips) return compute_strips();
+      if (adapter.norm_early && active(adapter)) compute_norms(adapter);
     if (t_.region_rows) return compute_regions();
     for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
       compute_rows(row, column, worker);
@@ -533,44 +532,38 @@ class TargetRun {
     const double g = static_cast<double>(
         read(adapter.magnitude, index * (out ? adapter.magnitude.stride_out : adapter.magnitude.stride_in)));
     const double blend = rule.b * g / (std::sqrt(squares) + adapter.epsilon);
-    return {static_cast<float>(rule.a - rule.c + blend), static_cast<float>(rule.a + blend)};
+    const double kept = t_.changes_weight && op_ != WeightOp::kDiff ? 1.0 : 0.0;
+    return {static_cast<float>(kept + rule.a - rule.c + blend), static_cast<float>(rule.a + blend)};
   }
 
   // Sums of squares of V by rows or by columns, in parts that depend on the shape only, then the factors of each line.
   void compute_norms(const AdapterPlan &adapter) {
     for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
       const std::int64_t last = std::min(column + item_columns(), t_.columns);
-      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, nullptr, worker);
+      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, worker);
     });
-    finish_norms(adapter, 0, adapter.magnitudes);
+    for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
+      const std::int64_t first = index * kPanel;
+      for (std::int64_t i = first; i < std::min(first + kPanel, adapter.magnitudes); ++i) finish_norm(adapter, i);
+    });
   }
 
-  // What kNormRows rows add. Their deltas are left in `deltas` if that is there.
-  void sum_squares(const AdapterPlan &adapter, std::int64_t begin, std::int64_t column, float *deltas, int worker) {
-    const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows), stride = t_.tile_stride();
+  // What kNormRows rows add.
+  void sum_squares(const AdapterPlan &adapter, std::int64_t begin, std::int64_t column, int worker) {
+    const std::int64_t n = width(column), end = std::min(begin + kNormRows, t_.rows);
+    const Tile delta = {delta_tile(worker), t_.tile_stride(), nullptr, true};
     float *partial = packed_ + adapter.partial_at;
     float *sums = partial + begin / kNormRows * t_.columns + column;
     if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
-      float *delta = deltas ? deltas + (row - begin) * stride : delta_tile(worker);
-      add_delta(adapter, row, column, {delta, stride, nullptr, true}, worker);
-      const WeightRows base = base_rows(row, column, n, worker);
-      if (!adapter.norm_per_row) {
-        k_.column_squares(base, height(row), delta, stride, n, sums);
-        continue;
-      }
       double squares[kTileRows] = {};
-      k_.row_squares(base, height(row), delta, stride, n, squares);
-      for (std::int64_t i = 0; i < height(row); ++i)
+      const std::int64_t later = row + kTileRows * ceil_div(kAhead, n);
+      const bool by_row = adapter.norm_per_row;
+      add_squares(adapter, row, column, n, t_.base.at(later, column), delta, by_row ? squares : nullptr,
+                  by_row ? nullptr : sums, worker);
+      for (std::int64_t i = 0; by_row && i < height(row); ++i)
         partial[column / t_.step_columns * t_.rows + row + i] = static_cast<float>(squares[i]);
     }
-  }
-
-  void finish_norms(const AdapterPlan &adapter, std::int64_t begin, std::int64_t end) {
-    for_range(ceil_div(end - begin, kPanel), [&](std::int64_t index, int) {
-      const std::int64_t first = begin + index * kPanel;
-      for (std::int64_t i = first; i < std::min(first + kPanel, end); ++i) finish_norm(adapter, i);
-    });
   }
 
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
@@ -596,52 +589,48 @@ class TargetRun {
       for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
   }
 
-  // The deltas of all rows of a tile's columns wait in a cache for the norms.
-  void compute_strips() {
-    const AdapterPlan &adapter = t_.adapters[0];
-    const std::int64_t parts = ceil_div(t_.rows, kNormRows);
-    for (std::int64_t column = 0; column < t_.columns; column += t_.tile_columns) {
-      const std::int64_t last = column + span(column);
-      const auto deltas = [&](std::int64_t row) {
-        return packed_ + t_.strip_at + static_cast<Position>(row * t_.tile_stride());
-      };
-      for_range(parts, [&](std::int64_t part, int worker) {
-        for (std::int64_t c = column; c < last; c += t_.step_columns)
-          sum_squares(adapter, part * kNormRows, c, deltas(part * kNormRows) + c - column, worker);
-      });
-      finish_norms(adapter, column / adapter.inside, last / adapter.inside);
-      for_range(parts, [&](std::int64_t part, int) {
-        const std::int64_t begin = part * kNormRows, end = std::min(begin + kNormRows, t_.rows);
-        for (std::int64_t row = begin; row < end; ++row)
-          k_.change_weight(changed_row(row, column), op_ != WeightOp::kDiff, deltas(row), last - column,
-                           column_factors(adapter, column), streams_);
-        if (streams_) k_.flush();
-      });
-    }
-  }
-
   Factors column_factors(const AdapterPlan &adapter, std::int64_t column) const {
     return {packed_ + adapter.weight_factor_at + column, packed_ + adapter.delta_factor_at + column, true};
   }
 
+  bool base_in_rows() const { return t_.base.contiguous() && t_.base.rows.count <= 1; }
+
   // Some rows of the base as they lie in memory, or converted.
   WeightRows base_rows(std::int64_t row, std::int64_t column, std::int64_t n, int worker) const {
-    if (t_.base.contiguous() && t_.base.rows.count <= 1)
-      return {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0};
+    if (base_in_rows()) return {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0};
     float *values = hadamard_tile(worker);
     for (std::int64_t i = 0; i < height(row); ++i) load(k_, t_.base, row + i, column, n, values + i * t_.tile_stride());
     return {LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0};
   }
 
-  // The delta of a row of tiles; the squares of V by row if they are wanted.
+  // The delta of a row of tiles.
   void add_delta_rows(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const Tile &delta,
-                      double *squares, int worker) {
-    for (std::int64_t c = column; c < column + span(column); c += t_.step_columns) {
-      const Tile part = {delta.data + c - column, delta.stride, nullptr, delta.first};
+                      int worker) {
+    for (std::int64_t c = column; c < column + span(column); c += t_.step_columns)
+      add_delta(adapter, row, c, {delta.data + c - column, delta.stride, nullptr, delta.first}, worker);
+  }
+
+  // The same of n columns, and the squares of V, `by_row` or `by_column`. What the weight has at `next` comes
+  // meanwhile.
+  void add_squares(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, std::int64_t n, const void *next,
+                   const Tile &delta, double *by_row, float *by_column, int worker) {
+    if (adapter.multiplies && base_in_rows() && height(row) == kTileRows && n % kPanel == 0)
+      return k_.product_squares(packed_ + adapter.joined.left_at + row * adapter.joined.rank,
+                                packed_ + adapter.joined.right_at + column * adapter.joined.rank, adapter.joined.rank,
+                                n / kPanel, delta, base_rows(row, column, n, worker), next, by_row, by_column);
+    for (std::int64_t c = column; c < column + n; c += t_.step_columns) {
+      const Tile part = {delta.data + c - column, delta.stride, nullptr, true};
       add_delta(adapter, row, c, part, worker);
-      if (squares)
-        k_.row_squares(base_rows(row, c, width(c), worker), height(row), part.data, part.stride, width(c), squares);
+      const WeightRows base = base_rows(row, c, width(c), worker);
+      if (by_row)
+        k_.row_squares(base, height(row), part.data, part.stride, width(c), by_row);
+      else
+        k_.column_squares(base, height(row), part.data, part.stride, width(c), by_column + c - column);
     }
+  }
+
+  static bool norms_by_row(const AdapterPlan &adapter) {
+    return adapter.dora() && adapter.norm_per_row && !adapter.norm_early;
   }
 
   // visit(i, delta row, factors) for the rows of a tile.
@@ -649,8 +638,12 @@ class TargetRun {
   void for_changes(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, int worker, Visit visit) {
     const Tile delta = {delta_tile(worker), t_.tile_stride(), nullptr, true};
     double squares[kTileRows] = {};
-    const bool by_row = adapter.norm_per_row && !adapter.norm_early;
-    add_delta_rows(adapter, row, column, delta, by_row ? squares : nullptr, worker);
+    const bool by_row = norms_by_row(adapter);
+    if (by_row)
+      add_squares(adapter, row, column, span(column), t_.base.at(row + kTileRows, column), delta, squares, nullptr,
+                  worker);
+    else
+      add_delta_rows(adapter, row, column, delta, worker);
     const float *weight = packed_ + adapter.weight_factor_at, *change = packed_ + adapter.delta_factor_at;
     for (std::int64_t i = 0; i < height(row); ++i) {
       const float *d = row_of(delta, i).data;
@@ -685,16 +678,23 @@ class TargetRun {
     if (t_.changes_weight && !t_.adapters[0].dora()) return scale_weight(begin, end, column, last - column);
     if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
       return merge_kronecker(begin, end, column, last - column);
-    for (std::int64_t row = begin; row < end; row += kTileRows) {
-      if (t_.projects_rows) project_tile(row, worker);
+    // Unless a row is projected first: some rows by one tile's columns after another, whose right factor stays in the
+    // nearest cache meanwhile. What waits to be written past the caches holds up what comes into it.
+    const std::int64_t rows = t_.projects_rows ? kTileRows : end - begin;
+    for (std::int64_t first = begin; first < end; first += rows) {
+      if (t_.projects_rows) project_tile(first, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
-        if (t_.changes_weight)
-          change_tile(row, c, worker);
-        else if (direct() && height(row) == kTileRows && span(c) % kPanel == 0)
-          merge_product(row, c, worker);
-        else
-          compute_tile(row, c, worker);
+        for (std::int64_t row = first; row < first + rows; row += kTileRows) compute_one(row, c, worker);
     }
+  }
+
+  void compute_one(std::int64_t row, std::int64_t column, int worker) {
+    if (t_.changes_weight)
+      change_tile(row, column, worker);
+    else if (direct() && height(row) == kTileRows && span(column) % kPanel == 0)
+      merge_product(row, column, worker);
+    else
+      compute_tile(row, column, worker);
   }
 
   void project_tile(std::int64_t row, int worker) {
@@ -718,25 +718,31 @@ class TargetRun {
             t_.out.at(row, column), t_.out.rows.stride[0]};
   }
 
-  WeightRows changed_row(std::int64_t row, std::int64_t column) const {
+  WeightRows changed_rows(std::int64_t row, std::int64_t column) const {
     return {t_.out.dtype, t_.base.at(row, column), t_.base.rows.stride[0], t_.out.at(row, column),
             t_.out.rows.stride[0]};
   }
+  bool keeps() const { return op_ != WeightOp::kDiff; }
 
   // The weight's own rows are changed as they are read: nothing else is added to them.
   void change_tile(std::int64_t row, std::int64_t column, int worker) {
+    const AdapterPlan &adapter = t_.adapters[0];
+    if (adapter.multiplies && !adapter.norm_per_row && height(row) == kTileRows && span(column) % kPanel == 0) {
+      const Factors factors = column_factors(adapter, column);
+      return k_.merge_product(packed_ + adapter.joined.left_at + row * adapter.joined.rank,
+                              packed_ + adapter.joined.right_at + column * adapter.joined.rank, adapter.joined.rank,
+                              span(column) / kPanel, changed_rows(row, column), nullptr, 0, &factors, streams_);
+    }
     for_changes(t_.adapters[0], row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
-      k_.change_weight(changed_row(row + i, column), op_ != WeightOp::kDiff, delta, span(column), factors, streams_);
+      k_.change_weight(changed_rows(row + i, column), 1, keeps(), delta, 0, span(column), factors, streams_);
     });
   }
 
   void scale_weight(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
     const TermPlan &term = t_.adapters[0].terms[0];
-    for (std::int64_t row = begin; row < end; ++row) {
-      const Factors factors = {term.by_row ? row_line(term) + row : column_line(term) + column, nullptr,
-                               term.by_column};
-      k_.change_weight(changed_row(row, column), op_ != WeightOp::kDiff, nullptr, n, factors, streams_);
-    }
+    const Factors factors = {term.by_row ? row_line(term) + begin : column_line(term) + column, nullptr,
+                             term.by_column};
+    k_.change_weight(changed_rows(begin, column), end - begin, keeps(), nullptr, 0, n, factors, streams_);
   }
 
   void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
@@ -760,7 +766,7 @@ class TargetRun {
                   worker);
     }
     k_.merge_product(packed_ + product.left_at + row * product.rank, packed_ + product.right_at + column * product.rank,
-                     product.rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride(), streams_);
+                     product.rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride(), nullptr, streams_);
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
@@ -776,7 +782,7 @@ class TargetRun {
       if (adapter.dora())
         add_dora(adapter, row, column, sum, worker);
       else
-        add_delta_rows(adapter, row, column, sum, nullptr, worker);
+        add_delta_rows(adapter, row, column, sum, worker);
       sum.first = false;
     }
   }

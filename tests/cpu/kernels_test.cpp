@@ -79,6 +79,23 @@ TEST_P(CpuKernels, RowsTouchNothingBeyondTheirEnd) {
   }
 }
 
+// NaN that no carry may turn into another number, two and two beside each other, as sums yield them.
+TEST_P(CpuKernels, SumsKeepNanOfEveryPayload) {
+  std::vector<float> values, zeros;
+  for (std::uint32_t sign : {0u, 0x80000000u})
+    for (std::uint32_t high : {0x7fc00000u, 0x7fff0000u, 0x7f800000u})
+      for (std::uint32_t low : {1u, 0x8000u, 0x8001u, 0xffffu})
+        for (int copies = 0; copies < 5; ++copies) values.push_back(from_bits(sign | high | low));
+  zeros.resize(values.size());
+  const std::int64_t n = static_cast<std::int64_t>(values.size());
+  std::vector<std::uint16_t> got(values.size());
+  for (bool stream : {false, true}) {
+    k_.merge(LYC_DTYPE_F32, values.data(), zeros.data(), n, LYC_DTYPE_BF16, got.data(), stream);
+    k_.flush();
+    for (std::uint16_t half : got) ASSERT_TRUE(std::isnan(bf16_to_float(half)));
+  }
+}
+
 // Rows that stream begin anywhere in a cache line; NaN and infinities of both signs may be neighbours.
 TEST_P(CpuKernels, StreamedRowsEqualStoredOnes) {
   test::Random random(2);
@@ -106,17 +123,27 @@ TEST_P(CpuKernels, StreamedProductsEqualStoredOnes) {
   for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16})
     for (std::size_t start : {0, 4})
       for (bool with_base : {false, true})
-        for (bool with_times : {false, true}) {
-          alignas(64) char base[(kTileRows * kStride + 1) * 4] = {}, outs[2][sizeof base] = {};
-          k_.store(times.data(), kTileRows * kColumns, dtype, base, false);
-          for (const bool stream : {false, true})
-            k_.merge_product(left.data(), right.data(), kRank, kColumns / kPanel,
-                             {dtype, with_base ? base : nullptr, kColumns, outs[stream] + start, kStride},
-                             with_times ? times.data() : nullptr, kColumns, stream);
-          k_.flush();
-          ASSERT_EQ(std::memcmp(outs[0], outs[1], sizeof base - start), 0) << dtype << start;
-          ASSERT_TRUE(std::any_of(outs[1], outs[1] + sizeof base, [](char c) { return c != 0; }));
-        }
+        for (bool with_times : {false, true})
+          for (bool with_factors : {false, true}) {
+            if (with_factors && (!with_base || with_times)) continue;
+            const Factors factors = {times.data(), right.data(), true};
+            alignas(64) char base[(kTileRows * kStride + 1) * 4] = {}, outs[2][sizeof base] = {};
+            k_.store(times.data(), kTileRows * kColumns, dtype, base, false);
+            for (const bool stream : {false, true})
+              k_.merge_product(left.data(), right.data(), kRank, kColumns / kPanel,
+                               {dtype, with_base ? base : nullptr, kColumns, outs[stream] + start, kStride},
+                               with_times ? times.data() : nullptr, kColumns, with_factors ? &factors : nullptr,
+                               stream);
+            k_.flush();
+            ASSERT_EQ(std::memcmp(outs[0], outs[1], sizeof base - start), 0) << dtype << start;
+            ASSERT_TRUE(std::any_of(outs[1], outs[1] + sizeof base, [](char c) { return c != 0; }));
+          }
+}
+
+TEST_P(CpuKernels, ProductOfNoRankIsZero) {
+  std::vector<float> tile(kTileRows * kPanel, 1.0f);
+  k_.product(nullptr, nullptr, 0, 1, {tile.data(), kPanel, nullptr, true});
+  for (float value : tile) ASSERT_EQ(value, 0.0f);
 }
 
 // Stretches of every length, shorter than a vector, too.

@@ -253,20 +253,21 @@ TEST_F(CpuBatch, NumberOfThreadsDoesNotChangeABit) {
   }
 }
 
-// Norms by column: in strips that wait in a cache, several of them and the last one narrow, or, of too many rows, in a
-// pass of their own.
-TEST_F(CpuBatch, DoraOverInputsByStripsAndByPasses) {
-  for (const Shape &shape : {Shape{2048, 1090, {1, 1, 1}}, Shape{1300, 131, {3, 3, 1}}, Shape{4200, 530, {1, 1, 1}}})
-    for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) {
-      WeightCase c(21);
-      TermChoice term;
-      term.rank = 3;
-      TargetChoice target = simple(shape, term, DoraAxis::kIn);
-      target.in_place = op == WeightOp::kMerge;
-      target.base_dtype = target.out_dtype = target.in_place ? LYC_DTYPE_F32 : LYC_DTYPE_BF16;
-      c.add(target);
-      expect_reference(context_, c, op);
-    }
+// Whole tiles, whose products go onto the weight at once, and the ends of rows and columns; products of one term and of
+// another kind.
+TEST_F(CpuBatch, DoraOfLargeWeights) {
+  for (DoraAxis axis : {DoraAxis::kIn, DoraAxis::kOut})
+    for (const Shape &shape : {Shape{2048, 1090, {1, 1, 1}}, Shape{1300, 131, {3, 3, 1}}, Shape{1536, 1536, {1, 1, 1}}})
+      for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) {
+        WeightCase c(21);
+        TermChoice term;
+        term.rank = 3;
+        TargetChoice target = simple(shape, term, axis);
+        target.in_place = op == WeightOp::kMerge;
+        target.base_dtype = target.out_dtype = target.in_place ? LYC_DTYPE_F32 : LYC_DTYPE_BF16;
+        c.add(target);
+        expect_reference(context_, c, op);
+      }
 }
 
 TEST_F(CpuBatch, LargeKroneckerDifferencesStream) {
