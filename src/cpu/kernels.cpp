@@ -329,23 +329,22 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
 // The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
 
-// Rows `kStep` apart in every panel of the right factor; `factor(k, i)` is the left one.
-template <std::int64_t kStep, std::int64_t kRows, std::int64_t kCount, typename Factor>
-HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCount], Floats (&sum)[kRows][kCount],
-                            Factor factor) {
-  HWY_UNROLL(6)
+// `factor(k, i)` is the left factor, `row(k, v)` the right one.
+template <std::int64_t kRows, std::int64_t kCount, typename Row, typename Factor>
+HWY_INLINE void multiply_by(std::int64_t rank, Floats (&sum)[kRows][kCount], Row row, Factor factor) {
+  HWY_UNROLL(12)
   for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::Zero(kFloats);
 
   for (std::int64_t k = 0; k < rank; ++k) {
-    Floats row[kCount];
+    Floats rows[kCount];
     HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kCount; ++v) row[v] = load_vector(right[v] + k * kStep);
-    HWY_UNROLL(6)
+    for (std::int64_t v = 0; v < kCount; ++v) rows[v] = row(k, v);
+    HWY_UNROLL(12)
     for (std::int64_t i = 0; i < kRows; ++i) {
       const Floats value = factor(k, i);
       HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(value, row[v], sum[i][v]);
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(value, rows[v], sum[i][v]);
     }
   }
 }
@@ -353,11 +352,9 @@ HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCoun
 template <std::int64_t kRows>
 HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
                          Floats (&sum)[kRows][kVectors]) {
-  const float *from[kVectors];
-  for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
-  multiply_by<kPanel>(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
-    return hn::Set(kFloats, left[k * kTileRows + i]);
-  });
+  multiply_by(
+      rank, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(right + k * kPanel + v * kLanes); },
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); });
 }
 
 HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
@@ -441,122 +438,144 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
                     : product_tile<false, false>(left, right, rank, panels, tile);
 }
 
+// kTileRows rows of `count` vectors that lie `apart` and share their left factors.
+template <bool kFirst>
+HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, const float *const *right,
+                                   std::int64_t right_stride, const std::int32_t *lanes, std::int64_t rank,
+                                   std::int64_t count, float *to, std::int64_t stride, std::int64_t apart) {
+  const auto spread = hn::SetTableIndices(kFloats, lanes);
+  Sums sum;
+  multiply_by(
+      rank, sum,
+      [&](std::int64_t k, std::int64_t v)
+          HWY_ATTR { return hn::TableLookupLanes(load_vector(right[v] + k * right_stride), spread); },
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return load_vector(left + (k * kTileRows + i) * left_stride); });
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kVectors; ++v)
+    if (v < count) put<kFirst, false>(sum[i][v], to + i * stride + v * apart, nullptr);
+}
+
+// How many periods after the first each lane is, of which `residue` have gone already.
+HWY_INLINE void store_periods(std::int64_t period, std::int64_t residue, std::int32_t *lanes) {
+  const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
+  auto count = hn::Zero(ints);
+  for (std::int64_t edge = period - residue; edge < kLanes; edge += period) {
+    const auto beyond = hn::Gt(hn::Iota(ints, 0), hn::Set(ints, static_cast<std::int32_t>(edge - 1)));
+    count = hn::Sub(count, hn::VecFromMask(ints, beyond));
+  }
+  hn::StoreU(count, ints, lanes);
+}
+
 template <bool kFirst>
 void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
-                   const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
-  const std::int64_t n = panels * kPanel, common = std::lcm(kLanes, period);  // vectors that far apart share factors
+                   const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
+                   const Tile &tile) {
+  const std::int64_t n = panels * kPanel, step = kLanes / std::min(kLanes, period & -period);
+  const std::int64_t common = step * period;  // vectors that far apart share left factors, whole periods
   for (std::int64_t phase = 0; phase < std::min(common, n); phase += kLanes) {
-    const float *factors = left + (begin + phase) % period;
-    for (std::int64_t column = phase; column < n; column += kVectors * common) {
+    const std::int64_t residue = (begin + phase) % period, whole = (begin + phase) / period;
+    std::int32_t lanes[kLanes];
+    store_periods(period, residue, lanes);
+    for (std::int64_t column = phase, at = whole; column < n; column += kVectors * common) {
       const std::int64_t count = std::min(kVectors, (n - column + common - 1) / common);
       const float *from[kVectors];
-      for (std::int64_t v = 0; v < kVectors; ++v)
-        from[v] = right_at(right, rank, column + std::min(v, count - 1) * common);
-      Sums sum;
-      multiply_by<kPanel>(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
-        return load_vector(factors + (k * kTileRows + i) * left_stride);
-      });
-      for (std::int64_t i = 0; i < kTileRows; ++i)
-        for (std::int64_t v = 0; v < count; ++v)
-          put<kFirst, false>(sum[i][v], tile.data + i * tile.stride + column + v * common, nullptr);
+      for (std::int64_t v = 0; v < kVectors; ++v) {
+        from[v] = right + at;
+        if (v < count) at += step;
+      }
+      periodic_vectors<kFirst>(left + residue, left_stride, from, right_stride, lanes, rank, count, tile.data + column,
+                               tile.stride, common);
     }
   }
 }
 
 void periodic_product(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
-                      const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
+                      const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
+                      const Tile &tile) {
   const auto multiply_tile = tile.first ? periodic_tile<true> : periodic_tile<false>;
-  multiply_tile(left, left_stride, period, begin, right, rank, panels, tile);
+  multiply_tile(left, left_stride, period, begin, right, right_stride, rank, panels, tile);
 }
 
 // -- Projections -----------------------------------------------------------------------------------------------
 
-constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as a product has
-constexpr std::int64_t kStepsAhead = 6;           // from one use of a residue to the next
+/// Asks for the cache lines of rows one after the other, all rows of a line's columns first: so few at a time that
+/// nothing waits for them.
+class Fetch {
+ public:
+  Fetch(const Ahead &ahead, std::int64_t rows)
+      : line_(ahead.data), stride_(ahead.stride), rows_(rows), left_((ahead.size + 63) / 64 * rows) {}
 
-// One lane of a vector every `period` vectors belongs to the same residue.
-template <typename T>
-HWY_INLINE void project_part(const T *const *rows, const float *const *right, std::int64_t panel_step,
-                             std::int64_t first, std::int64_t n, std::int64_t period, std::int64_t below, Sums &sum) {
-  HWY_UNROLL(6)
-  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
-  for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::Zero(kFloats);
-  std::int64_t column = first;
-  for (; column + kLanes <= n; column += period * kLanes) {
-    const std::int64_t at = column / kPanel * panel_step + column % kPanel;
-    Floats factor[kProjectRanks];
-    HWY_UNROLL(4)
-    for (std::int64_t r = 0; r < kProjectRanks; ++r) factor[r] = load_vector(right[r] + at);
-    if (period > 1) {  // in strides that no processor foresees
-      const std::int64_t next = std::min(column + kStepsAhead * period * kLanes, n - 1);
-      const std::int64_t next_at = next / kPanel * panel_step + next % kPanel;
-      HWY_UNROLL(4)
-      for (std::int64_t r = 0; r < kProjectRanks; ++r) __builtin_prefetch(right[r] + next_at);
+  HWY_INLINE void next() {
+    if (left_ == 0) return;
+    --left_;
+    __builtin_prefetch(line_, 0, 2);
+    line_ += stride_;
+    if (++row_ < rows_) return;
+    row_ = 0;
+    line_ += 64 - rows_ * stride_;
+  }
+
+ private:
+  const char *line_;
+  std::int64_t stride_, rows_, left_, row_ = 0;
+};
+
+// kTileRows x kCount lines: `stride` and kAcross apart, their sums kTurned and `sums_across`.
+template <std::int64_t kAcross, std::int64_t kCount>
+void project_lines(const float *values, std::int64_t stride, std::int64_t step, std::int64_t depth, const float *right,
+                   float *sums, std::int64_t sums_across, Fetch &shared_fetch) {
+  Fetch fetch = shared_fetch;
+  for (std::int64_t lane = 0; lane < kTurned; lane += kLanes, right += kLanes, sums += kLanes) {
+    Floats sum[kTileRows][kCount];
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+    for (std::int64_t j = 0; j < kCount; ++j) sum[i][j] = load_vector(sums + i * kTurned + j * sums_across);
+    const float *rows[kTileRows];
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) rows[i] = values + i * stride;
+    for (std::int64_t k = 0; k < depth; ++k) {
+      const Floats factor = load_vector(right + k * kTurned);
+      fetch.next();
+      fetch.next();
+      HWY_UNROLL(6)
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        HWY_UNROLL(4)
+        for (std::int64_t j = 0; j < kCount; ++j)
+          sum[i][j] = hn::MulAdd(hn::Set(kFloats, rows[i][j * kAcross]), factor, sum[i][j]);
+        rows[i] += step;
+      }
     }
     HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      if (period == 1)
-        fetch_ahead<kLanes>(rows[i] + column);
-      else if (below)
-        fetch_below(rows[i] + column + below);
-      const Floats value = load_vector(rows[i] + column);
-      HWY_UNROLL(4)
-      for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::MulAdd(value, factor[r], sum[i][r]);
-    }
+    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+    for (std::int64_t j = 0; j < kCount; ++j) store_vector(sum[i][j], sums + i * kTurned + j * sums_across);
   }
-  if (column >= n) return;
-  const std::int64_t at = column / kPanel * panel_step + column % kPanel;
-  for (std::int64_t i = 0; i < kTileRows; ++i) {
-    const Floats value = load_part(rows[i] + column, n - column);
-    for (std::int64_t r = 0; r < kProjectRanks; ++r)
-      sum[i][r] = hn::MulAdd(value, load_part(right[r] + at, n - column), sum[i][r]);
+  shared_fetch = fetch;
+}
+
+// Lines of `all` tiles or phases, in groups as equal as can be.
+template <std::int64_t kAcross>
+void project_groups(const float *values, std::int64_t stride, std::int64_t all, std::int64_t step, std::int64_t depth,
+                    const float *right, float *sums, std::int64_t sums_across, Fetch &fetch) {
+  constexpr decltype(&project_lines<kAcross, 1>) kGroups[] = {project_lines<kAcross, 1>, project_lines<kAcross, 2>,
+                                                              project_lines<kAcross, kVectors - 1>,
+                                                              project_lines<kAcross, kVectors>};
+  const std::int64_t groups = (all + kVectors - 1) / kVectors;
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t first = all * group / groups, count = all * (group + 1) / groups - first;
+    kGroups[count - 1](values + first * kAcross, stride, step, depth, right, sums + first * sums_across, sums_across,
+                       fetch);
   }
 }
 
-template <typename T>
-void project_as(const WeightRows &weight, std::int64_t count, const float *right, std::int64_t rank, std::int64_t begin,
-                std::int64_t n, std::int64_t period, float *sums, std::int64_t step) {
-  const T *rows[kTileRows];
-  for (std::int64_t i = 0; i < kTileRows; ++i)
-    rows[i] = static_cast<const T *>(weight.base) + std::min(i, count - 1) * weight.base_stride;
-  right = right_at(right, rank, begin);
-  for (std::int64_t r = 0; r < rank; r += kProjectRanks) {
-    const float *factors[kProjectRanks];
-    const std::int64_t ranks = std::min(kProjectRanks, rank - r);
-    for (std::int64_t j = 0; j < kProjectRanks; ++j) factors[j] = right + (r + std::min(j, ranks - 1)) * kPanel;
-    const std::int64_t below = r == 0 ? kTileRows * weight.base_stride : 0;
-    for (std::int64_t phase = 0; phase < period; ++phase) {
-      Sums sum;
-      project_part(rows, factors, rank * kPanel, phase * kLanes, n, period, below, sum);
-      for (std::int64_t i = 0; i < kTileRows; ++i)
-        for (std::int64_t j = 0; j < ranks; ++j) {
-          float *to = sums + (r + j) * kTileRows + i;
-          if (period == 1) {
-            *to += hn::GetLane(hn::SumOfLanes(kFloats, sum[i][j]));
-            continue;
-          }
-          float lanes[kLanes];
-          store_vector(sum[i][j], lanes);
-          std::int64_t residue = (begin + phase * kLanes) % period;
-          for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-            to[residue * step] += lanes[lane];
-            if (++residue == period) residue = 0;
-          }
-        }
-    }
-  }
-}
-
-void project(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank, std::int64_t begin,
-             std::int64_t n, std::int64_t period, float *sums, std::int64_t step) {
-  switch (weight.dtype) {
-    case LYC_DTYPE_BF16:
-      return project_as<Bf16>(weight, rows, right, rank, begin, n, period, sums, step);
-    case LYC_DTYPE_F16:
-      return project_as<F16>(weight, rows, right, rank, begin, n, period, sums, step);
-    default:
-      return project_as<float>(weight, rows, right, rank, begin, n, period, sums, step);
-  }
+void project(const float *values, std::int64_t stride, std::int64_t tiles, std::int64_t period, std::int64_t depth,
+             const float *right, float *sums, const Ahead &ahead) {
+  constexpr std::int64_t kTile = kTileRows * kTurned;
+  Fetch fetch(ahead, tiles * kTileRows);
+  if (period == 1) return project_groups<kTileApart>(values, stride, tiles, 1, depth, right, sums, kTile, fetch);
+  for (std::int64_t tile = 0; tile < tiles; ++tile)
+    project_groups<1>(values + tile * kTileApart, stride, period, period, depth, right, sums + tile * kTile,
+                      tiles * kTile, fetch);
 }
 
 template <bool kFirst, bool kTimes>
@@ -997,8 +1016,9 @@ HWY_INLINE void multiply_columns(const float *const *left, const float *right, s
     const std::int64_t at = column + v * kLanes;
     panels[v] = right + at / kTurned * kTurned * block + at % kTurned;
   }
-  multiply_by<kTurned>(block, panels, sum,
-                       [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[i][k]); });
+  multiply_by(
+      block, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panels[v] + k * kTurned); },
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[i][k]); });
 }
 
 template <typename T>

@@ -16,7 +16,8 @@ inline constexpr std::int64_t kTileRows = 6;           // 6 x 4 accumulators fit
 inline constexpr std::int64_t kPanel = 64;             // columns: four vectors of the widest instruction set
 inline constexpr std::int64_t kRepeated = kPanel / 4;  // one such vector
 
-inline constexpr std::int64_t kTurned = 16;  // columns of a panel in rotations of columns: a vector of that set
+inline constexpr std::int64_t kTurned = 16;                // columns of a narrow panel: a vector of that set
+inline constexpr std::int64_t kTileApart = 256 + kTurned;  // tiles side by side; no two rows in one cache set
 
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
@@ -84,19 +85,21 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // The same with a left factor that repeats itself along the columns: that of rank r, row i and column c is
-  // left[(r * kTileRows + i) * left_stride + (begin + c) % period], and kRepeated more than a period are there.
+  // The same with factors of which the left one repeats itself along the columns, and the right one stays the same for
+  // a period: those of rank r, row i and column c are left[(r * kTileRows + i) * left_stride + (begin + c) % period]
+  // and right[r * right_stride + (begin + c) / period]. kRepeated more than a period, and than columns, are there.
   void (*periodic_product)(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
-                           const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
+                           const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
+                           const Tile &tile);
 
   // As product, straight from registers onto the weight.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride, bool stream);
 
-  // Sums along kTileRows rows of the weight, `rows` of which are there: value * right factor, added to
-  // sums[(begin + column) % period * step + r * kTileRows + row]. `begin` is a multiple of kPanel.
-  void (*project)(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank,
-                  std::int64_t begin, std::int64_t n, std::int64_t period, float *sums, std::int64_t step);
+  // Sums along lines: every `period`th element of a row, from each of the first `period` on. Rows of a tile are
+  // `stride` apart, tiles kTileApart. Element k times the kTurned values of right[k] is added to sums[phase][row].
+  void (*project)(const float *values, std::int64_t stride, std::int64_t tiles, std::int64_t period, std::int64_t depth,
+                  const float *right, float *sums, const Ahead &ahead);
 
   // One row each: factor * values; p (x) q from column `begin` of the product on; the same onto the weight.
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
