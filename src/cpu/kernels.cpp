@@ -329,14 +329,44 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
 // The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
 
+/// Asks for the cache lines of rows that are read next, first lines of all rows first, few at a time: one after the
+/// other they would be waited for. Not into the nearest cache.
+class Fetch {
+ public:
+  Fetch(const Ahead &ahead, std::int64_t rows) : stride_(ahead.stride), rows_(rows) {
+    const std::int64_t skipped = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(ahead.data) % 64);
+    line_ = ahead.data - skipped;
+    if (ahead.size > 0) left_ = (skipped + ahead.size + 63) / 64 * rows;
+  }
+
+  HWY_INLINE void next() {
+    if (left_ == 0) return;
+    --left_;
+    __builtin_prefetch(line_, 0, 2);
+    line_ += stride_;
+    if (++row_ < rows_) return;
+    row_ = 0;
+    line_ += 64 - rows_ * stride_;
+  }
+
+ private:
+  const char *line_;
+  std::int64_t stride_, rows_, left_ = 0, row_ = 0;
+};
+struct NoFetch {
+  HWY_INLINE void next() {}
+};
+
 // `factor(k, i)` is the left factor, `row(k, v)` the right one.
-template <std::int64_t kRows, std::int64_t kCount, typename Row, typename Factor>
-HWY_INLINE void multiply_by(std::int64_t rank, Floats (&sum)[kRows][kCount], Row row, Factor factor) {
+template <std::int64_t kRows, std::int64_t kCount, typename Row, typename Factor, typename Next>
+HWY_INLINE void multiply_by(std::int64_t rank, Floats (&sum)[kRows][kCount], Row row, Factor factor, Next &shared) {
   HWY_UNROLL(12)
   for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::Zero(kFloats);
 
+  Next fetch = shared;
   for (std::int64_t k = 0; k < rank; ++k) {
+    fetch.next();
     Floats rows[kCount];
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kCount; ++v) rows[v] = row(k, v);
@@ -347,14 +377,15 @@ HWY_INLINE void multiply_by(std::int64_t rank, Floats (&sum)[kRows][kCount], Row
       for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(value, rows[v], sum[i][v]);
     }
   }
+  shared = fetch;
 }
 
-template <std::int64_t kRows>
+template <std::int64_t kRows, typename Next>
 HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
-                         Floats (&sum)[kRows][kVectors]) {
+                         Floats (&sum)[kRows][kVectors], Next &fetch) {
   multiply_by(
       rank, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(right + k * kPanel + v * kLanes); },
-      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); });
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); }, fetch);
 }
 
 HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
@@ -365,7 +396,8 @@ template <bool kFirst, bool kTimes>
 void product_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile tile) {
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
-    multiply(left, right_at(right, rank, column), rank, sum);
+    NoFetch none;
+    multiply(left, right_at(right, rank, column), rank, sum, none);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
@@ -384,7 +416,8 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
       for (std::int64_t i = 0; i < kTileRows; ++i)
         fetch_ahead<kPanel>(kBase ? base + i * base_stride + column : out + i * out_stride + column);
     Sums sum;
-    multiply(left, right_at(right, rank, column), rank, sum);
+    NoFetch none;
+    multiply(left, right_at(right, rank, column), rank, sum, none);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       HWY_UNROLL(4)
@@ -445,11 +478,13 @@ HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, 
                                    std::int64_t count, float *to, std::int64_t stride, std::int64_t apart) {
   const auto spread = hn::SetTableIndices(kFloats, lanes);
   Sums sum;
+  NoFetch none;
   multiply_by(
       rank, sum,
       [&](std::int64_t k, std::int64_t v)
           HWY_ATTR { return hn::TableLookupLanes(load_vector(right[v] + k * right_stride), spread); },
-      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return load_vector(left + (k * kTileRows + i) * left_stride); });
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return load_vector(left + (k * kTileRows + i) * left_stride); },
+      none);
   HWY_UNROLL(6)
   for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kVectors; ++v)
@@ -498,28 +533,6 @@ void periodic_product(const float *left, std::int64_t left_stride, std::int64_t 
 }
 
 // -- Projections -----------------------------------------------------------------------------------------------
-
-/// Asks for the cache lines of rows one after the other, all rows of a line's columns first: so few at a time that
-/// nothing waits for them.
-class Fetch {
- public:
-  Fetch(const Ahead &ahead, std::int64_t rows)
-      : line_(ahead.data), stride_(ahead.stride), rows_(rows), left_((ahead.size + 63) / 64 * rows) {}
-
-  HWY_INLINE void next() {
-    if (left_ == 0) return;
-    --left_;
-    __builtin_prefetch(line_, 0, 2);
-    line_ += stride_;
-    if (++row_ < rows_) return;
-    row_ = 0;
-    line_ += 64 - rows_ * stride_;
-  }
-
- private:
-  const char *line_;
-  std::int64_t stride_, rows_, left_, row_ = 0;
-};
 
 // kTileRows x kCount lines: `stride` and kAcross apart, their sums kTurned and `sums_across`.
 template <std::int64_t kAcross, std::int64_t kCount>
@@ -898,13 +911,6 @@ void change_weight(const WeightRows &row, bool keep, const float *d, std::int64_
 
 // -- Rotations -------------------------------------------------------------------------------------------------
 
-// Rows begin anywhere in a cache line.
-HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row, std::int64_t skipped = 0) {
-  const char *data = ahead.data + row * ahead.stride + skipped;
-  for (std::int64_t byte = 0; byte < ahead.size; byte += 64) __builtin_prefetch(data + byte);
-  if (ahead.size > 0) __builtin_prefetch(data + ahead.size - 1);
-}
-
 HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
   if (change) sum = hn::Add(sum, load_vector(change));
   return base ? hn::Add(sum, load_vector(base)) : sum;
@@ -919,7 +925,7 @@ HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p
 
 // What is not streamed is asked for first: it may not have been read.
 template <bool kStream, typename T>
-void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
+void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to, Fetch &ahead) {
   T *const out = static_cast<T *>(to.out);
   const float *const changes = to.change, *const bases = to.base;
   const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
@@ -927,7 +933,7 @@ void turn_tile(const float *left, const float *right, std::int64_t rank, const T
     for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * out_stride);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
-    multiply(left, right + column, rank, sum);
+    multiply(left, right + column, rank, sum, ahead);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       const float *change = advanced(changes, i * kPanel + column);
@@ -942,10 +948,10 @@ void turn_tile(const float *left, const float *right, std::int64_t rank, const T
 }
 
 template <std::int64_t kRows>
-void multiply_part(const float *left, const float *right, std::int64_t rank, float *to) {
+void multiply_part(const float *left, const float *right, std::int64_t rank, float *to, Fetch &ahead) {
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Floats sum[kRows][kVectors];
-    multiply(left, right + column, rank, sum);
+    multiply(left, right + column, rank, sum, ahead);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) store_vector(sum[i][v], to + i * kPanel + column + v * kLanes);
@@ -967,11 +973,11 @@ void write_sums(const float *sums, std::int64_t n, const float *change, const fl
 // Fewer rows than a tile has, or fewer columns than a panel.
 template <typename T>
 void turn_part(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n,
-               const Turned &to) {
+               const Turned &to, Fetch &ahead) {
   constexpr decltype(&multiply_part<1>) kParts[] = {multiply_part<1>, multiply_part<2>, multiply_part<3>,
                                                     multiply_part<4>, multiply_part<5>, multiply_part<6>};
   float sums[kTileRows * kPanel];
-  kParts[rows - 1](left, right, rank, sums);
+  kParts[rows - 1](left, right, rank, sums, ahead);
   for (std::int64_t i = 0; i < rows; ++i)
     write_sums(sums + i * kPanel, n, advanced(to.change, i * kPanel), advanced(to.base, i * to.base_stride),
                static_cast<T *>(to.out) + i * to.out_stride, to.stream);
@@ -979,15 +985,15 @@ void turn_part(const float *left, const float *right, std::int64_t rank, std::in
 
 template <typename T>
 void turn_as(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
-             const Ahead &ahead) {
+             const Ahead &rows_ahead) {
+  Fetch ahead(rows_ahead, rows);
   const auto turn_tile_as = streams<T>(to, kPanel) ? turn_tile<true, T> : turn_tile<false, T>;
   for (std::int64_t row = 0; row < rows; row += kTileRows, left += rank * kTileRows) {
     const std::int64_t count = std::min(kTileRows, rows - row);
-    for (std::int64_t i = 0; i < count; ++i) prefetch(ahead, row + i);
     if (count == kTileRows && n == kPanel)
-      turn_tile_as(left, right, rank, to);
+      turn_tile_as(left, right, rank, to, ahead);
     else
-      turn_part<T>(left, right, rank, count, n, to);
+      turn_part<T>(left, right, rank, count, n, to, ahead);
     to.base = advanced(to.base, kTileRows * to.base_stride);
     to.change = advanced(to.change, kTileRows * kPanel);
     to.out = static_cast<T *>(to.out) + kTileRows * to.out_stride;
@@ -1006,19 +1012,26 @@ void turn(const float *left, const float *right, std::int64_t rank, std::int64_t
   }
 }
 
-// kTileRows rows by kCount vectors of columns, from `column` of a block on.
-template <std::int64_t kCount>
+constexpr std::int64_t kTurnedTiles = kVectors / 2;  // of kTileRows rows by two vectors, in registers
+
+// kTiles tiles of rows by kCount vectors of columns, from `column` of a block on.
+template <std::int64_t kTiles, std::int64_t kCount>
 HWY_INLINE void multiply_columns(const float *const *left, const float *right, std::int64_t block, std::int64_t column,
-                                 Floats (&sum)[kTileRows][kCount]) {
+                                 Floats (&sum)[kTiles * kTileRows][kCount], Fetch &ahead) {
   const float *panels[kCount];
   HWY_UNROLL(2)
   for (std::int64_t v = 0; v < kCount; ++v) {
     const std::int64_t at = column + v * kLanes;
     panels[v] = right + at / kTurned * kTurned * block + at % kTurned;
   }
+  const float *rows[kTileRows];
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) rows[i] = left[i];
   multiply_by(
       block, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panels[v] + k * kTurned); },
-      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[i][k]); });
+      [&](std::int64_t k, std::int64_t i)
+          HWY_ATTR { return hn::Set(kFloats, rows[i % kTileRows][i / kTileRows * kTileApart + k]); },
+      ahead);
 }
 
 template <typename T>
@@ -1027,26 +1040,24 @@ HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *
   if (n > 0) store_part(base ? hn::Add(sum, load_part(base, n)) : sum, n, out);
 }
 
-template <bool kStream, typename T>
-void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned &to) {
-  T *const outs = static_cast<T *>(to.out);
-  const float *const bases = to.base;
-  const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
+template <bool kStream, typename T, std::int64_t kTiles>
+void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, bool keep, T *outs,
+                std::int64_t out_stride, Fetch &ahead) {
   for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
-    Floats sum[kTileRows][2];
+    Floats sum[kTiles * kTileRows][2];
     const std::int64_t n = block - column;
     if (n <= kLanes) {
-      Floats one[kTileRows][1];
-      multiply_columns(left, right, block, column, one);
-      HWY_UNROLL(6)
-      for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
+      Floats one[kTiles * kTileRows][1];
+      multiply_columns<kTiles>(left, right, block, column, one, ahead);
+      HWY_UNROLL(12)
+      for (std::int64_t i = 0; i < kTiles * kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
     } else {
-      multiply_columns(left, right, block, column, sum);
+      multiply_columns<kTiles>(left, right, block, column, sum, ahead);
     }
-    HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
+    HWY_UNROLL(12)
+    for (std::int64_t i = 0; i < kTiles * kTileRows; ++i) {
       if (i >= rows) break;
-      const float *base = advanced(bases, i * base_stride + column);
+      const float *base = keep ? left[i % kTileRows] + i / kTileRows * kTileApart + column : nullptr;
       T *out = outs + i * out_stride + column;
       if (n >= 2 * kLanes) {
         write_pair<kStream>(onto(sum[i][0], nullptr, base), onto(sum[i][1], nullptr, advanced(base, kLanes)), out);
@@ -1058,34 +1069,45 @@ void turn_block(const float *const *left, std::int64_t rows, const float *right,
   }
 }
 
+template <typename T, std::int64_t kTiles>
+void turn_tiles(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right, std::int64_t block,
+                std::int64_t blocks, std::int64_t step, bool keep, const Turned &to, const Ahead &rows_ahead) {
+  Fetch ahead(rows_ahead, rows);
+  const bool stream = streams<T>(to, std::gcd(block, 2 * kLanes));
+  const auto turn_block_as = stream ? turn_block<true, T, kTiles> : turn_block<false, T, kTiles>;
+  const float *lines[kTileRows];
+  for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left + i * left_stride;
+  T *out = static_cast<T *>(to.out);
+  for (std::int64_t at = 0; at < blocks; ++at, right += step, out += block) {
+    for (std::int64_t i = 0; i < rows && !stream; ++i) fetch<2 * kTurned>(out + i * to.out_stride);
+    turn_block_as(lines, rows, right, block, keep, out, to.out_stride, ahead);
+    for (const float *&line : lines) line += block;
+  }
+}
+
 template <typename T>
 void turn_columns_as(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                     std::int64_t block, std::int64_t blocks, std::int64_t step, Turned to, const Ahead &ahead) {
-  const bool stream = streams<T>(to, std::gcd(block, 2 * kLanes));
-  const auto turn_block_as = stream ? turn_block<true, T> : turn_block<false, T>;
-  const float *lines[kTileRows];
-  for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left + std::min(i, rows - 1) * left_stride;
-  for (std::int64_t at = 0; at < blocks; ++at, right += step) {
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      if (i < rows && !stream) fetch<2 * kTurned>(static_cast<T *>(to.out) + i * to.out_stride);
-      prefetch(ahead, i, at * ahead.size);
-    }
-    turn_block_as(lines, rows, right, block, to);
-    for (const float *&line : lines) line += block;
-    to.base = advanced(to.base, block);
-    to.out = static_cast<T *>(to.out) + block;
+                     std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, Turned to, Ahead ahead) {
+  constexpr std::int64_t kRows = kTurnedTiles * kTileRows;
+  for (std::int64_t row = 0; row < rows; row += kRows) {
+    const std::int64_t count = std::min(kRows, rows - row);
+    const auto turn_rows = count <= kTileRows ? turn_tiles<T, 1> : turn_tiles<T, kTurnedTiles>;
+    turn_rows(left + row / kTileRows * kTileApart, left_stride, count, right, block, blocks, step, keep, to, ahead);
+    to.out = static_cast<T *>(to.out) + kRows * to.out_stride;
+    ahead.data += kRows * ahead.stride;
   }
 }
 
 void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                  std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, const Ahead &ahead) {
+                  std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,
+                  const Ahead &ahead) {
   switch (to.dtype) {
     case LYC_DTYPE_BF16:
-      return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+      return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
     case LYC_DTYPE_F16:
-      return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+      return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
     default:
-      return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+      return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
   }
 }
 

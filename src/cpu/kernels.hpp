@@ -18,6 +18,7 @@ inline constexpr std::int64_t kRepeated = kPanel / 4;  // one such vector
 
 inline constexpr std::int64_t kTurned = 16;                // columns of a narrow panel: a vector of that set
 inline constexpr std::int64_t kTileApart = 256 + kTurned;  // tiles side by side; no two rows in one cache set
+inline constexpr std::int64_t kTurnedRows = 2 * kTileRows;
 
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
@@ -124,11 +125,12 @@ struct Kernels {
                         bool stream);
 
   // Rotations. `rows` rows of a block, of whose right panel n columns are there. Blocks of columns, one after the
-  // other: up to kTileRows rows of `left` by panels [block][kTurned], with `step` from one block's panels to the next.
+  // other: up to kTurnedRows rows of `left`, tiles kTileApart, by panels [block][kTurned], with `step` from one block's
+  // panels to the next; added to what the rows hold if that is to `keep`. Of `to`, only where it goes.
   void (*turn)(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
                const Ahead &ahead);
   void (*turn_columns)(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                       std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to,
+                       std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,
                        const Ahead &ahead);
 
   // a + b, element by element.

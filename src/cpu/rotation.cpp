@@ -270,8 +270,6 @@ void prepare_rotation(ops::BackendContext &context, const Rotation &given, const
 
 namespace {
 
-constexpr std::int64_t kTurnedColumns = 512;  // of kTileRows rows: with a block's matrix they stay in the nearest cache
-
 std::int64_t stride_bytes(const Rows &rows) { return rows.stride * static_cast<std::int64_t>(dtype_size(rows.dtype)); }
 
 const char *at(const Rows &rows, std::int64_t row, std::int64_t column) {
@@ -490,7 +488,7 @@ class LineRun {
   float *tile_, *weight_factors_, *change_factors_, *gathered_, *weight_, *change_;
 };
 
-/// Rows as they lie, kTileRows by whole blocks of columns at a time.
+/// Rows as they lie, kTurnedRows by whole blocks of columns at a time.
 class RowRun {
  public:
   RowRun(const Kernels &kernels, const RotationPlan &plan, const float *right, double scale, const Region &region,
@@ -504,47 +502,54 @@ class RowRun {
     begin_ = std::max(r_.begin, region.column);
     end_ = std::min(r_.begin + r_.extent(), region.column + region.columns);
     weight_ = scratch;
-    change_ = weight_ + kTileRows * stride(plan);
-    weight_factors_ = change_ + kTileRows * stride(plan);
+    change_ = weight_ + kTileRows * tile_stride(plan);
+    weight_factors_ = change_ + rows(plan) * stride(plan);
     change_factors_ = weight_factors_ + stride(plan);
   }
 
-  /// Columns that are turned at a time, and no two rows of them in one cache set.
-  static std::int64_t columns(const RotationPlan &plan) {
-    const std::int64_t block = plan.rotation.block_size;
-    return std::max<std::int64_t>(1, kTurnedColumns / block) * block;
+  static std::uint64_t scratch(const RotationPlan &plan) {
+    return static_cast<std::uint64_t>(kTileRows * tile_stride(plan) + (rows(plan) + 2) * stride(plan));
   }
-  static std::int64_t stride(const RotationPlan &plan) { return round_up(columns(plan), kTurned) + kTurned; }
 
   void run() {
     for (std::int64_t column = begin_; column < end_; column += columns(plan_))
-      for (std::int64_t row = 0; row < region_.rows; row += kTileRows)
-        turn(row, std::min(kTileRows, region_.rows - row), column, std::min(columns(plan_), end_ - column));
+      for (std::int64_t row = 0; row < region_.rows; row += rows(plan_))
+        turn(row, std::min(rows(plan_), region_.rows - row), column, std::min(columns(plan_), end_ - column));
   }
 
  private:
-  void turn(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t n) {
-    const std::int64_t own = stride(plan_), c = column - region_.column, block = r_.block_size;
-    for (std::int64_t i = 0; i < rows; ++i)
-      k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight_ + i * own);
-    const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
-    const Ahead ahead = {at(region_.weight, row + kTileRows, c), stride_bytes(region_.weight),
-                         block * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
-    Turned to = {
-        nullptr,       0, nullptr, region_.out.dtype, const_cast<char *>(at(region_.out, row, c)), region_.out.stride,
-        region_.stream};
-    if (!scaling_.none())
-      to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, own, false};
-    else if (region_.onto != Region::Onto::kNothing)
-      set_base(to, own);
-    k_.turn_columns(weight_, own, rows, right_ + (column - r_.begin) / block * step, block, n / block, step, to, ahead);
-    if (!scaling_.none()) add_scaled(row, rows, column, n);
+  /// Columns and rows that are turned at a time: tiles lie side by side, unless a block is too large for that.
+  static std::int64_t columns(const RotationPlan &plan) {
+    const std::int64_t block = plan.rotation.block_size;
+    return std::max<std::int64_t>(1, kTileColumns / block) * block;
   }
+  static std::int64_t rows(const RotationPlan &plan) { return columns(plan) <= kTileColumns ? kTurnedRows : kTileRows; }
+  static std::int64_t tile_stride(const RotationPlan &plan) { return rows(plan) / kTileRows * stride(plan); }
+  static std::int64_t stride(const RotationPlan &plan) {
+    return columns(plan) <= kTileColumns ? kTileApart : round_up(columns(plan), kTurned) + kTurned;
+  }
+  float *weight(std::int64_t row) const {
+    return weight_ + row % kTileRows * tile_stride(plan_) + row / kTileRows * kTileApart;
+  }
+  float *change(std::int64_t row) const { return change_ + row * stride(plan_); }
 
-  void set_base(Turned &to, std::int64_t own) const {
+  void turn(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t n) {
+    const std::int64_t c = column - region_.column, block = r_.block_size;
+    for (std::int64_t i = 0; i < rows; ++i) k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight(i));
+    const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
+    const Ahead ahead = {at(region_.weight, row + RowRun::rows(plan_), c), stride_bytes(region_.weight),
+                         n * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
     const bool sums = region_.onto == Region::Onto::kSum;
-    to.base = sums ? static_cast<const float *>(to.out) : weight_;
-    to.base_stride = sums ? to.out_stride : own;
+    Turned to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, stride(plan_), false};
+    if (!sums) {
+      to.dtype = region_.out.dtype;
+      to.out = const_cast<char *>(at(region_.out, row, c));
+      to.out_stride = region_.out.stride;
+      to.stream = region_.stream;
+    }
+    k_.turn_columns(weight_, tile_stride(plan_), rows, right_ + (column - r_.begin) / block * step, block, n / block,
+                    step, region_.onto == Region::Onto::kWeight, to, ahead);
+    if (sums) add_scaled(row, rows, column, n);
   }
 
   // Outputs are the rows, or the columns where those turn.
@@ -552,12 +557,11 @@ class RowRun {
     const bool out = r_.axis == Rotation::Axis::kOut;
     if (out) scaling_.set_rows(column, n, weight_factors_, change_factors_);
     for (std::int64_t i = 0; i < rows; ++i) {
-      const float *weight = weight_ + i * stride(plan_), *change = change_ + i * stride(plan_);
       float *sum = reinterpret_cast<float *>(const_cast<char *>(at(region_.out, row + i, column - region_.column)));
       if (out)
-        k_.changes(weight, change, n, weight_factors_, change_factors_, {sum, 0, nullptr, false});
+        k_.changes(weight(i), change(i), n, weight_factors_, change_factors_, {sum, 0, nullptr, false});
       else
-        scaling_.add(region_.row + row + i, weight, change, n, {sum, 0, nullptr, false});
+        scaling_.add(region_.row + row + i, weight(i), change(i), n, {sum, 0, nullptr, false});
     }
   }
 
@@ -574,7 +578,7 @@ class RowRun {
 }  // namespace
 
 std::uint64_t region_scratch(const RotationPlan &plan, std::int64_t rows, std::int64_t columns) {
-  if (plan.by_rows()) return static_cast<std::uint64_t>((2 * kTileRows + 2) * RowRun::stride(plan));
+  if (plan.by_rows()) return RowRun::scratch(plan);
   const std::int64_t lines = plan.along_rows ? columns : rows;
   return static_cast<std::uint64_t>((kPanel + 2 + plan.rotation.block_size + 2 * lines) * kPanel);
 }

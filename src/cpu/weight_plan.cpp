@@ -462,7 +462,7 @@ class TargetBuilder {
       require(!adapter.dora() && !adapter.replaces,
               "DoRA does not go on top of a rotation, nor replaces it the weight");
       const bool along_rows = term.rotation.along_rows;
-      if (along_rows && !term.rotation.by_rows()) at_least = kPanel;  // rows become the lanes of a panel
+      if (along_rows) at_least = term.rotation.by_rows() ? kRegionRows : kPanel;  // or rows become lanes of a panel
       std::int64_t &lines = along_rows ? columns : rows;
       lines = common_lines(term.rotation, lines, along_rows ? round_up(plan_.columns, kPanel) : plan_.rows);
       matrices = std::max(matrices, matrix_scratch(term.rotation.rotation));
