@@ -1178,12 +1178,43 @@ HWY_INLINE Doubles added_rows(const double *const *rows, const double *factors, 
   return sum;
 }
 
-void add_rows(const double *const *rows, const double *factors, std::int64_t n, double *sums) {
-  std::int64_t i = 0;
-  for (; i + kDoubleLanes <= n; i += kDoubleLanes)
-    hn::StoreU(added_rows(rows, factors, i, hn::LoadU(kDoubles, sums + i)), kDoubles, sums + i);
-  for (; i < n; ++i)
-    for (std::int64_t p = 0; p < kPivots; ++p) sums[i] += factors[p] * rows[p][i];
+using RowFactors = double[kPivots];
+
+// Rows of sums, kCount vectors of each, take `factors` times the pivots' rows, which stay in registers.
+template <std::int64_t kCount>
+void add_pivots(const double *const *pivots, const RowFactors *factors, std::int64_t rows, std::int64_t column,
+                std::int64_t n, double *sums) {
+  Doubles row[kPivots][kCount];
+  HWY_UNROLL(4)
+  for (std::int64_t p = 0; p < kPivots; ++p) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) row[p][v] = hn::LoadU(kDoubles, pivots[p] + column + v * kDoubleLanes);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    double *to = sums + i * n + column;
+    Doubles sum[kCount];
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v) sum[v] = hn::LoadU(kDoubles, to + v * kDoubleLanes);
+    HWY_UNROLL(4)
+    for (std::int64_t p = 0; p < kPivots; ++p) {
+      const Doubles factor = hn::Set(kDoubles, factors[i][p]);
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[v] = hn::MulAdd(factor, row[p][v], sum[v]);
+    }
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[v], kDoubles, to + v * kDoubleLanes);
+  }
+}
+
+void add_rows(const double *const *pivots, const RowFactors *factors, std::int64_t rows, std::int64_t n, double *sums) {
+  constexpr decltype(&add_pivots<1>) kCounts[] = {add_pivots<1>, add_pivots<2>, add_pivots<kVectors - 1>,
+                                                  add_pivots<kVectors>};
+  std::int64_t column = 0;
+  for (std::int64_t count = 0; column + kDoubleLanes <= n; column += count * kDoubleLanes) {
+    count = std::min(kVectors, (n - column) / kDoubleLanes);
+    kCounts[count - 1](pivots, factors, rows, column, n, sums);
+  }
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t c = column; c < n; ++c)
+      for (std::int64_t p = 0; p < kPivots; ++p) sums[i * n + c] += factors[i][p] * pivots[p][c];
 }
 
 // The first `count` rows become what `a` makes of all.
@@ -1210,10 +1241,10 @@ void eliminate(const double *const *pivots, std::int64_t k, std::int64_t count, 
   constexpr std::int64_t kSome = 32;
   for (std::int64_t row = begin; row < end; row += kSome) {
     const std::int64_t some = std::min(kSome, end - row);
-    double factors[kSome][kPivots] = {};
+    RowFactors factors[kSome] = {};
     for (std::int64_t i = 0; i < some; ++i)
       for (std::int64_t p = 0; p < count; ++p) factors[i][p] = -std::exchange(a[(row + i) * n + k + p], 0.0);
-    for (std::int64_t i = 0; i < some; ++i) add_rows(pivots, factors[i], n, a + (row + i) * n);
+    add_rows(pivots, factors, some, n, a + row * n);
   }
 }
 
@@ -1238,21 +1269,21 @@ void invert(double *a, std::int64_t n) {
 template <std::int64_t kRows, std::int64_t kCount>
 HWY_INLINE void add_product_tile(const double *a, const double *b, std::int64_t n, double *sums) {
   Doubles sum[kRows][kCount];
-  HWY_UNROLL(2)
+  HWY_UNROLL(4)
   for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::LoadU(kDoubles, sums + i * n + v * kDoubleLanes);
   for (std::int64_t k = 0; k < n; ++k) {
     Doubles row[kCount];
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kCount; ++v) row[v] = hn::LoadU(kDoubles, b + k * n + v * kDoubleLanes);
-    HWY_UNROLL(2)
+    HWY_UNROLL(4)
     for (std::int64_t i = 0; i < kRows; ++i) {
       const Doubles factor = hn::Set(kDoubles, a[i * n + k]);
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
     }
   }
-  HWY_UNROLL(2)
+  HWY_UNROLL(4)
   for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[i][v], kDoubles, sums + i * n + v * kDoubleLanes);
 }
@@ -1269,8 +1300,8 @@ void add_product_rows(const double *a, const double *b, std::int64_t n, double *
 
 void add_matrix_product(const double *a, const double *b, std::int64_t n, double *sums) {
   std::int64_t i = 0;
-  for (; i + 2 <= n; i += 2) add_product_rows<2>(a + i * n, b, n, sums + i * n);
-  if (i < n) add_product_rows<1>(a + i * n, b, n, sums + i * n);
+  for (; i + kVectors <= n; i += kVectors) add_product_rows<kVectors>(a + i * n, b, n, sums + i * n);
+  for (; i < n; ++i) add_product_rows<1>(a + i * n, b, n, sums + i * n);
 }
 
 void transpose_part(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,

@@ -90,14 +90,12 @@ double shrinking(const Rotation &rotation, double squares) {
   fail(LYC_ERROR_INTERNAL, "unknown limit of a rotation");
 }
 
-/// q becomes R - I = 2 ((I - Q)^-1 - I). Where the symmetric part of a matrix is I, that of what is left after each
+/// -Q becomes (R - I) / 2 = (I - Q)^-1 - I. Where the symmetric part of a matrix is I, that of what is left after each
 /// step of its inversion is I and something positive: no pivot is below 1, and nothing need be exchanged.
 void cayley(const Kernels &kernels, double *q, std::int64_t n) {
-  for (std::int64_t i = 0; i < n * n; ++i) q[i] = -q[i];
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] += 1.0;
   kernels.invert(q, n);
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] -= 1.0;
-  for (std::int64_t i = 0; i < n * n; ++i) q[i] *= 2.0;
 }
 
 /// sum becomes the series without I, by Horner's scheme. Three matrices in all.
@@ -117,25 +115,30 @@ std::int64_t place(const RotationPlan &plan, std::int64_t i) {
   return plan.rotation.order == Rotation::Order::kInterleave ? i % length * 2 + i / length : i;
 }
 
+// kLines rows of `rest`, from the block's element `begin` on, side by side; those from `end` on are 0.
+template <std::int64_t kLines>
+void pack_lines(const RotationPlan &plan, const float *rest, float m, std::int64_t begin, std::int64_t end,
+                float *packed) {
+  const std::int64_t n = plan.rotation.block_size;
+  const float *rows[kLines];
+  for (std::int64_t i = 0; i < kLines; ++i) rows[i] = rest + place(plan, std::min(begin + i, end - 1)) * n;
+  for (std::int64_t k = 0; k < n; ++k, packed += kLines) {
+    const std::int64_t from = place(plan, k);
+    for (std::int64_t i = 0; i < kLines; ++i) packed[i] = begin + i < end ? m * rows[i][from] : 0.0f;
+  }
+}
+
 void pack_rows(const RotationPlan &plan, const float *rest, float m, float *packed) {
   const std::int64_t n = plan.rotation.block_size, length = plan.run_length();
-  for (std::int64_t run = 0; run < plan.runs(); ++run)
-    for (std::int64_t begin = 0; begin < length; begin += kTileRows, packed += n * kTileRows)
-      for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const bool inside = begin + i < length;
-        const float *row = inside ? rest + place(plan, run * length + begin + i) * n : nullptr;
-        for (std::int64_t k = 0; k < n; ++k) packed[k * kTileRows + i] = inside ? m * row[place(plan, k)] : 0.0f;
-      }
+  for (std::int64_t run = 0; run < n; run += length)
+    for (std::int64_t begin = run; begin < run + length; begin += kTileRows, packed += n * kTileRows)
+      pack_lines<kTileRows>(plan, rest, m, begin, run + length, packed);
 }
 
 void pack_columns(const RotationPlan &plan, const float *rest, float m, float *packed) {
   const std::int64_t n = plan.rotation.block_size;
   for (std::int64_t begin = 0; begin < n; begin += kTurned, packed += n * kTurned)
-    for (std::int64_t i = 0; i < kTurned; ++i) {
-      const bool inside = begin + i < n;
-      const float *row = inside ? rest + place(plan, begin + i) * n : nullptr;
-      for (std::int64_t k = 0; k < n; ++k) packed[k * kTurned + i] = inside ? m * row[place(plan, k)] : 0.0f;
-    }
+    pack_lines<kTurned>(plan, rest, m, begin, n, packed);
 }
 
 }  // namespace
@@ -209,15 +212,17 @@ void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matri
   const bool series = rotation.map == Rotation::Map::kNeumann;
   double *q = reinterpret_cast<double *>(scratch), *result = series ? q + size : q;
   const Skew skew(kernels, rotation, matrix, scratch + (series ? 6 : 2) * size);
-  skew.write(rotation.factor, q);
+  skew.write(series ? rotation.factor : -rotation.factor, q);
   const double shrink =
       shrinking(rotation, rotation.limited == Rotation::Limit::kBlock ? sum_of_squares(q, size) : squares);
-  for (std::int64_t i = 0; i < size; ++i) q[i] *= shrink;
+  if (shrink != 1.0)
+    for (std::int64_t i = 0; i < size; ++i) q[i] *= shrink;
   if (series)
     neumann(kernels, q, n, rotation.neumann_terms, result, result + size);
   else
     cayley(kernels, q, n);
-  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(result[i]);
+  const double times = series ? 1.0 : 2.0;
+  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(times * result[i]);
 }
 
 void derive_packed(const Kernels &kernels, const RotationPlan &plan, std::int64_t matrix, double squares,
