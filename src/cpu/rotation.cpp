@@ -325,7 +325,11 @@ class LineRun {
         r_(plan.rotation),
         left_(left),
         scaling_(kernels, plan.rotation, scale),
-        region_(region) {
+        region_(region),
+        runs_(plan.runs()),
+        length_(plan.run_length()),
+        run_step_(round_up(length_, kTileRows) * r_.block_size),
+        matrix_step_(plan.matrices() == 1 ? 0 : plan.packed_floats()) {
     first_ = plan.along_rows ? region.column : region.row;
     const std::int64_t count = plan.along_rows ? region.columns : region.rows;
     begin_ = plan.lines.empty() ? std::max(r_.begin, first_) - r_.begin : 0;
@@ -403,15 +407,13 @@ class LineRun {
   }
 
   void turn_block(std::int64_t stage, std::int64_t window, std::int64_t block) {
-    const std::int64_t n = r_.block_size, length = plan_.run_length();
     std::int64_t starts[2] = {};
-    for (std::int64_t run = 0; run < plan_.runs(); ++run) starts[run] = window + run_start(stage, block, run);
+    for (std::int64_t run = 0; run < runs_; ++run) starts[run] = window + run_start(stage, block, run);
     const float *lines = stage == 0 ? first_lines(window) : changed_lines(starts);
-    const std::int64_t matrix = stage * r_.blocks + window / n + block;
-    const float *left = left_ + (plan_.matrices() == 1 ? 0 : matrix) * plan_.packed_floats();
-    for (std::int64_t run = 0; run < plan_.runs(); ++run, left += round_up(length, kTileRows) * n) {
+    const float *left = left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_;
+    for (std::int64_t run = 0; run < runs_; ++run, left += run_step_) {
       const bool last = stage + 1 == r_.stages && stores_;
-      k_.turn(left, lines, n, length, last ? lanes_ : kPanel,
+      k_.turn(left, lines, r_.block_size, length_, last ? lanes_ : kPanel,
               last ? stored(stage, starts[run]) : kept(stage, starts[run]), stage == 0 ? ahead(starts[run]) : Ahead{});
     }
   }
@@ -431,8 +433,8 @@ class LineRun {
 
   // And as the stage before left them.
   const float *changed_lines(const std::int64_t *starts) {
-    const std::int64_t length = plan_.run_length() * kPanel;
-    for (std::int64_t run = 0; run < plan_.runs(); ++run)
+    const std::int64_t length = length_ * kPanel;
+    for (std::int64_t run = 0; run < runs_; ++run)
       k_.sum(weight(starts[run]), change(starts[run]), length, gathered_ + run * length);
     return gathered_;
   }
@@ -440,7 +442,7 @@ class LineRun {
   // Where a run of a block begins, from its window's first element on.
   std::int64_t run_start(std::int64_t stage, std::int64_t block, std::int64_t run) const {
     if (r_.order == Rotation::Order::kPlain) return block * r_.block_size;
-    return (run * (std::int64_t{1} << stage) + block) * plan_.run_length();
+    return (run * (std::int64_t{1} << stage) + block) * length_;
   }
 
   Turned kept(std::int64_t stage, std::int64_t element) const {
@@ -488,6 +490,7 @@ class LineRun {
   const float *left_;
   const Scaling scaling_;
   const Region &region_;
+  const std::int64_t runs_, length_, run_step_, matrix_step_;
   std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0;
   bool stores_;  // the last stage does
   float *tile_, *weight_factors_, *change_factors_, *gathered_, *weight_, *change_;

@@ -41,6 +41,8 @@ inline constexpr std::int64_t kPackColumns = 4 * kPanel;
 
 inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multiplied at a time by columns
 
+static_assert(kTileColumns < kTileApart);
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
