@@ -386,20 +386,49 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
 // The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
 
-// Rows `kStep` apart in every panel of the right factor; `factor(k, i)` is the left one. The first step begins the
-// sums: one clears no registers, and a processor that has to copy zeros into them would take a tenth more time.
-template <std::int64_t kStep, std::int64_t kRows, std::int64_t kCount, typename Factor>
-HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCount], Floats (&sum)[kRows][kCount],
-                            Factor factor) {
+/// Asks for the cache lines of rows that are read next, first lines of all rows first, few at a time: one after the
+/// other they would be waited for. Not into the nearest cache.
+class Fetch {
+ public:
+  Fetch(const Ahead &ahead, std::int64_t rows) : stride_(ahead.stride), rows_(rows) {
+    const std::int64_t skipped = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(ahead.data) % 64);
+    line_ = ahead.data - skipped;
+    if (ahead.size > 0) left_ = (skipped + ahead.size + 63) / 64 * rows;
+  }
+
+  HWY_INLINE void next() {
+    if (left_ == 0) return;
+    --left_;
+    __builtin_prefetch(line_, 0, 2);
+    line_ += stride_;
+    if (++row_ < rows_) return;
+    row_ = 0;
+    line_ += 64 - rows_ * stride_;
+  }
+
+ private:
+  const char *line_;
+  std::int64_t stride_, rows_, left_ = 0, row_ = 0;
+};
+struct NoFetch {
+  HWY_INLINE void next() {}
+};
+
+// `factor(k, i)` is the left factor, `row(k, v)` the right one. The first step begins the sums: one clears no
+// registers, and a processor that has to copy zeros into them would take a tenth more time.
+template <std::int64_t kRows, std::int64_t kCount, typename Row, typename Factor, typename Next>
+HWY_INLINE void multiply_by(std::int64_t rank, Floats (&sum)[kRows][kCount], Row row, Factor factor, Next &shared) {
+  Next fetch = shared;
   const auto step = [&](std::int64_t k, auto add) HWY_ATTR {
-    Floats row[kCount];
+    fetch.next();
+    Floats rows[kCount];
     HWY_UNROLL(4)
-    for (std::int64_t v = 0; v < kCount; ++v) row[v] = load_vector(right[v] + k * kStep);
-    HWY_UNROLL(6)
+    for (std::int64_t v = 0; v < kCount; ++v) rows[v] = row(k, v);
+    HWY_UNROLL(12)
     for (std::int64_t i = 0; i < kRows; ++i) {
       const Floats value = factor(k, i);
       HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = add(value, row[v], sum[i][v]);
+      for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = add(value, rows[v], sum[i][v]);
     }
   };
   if (HWY_UNLIKELY(rank == 0)) {
@@ -410,16 +439,15 @@ HWY_INLINE void multiply_by(std::int64_t rank, const float *const (&right)[kCoun
   step(0, [](Floats a, Floats b, Floats) HWY_ATTR { return hn::Mul(a, b); });
   for (std::int64_t k = 1; k < rank; ++k)
     step(k, [](Floats a, Floats b, Floats c) HWY_ATTR { return hn::MulAdd(a, b, c); });
+  shared = fetch;
 }
 
-template <std::int64_t kRows>
+template <std::int64_t kRows, typename Next>
 HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
-                         Floats (&sum)[kRows][kVectors]) {
-  const float *from[kVectors];
-  for (std::int64_t v = 0; v < kVectors; ++v) from[v] = right + v * kLanes;
-  multiply_by<kPanel>(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
-    return hn::Set(kFloats, left[k * kTileRows + i]);
-  });
+                         Floats (&sum)[kRows][kVectors], Next &fetch) {
+  multiply_by(
+      rank, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(right + k * kPanel + v * kLanes); },
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); }, fetch);
 }
 
 HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int64_t column) {
@@ -430,7 +458,8 @@ template <bool kFirst, bool kTimes>
 void product_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile tile) {
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
-    multiply(left, right_at(right, rank, column), rank, sum);
+    NoFetch none;
+    multiply(left, right_at(right, rank, column), rank, sum, none);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
@@ -452,7 +481,8 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
       for (std::int64_t i = 0; i < kTileRows; ++i)
         fetch_ahead<kPanel>(kBase ? base + i * base_stride + column : out + i * out_stride + column);
     Sums sum;
-    multiply(left, right_at(right, rank, column), rank, sum);
+    NoFetch none;
+    multiply(left, right_at(right, rank, column), rank, sum, none);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       HWY_UNROLL(4)
@@ -516,122 +546,124 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
                     : product_tile<false, false>(left, right, rank, panels, tile);
 }
 
+// kTileRows rows of `count` vectors that lie `apart` and share their left factors.
+template <bool kFirst>
+HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, const float *const *right,
+                                   std::int64_t right_stride, const std::int32_t *lanes, std::int64_t rank,
+                                   std::int64_t count, float *to, std::int64_t stride, std::int64_t apart) {
+  const auto spread = hn::SetTableIndices(kFloats, lanes);
+  Sums sum;
+  NoFetch none;
+  multiply_by(
+      rank, sum,
+      [&](std::int64_t k, std::int64_t v)
+          HWY_ATTR { return hn::TableLookupLanes(load_vector(right[v] + k * right_stride), spread); },
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return load_vector(left + (k * kTileRows + i) * left_stride); },
+      none);
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kVectors; ++v)
+    if (v < count) put<kFirst, false>(sum[i][v], to + i * stride + v * apart, nullptr);
+}
+
+// How many periods after the first each lane is, of which `residue` have gone already.
+HWY_INLINE void store_periods(std::int64_t period, std::int64_t residue, std::int32_t *lanes) {
+  const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
+  auto count = hn::Zero(ints);
+  for (std::int64_t edge = period - residue; edge < kLanes; edge += period) {
+    const auto beyond = hn::Gt(hn::Iota(ints, 0), hn::Set(ints, static_cast<std::int32_t>(edge - 1)));
+    count = hn::Sub(count, hn::VecFromMask(ints, beyond));
+  }
+  hn::StoreU(count, ints, lanes);
+}
+
 template <bool kFirst>
 void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
-                   const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
-  const std::int64_t n = panels * kPanel, common = std::lcm(kLanes, period);  // vectors that far apart share factors
+                   const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
+                   const Tile &tile) {
+  const std::int64_t n = panels * kPanel, step = kLanes / std::min(kLanes, period & -period);
+  const std::int64_t common = step * period;  // vectors that far apart share left factors, whole periods
   for (std::int64_t phase = 0; phase < std::min(common, n); phase += kLanes) {
-    const float *factors = left + (begin + phase) % period;
-    for (std::int64_t column = phase; column < n; column += kVectors * common) {
+    const std::int64_t residue = (begin + phase) % period, whole = (begin + phase) / period;
+    std::int32_t lanes[kLanes];
+    store_periods(period, residue, lanes);
+    for (std::int64_t column = phase, at = whole; column < n; column += kVectors * common) {
       const std::int64_t count = std::min(kVectors, (n - column + common - 1) / common);
       const float *from[kVectors];
-      for (std::int64_t v = 0; v < kVectors; ++v)
-        from[v] = right_at(right, rank, column + std::min(v, count - 1) * common);
-      Sums sum;
-      multiply_by<kPanel>(rank, from, sum, [&](std::int64_t k, std::int64_t i) HWY_ATTR {
-        return load_vector(factors + (k * kTileRows + i) * left_stride);
-      });
-      for (std::int64_t i = 0; i < kTileRows; ++i)
-        for (std::int64_t v = 0; v < count; ++v)
-          put<kFirst, false>(sum[i][v], tile.data + i * tile.stride + column + v * common, nullptr);
+      for (std::int64_t v = 0; v < kVectors; ++v) {
+        from[v] = right + at;
+        if (v < count) at += step;
+      }
+      periodic_vectors<kFirst>(left + residue, left_stride, from, right_stride, lanes, rank, count, tile.data + column,
+                               tile.stride, common);
     }
   }
 }
 
 void periodic_product(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
-                      const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
+                      const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
+                      const Tile &tile) {
   const auto multiply_tile = tile.first ? periodic_tile<true> : periodic_tile<false>;
-  multiply_tile(left, left_stride, period, begin, right, rank, panels, tile);
+  multiply_tile(left, left_stride, period, begin, right, right_stride, rank, panels, tile);
 }
 
 // -- Projections -----------------------------------------------------------------------------------------------
 
-constexpr std::int64_t kProjectRanks = kVectors;  // at a time: as many sums as a product has
-constexpr std::int64_t kStepsAhead = 6;           // from one use of a residue to the next
-
-// One lane of a vector every `period` vectors belongs to the same residue.
-template <typename T>
-HWY_INLINE void project_part(const T *const *rows, const float *const *right, std::int64_t panel_step,
-                             std::int64_t first, std::int64_t n, std::int64_t period, std::int64_t below, Sums &sum) {
-  HWY_UNROLL(6)
-  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
-  for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::Zero(kFloats);
-  std::int64_t column = first;
-  for (; column + kLanes <= n; column += period * kLanes) {
-    const std::int64_t at = column / kPanel * panel_step + column % kPanel;
-    Floats factor[kProjectRanks];
-    HWY_UNROLL(4)
-    for (std::int64_t r = 0; r < kProjectRanks; ++r) factor[r] = load_vector(right[r] + at);
-    if (period > 1) {  // in strides that no processor foresees
-      const std::int64_t next = std::min(column + kStepsAhead * period * kLanes, n - 1);
-      const std::int64_t next_at = next / kPanel * panel_step + next % kPanel;
-      HWY_UNROLL(4)
-      for (std::int64_t r = 0; r < kProjectRanks; ++r) __builtin_prefetch(right[r] + next_at);
+// kTileRows x kCount lines: `stride` and kAcross apart, their sums kTurned and `sums_across`.
+template <std::int64_t kAcross, std::int64_t kCount>
+void project_lines(const float *values, std::int64_t stride, std::int64_t step, std::int64_t depth, const float *right,
+                   float *sums, std::int64_t sums_across, Fetch &shared_fetch) {
+  Fetch fetch = shared_fetch;
+  for (std::int64_t lane = 0; lane < kTurned; lane += kLanes, right += kLanes, sums += kLanes) {
+    Floats sum[kTileRows][kCount];
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+    for (std::int64_t j = 0; j < kCount; ++j) sum[i][j] = load_vector(sums + i * kTurned + j * sums_across);
+    const float *rows[kTileRows];
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) rows[i] = values + i * stride;
+    for (std::int64_t k = 0; k < depth; ++k) {
+      const Floats factor = load_vector(right + k * kTurned);
+      fetch.next();
+      fetch.next();
+      HWY_UNROLL(6)
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        HWY_UNROLL(4)
+        for (std::int64_t j = 0; j < kCount; ++j)
+          sum[i][j] = hn::MulAdd(hn::Set(kFloats, rows[i][j * kAcross]), factor, sum[i][j]);
+        rows[i] += step;
+      }
     }
     HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      if (period == 1)
-        fetch_ahead<kLanes>(rows[i] + column);
-      else if (below)
-        fetch_later(rows[i] + column + below);
-      const Floats value = load_vector(rows[i] + column);
-      HWY_UNROLL(4)
-      for (std::int64_t r = 0; r < kProjectRanks; ++r) sum[i][r] = hn::MulAdd(value, factor[r], sum[i][r]);
-    }
+    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+    for (std::int64_t j = 0; j < kCount; ++j) store_vector(sum[i][j], sums + i * kTurned + j * sums_across);
   }
-  if (column >= n) return;
-  const std::int64_t at = column / kPanel * panel_step + column % kPanel;
-  for (std::int64_t i = 0; i < kTileRows; ++i) {
-    const Floats value = load_part(rows[i] + column, n - column);
-    for (std::int64_t r = 0; r < kProjectRanks; ++r)
-      sum[i][r] = hn::MulAdd(value, load_part(right[r] + at, n - column), sum[i][r]);
+  shared_fetch = fetch;
+}
+
+// Lines of `all` tiles or phases, in groups as equal as can be.
+template <std::int64_t kAcross>
+void project_groups(const float *values, std::int64_t stride, std::int64_t all, std::int64_t step, std::int64_t depth,
+                    const float *right, float *sums, std::int64_t sums_across, Fetch &fetch) {
+  constexpr decltype(&project_lines<kAcross, 1>) kGroups[] = {project_lines<kAcross, 1>, project_lines<kAcross, 2>,
+                                                              project_lines<kAcross, kVectors - 1>,
+                                                              project_lines<kAcross, kVectors>};
+  const std::int64_t groups = (all + kVectors - 1) / kVectors;
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t first = all * group / groups, count = all * (group + 1) / groups - first;
+    kGroups[count - 1](values + first * kAcross, stride, step, depth, right, sums + first * sums_across, sums_across,
+                       fetch);
   }
 }
 
-template <typename T>
-void project_as(const WeightRows &weight, std::int64_t count, const float *right, std::int64_t rank, std::int64_t begin,
-                std::int64_t n, std::int64_t period, float *sums, std::int64_t step) {
-  const T *rows[kTileRows];
-  for (std::int64_t i = 0; i < kTileRows; ++i)
-    rows[i] = static_cast<const T *>(weight.base) + std::min(i, count - 1) * weight.base_stride;
-  right = right_at(right, rank, begin);
-  for (std::int64_t r = 0; r < rank; r += kProjectRanks) {
-    const float *factors[kProjectRanks];
-    const std::int64_t ranks = std::min(kProjectRanks, rank - r);
-    for (std::int64_t j = 0; j < kProjectRanks; ++j) factors[j] = right + (r + std::min(j, ranks - 1)) * kPanel;
-    const std::int64_t below = r == 0 ? kTileRows * weight.base_stride : 0;
-    for (std::int64_t phase = 0; phase < period; ++phase) {
-      Sums sum;
-      project_part(rows, factors, rank * kPanel, phase * kLanes, n, period, below, sum);
-      for (std::int64_t i = 0; i < kTileRows; ++i)
-        for (std::int64_t j = 0; j < ranks; ++j) {
-          float *to = sums + (r + j) * kTileRows + i;
-          if (period == 1) {
-            *to += hn::GetLane(hn::SumOfLanes(kFloats, sum[i][j]));
-            continue;
-          }
-          float lanes[kLanes];
-          store_vector(sum[i][j], lanes);
-          std::int64_t residue = (begin + phase * kLanes) % period;
-          for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-            to[residue * step] += lanes[lane];
-            if (++residue == period) residue = 0;
-          }
-        }
-    }
-  }
-}
-
-void project(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank, std::int64_t begin,
-             std::int64_t n, std::int64_t period, float *sums, std::int64_t step) {
-  switch (weight.dtype) {
-    case LYC_DTYPE_BF16:
-      return project_as<Bf16>(weight, rows, right, rank, begin, n, period, sums, step);
-    case LYC_DTYPE_F16:
-      return project_as<F16>(weight, rows, right, rank, begin, n, period, sums, step);
-    default:
-      return project_as<float>(weight, rows, right, rank, begin, n, period, sums, step);
-  }
+void project(const float *values, std::int64_t stride, std::int64_t tiles, std::int64_t period, std::int64_t depth,
+             const float *right, float *sums, const Ahead &ahead) {
+  constexpr std::int64_t kTile = kTileRows * kTurned;
+  Fetch fetch(ahead, tiles * kTileRows);
+  if (period == 1) return project_groups<kTileApart>(values, stride, tiles, 1, depth, right, sums, kTile, fetch);
+  for (std::int64_t tile = 0; tile < tiles; ++tile)
+    project_groups<1>(values + tile * kTileApart, stride, period, period, depth, right, sums + tile * kTile,
+                      tiles * kTile, fetch);
 }
 
 template <bool kFirst, bool kTimes>
@@ -880,7 +912,8 @@ void squared_tile(const float *left, const float *right, std::int64_t rank, std:
       for (std::int64_t at = 0; at < kVectors * kLanes; at += 64 / std::int64_t{sizeof(T)})
         fetch_later(next + i * stride + column + at);
     Sums sum;
-    multiply(left, right_at(right, rank, column), rank, sum);
+    NoFetch none;
+    multiply(left, right_at(right, rank, column), rank, sum, none);
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
@@ -1023,13 +1056,6 @@ void change_weight(const WeightRows &rows, std::int64_t count, bool keep, const 
 
 // -- Rotations -------------------------------------------------------------------------------------------------
 
-// Rows begin anywhere in a cache line.
-HWY_INLINE void prefetch(const Ahead &ahead, std::int64_t row, std::int64_t skipped = 0) {
-  const char *data = ahead.data + row * ahead.stride + skipped;
-  for (std::int64_t byte = 0; byte < ahead.size; byte += 64) __builtin_prefetch(data + byte);
-  if (ahead.size > 0) __builtin_prefetch(data + ahead.size - 1);
-}
-
 HWY_INLINE Floats onto(Floats sum, const float *change, const float *base) {
   if (change) sum = hn::Add(sum, load_vector(change));
   return base ? hn::Add(sum, load_vector(base)) : sum;
@@ -1042,7 +1068,7 @@ bool streams(const Turned &to, std::int64_t unit) {
 
 // What is not streamed is asked for first: it may not have been read.
 template <bool kStream, typename T>
-void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to) {
+void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to, Fetch &ahead) {
   T *const out = static_cast<T *>(to.out);
   const float *const changes = to.change, *const bases = to.base;
   const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
@@ -1050,7 +1076,7 @@ void turn_tile(const float *left, const float *right, std::int64_t rank, const T
     for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * out_stride);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
-    multiply(left, right + column, rank, sum);
+    multiply(left, right + column, rank, sum, ahead);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       const float *change = advanced(changes, i * kPanel + column);
@@ -1065,10 +1091,10 @@ void turn_tile(const float *left, const float *right, std::int64_t rank, const T
 }
 
 template <std::int64_t kRows>
-void multiply_part(const float *left, const float *right, std::int64_t rank, float *to) {
+void multiply_part(const float *left, const float *right, std::int64_t rank, float *to, Fetch &ahead) {
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Floats sum[kRows][kVectors];
-    multiply(left, right + column, rank, sum);
+    multiply(left, right + column, rank, sum, ahead);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) store_vector(sum[i][v], to + i * kPanel + column + v * kLanes);
@@ -1090,11 +1116,11 @@ void write_sums(const float *sums, std::int64_t n, const float *change, const fl
 // Fewer rows than a tile has, or fewer columns than a panel.
 template <typename T>
 void turn_part(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n,
-               const Turned &to) {
+               const Turned &to, Fetch &ahead) {
   constexpr decltype(&multiply_part<1>) kParts[] = {multiply_part<1>, multiply_part<2>, multiply_part<3>,
                                                     multiply_part<4>, multiply_part<5>, multiply_part<6>};
   float sums[kTileRows * kPanel];
-  kParts[rows - 1](left, right, rank, sums);
+  kParts[rows - 1](left, right, rank, sums, ahead);
   for (std::int64_t i = 0; i < rows; ++i)
     write_sums(sums + i * kPanel, n, advanced(to.change, i * kPanel), advanced(to.base, i * to.base_stride),
                static_cast<T *>(to.out) + i * to.out_stride, to.stream);
@@ -1102,15 +1128,15 @@ void turn_part(const float *left, const float *right, std::int64_t rank, std::in
 
 template <typename T>
 void turn_as(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
-             const Ahead &ahead) {
+             const Ahead &rows_ahead) {
+  Fetch ahead(rows_ahead, rows);
   const auto turn_tile_as = streams<T>(to, kPanel) ? turn_tile<true, T> : turn_tile<false, T>;
   for (std::int64_t row = 0; row < rows; row += kTileRows, left += rank * kTileRows) {
     const std::int64_t count = std::min(kTileRows, rows - row);
-    for (std::int64_t i = 0; i < count; ++i) prefetch(ahead, row + i);
     if (count == kTileRows && n == kPanel)
-      turn_tile_as(left, right, rank, to);
+      turn_tile_as(left, right, rank, to, ahead);
     else
-      turn_part<T>(left, right, rank, count, n, to);
+      turn_part<T>(left, right, rank, count, n, to, ahead);
     to.base = advanced(to.base, kTileRows * to.base_stride);
     to.change = advanced(to.change, kTileRows * kPanel);
     to.out = static_cast<T *>(to.out) + kTileRows * to.out_stride;
@@ -1129,18 +1155,26 @@ void turn(const float *left, const float *right, std::int64_t rank, std::int64_t
   }
 }
 
-// kTileRows rows by kCount vectors of columns, from `column` of a block on.
-template <std::int64_t kCount>
+constexpr std::int64_t kTurnedTiles = kVectors / 2;  // of kTileRows rows by two vectors, in registers
+
+// kTiles tiles of rows by kCount vectors of columns, from `column` of a block on.
+template <std::int64_t kTiles, std::int64_t kCount>
 HWY_INLINE void multiply_columns(const float *const *left, const float *right, std::int64_t block, std::int64_t column,
-                                 Floats (&sum)[kTileRows][kCount]) {
+                                 Floats (&sum)[kTiles * kTileRows][kCount], Fetch &ahead) {
   const float *panels[kCount];
   HWY_UNROLL(2)
   for (std::int64_t v = 0; v < kCount; ++v) {
     const std::int64_t at = column + v * kLanes;
     panels[v] = right + at / kTurned * kTurned * block + at % kTurned;
   }
-  multiply_by<kTurned>(block, panels, sum,
-                       [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[i][k]); });
+  const float *rows[kTileRows];
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) rows[i] = left[i];
+  multiply_by(
+      block, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panels[v] + k * kTurned); },
+      [&](std::int64_t k, std::int64_t i)
+          HWY_ATTR { return hn::Set(kFloats, rows[i % kTileRows][i / kTileRows * kTileApart + k]); },
+      ahead);
 }
 
 template <typename T>
@@ -1149,26 +1183,24 @@ HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *
   if (n > 0) store_part(base ? hn::Add(sum, load_part(base, n)) : sum, n, out);
 }
 
-template <bool kStream, typename T>
-void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, const Turned &to) {
-  T *const outs = static_cast<T *>(to.out);
-  const float *const bases = to.base;
-  const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
+template <bool kStream, typename T, std::int64_t kTiles>
+void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, bool keep, T *outs,
+                std::int64_t out_stride, Fetch &ahead) {
   for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
-    Floats sum[kTileRows][2];
+    Floats sum[kTiles * kTileRows][2];
     const std::int64_t n = block - column;
     if (n <= kLanes) {
-      Floats one[kTileRows][1];
-      multiply_columns(left, right, block, column, one);
-      HWY_UNROLL(6)
-      for (std::int64_t i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
+      Floats one[kTiles * kTileRows][1];
+      multiply_columns<kTiles>(left, right, block, column, one, ahead);
+      HWY_UNROLL(12)
+      for (std::int64_t i = 0; i < kTiles * kTileRows; ++i) sum[i][0] = sum[i][1] = one[i][0];
     } else {
-      multiply_columns(left, right, block, column, sum);
+      multiply_columns<kTiles>(left, right, block, column, sum, ahead);
     }
-    HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
+    HWY_UNROLL(12)
+    for (std::int64_t i = 0; i < kTiles * kTileRows; ++i) {
       if (i >= rows) break;
-      const float *base = advanced(bases, i * base_stride + column);
+      const float *base = keep ? left[i % kTileRows] + i / kTileRows * kTileApart + column : nullptr;
       T *out = outs + i * out_stride + column;
       if (n >= 2 * kLanes) {
         write_pair<kStream>(onto(sum[i][0], nullptr, base), onto(sum[i][1], nullptr, advanced(base, kLanes)), out);
@@ -1180,34 +1212,45 @@ void turn_block(const float *const *left, std::int64_t rows, const float *right,
   }
 }
 
+template <typename T, std::int64_t kTiles>
+void turn_tiles(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right, std::int64_t block,
+                std::int64_t blocks, std::int64_t step, bool keep, const Turned &to, const Ahead &rows_ahead) {
+  Fetch ahead(rows_ahead, rows);
+  const bool stream = streams<T>(to, std::gcd(block, 2 * kLanes));
+  const auto turn_block_as = stream ? turn_block<true, T, kTiles> : turn_block<false, T, kTiles>;
+  const float *lines[kTileRows];
+  for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left + i * left_stride;
+  T *out = static_cast<T *>(to.out);
+  for (std::int64_t at = 0; at < blocks; ++at, right += step, out += block) {
+    for (std::int64_t i = 0; i < rows && !stream; ++i) fetch<2 * kTurned>(out + i * to.out_stride);
+    turn_block_as(lines, rows, right, block, keep, out, to.out_stride, ahead);
+    for (const float *&line : lines) line += block;
+  }
+}
+
 template <typename T>
 void turn_columns_as(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                     std::int64_t block, std::int64_t blocks, std::int64_t step, Turned to, const Ahead &ahead) {
-  const bool stream = streams<T>(to, std::gcd(block, 2 * kLanes));
-  const auto turn_block_as = stream ? turn_block<true, T> : turn_block<false, T>;
-  const float *lines[kTileRows];
-  for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left + std::min(i, rows - 1) * left_stride;
-  for (std::int64_t at = 0; at < blocks; ++at, right += step) {
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      if (i < rows && !stream) fetch<2 * kTurned>(static_cast<T *>(to.out) + i * to.out_stride);
-      prefetch(ahead, i, at * ahead.size);
-    }
-    turn_block_as(lines, rows, right, block, to);
-    for (const float *&line : lines) line += block;
-    to.base = advanced(to.base, block);
-    to.out = static_cast<T *>(to.out) + block;
+                     std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, Turned to, Ahead ahead) {
+  constexpr std::int64_t kRows = kTurnedTiles * kTileRows;
+  for (std::int64_t row = 0; row < rows; row += kRows) {
+    const std::int64_t count = std::min(kRows, rows - row);
+    const auto turn_rows = count <= kTileRows ? turn_tiles<T, 1> : turn_tiles<T, kTurnedTiles>;
+    turn_rows(left + row / kTileRows * kTileApart, left_stride, count, right, block, blocks, step, keep, to, ahead);
+    to.out = static_cast<T *>(to.out) + kRows * to.out_stride;
+    ahead.data += kRows * ahead.stride;
   }
 }
 
 void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                  std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to, const Ahead &ahead) {
+                  std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,
+                  const Ahead &ahead) {
   switch (to.dtype) {
     case LYC_DTYPE_BF16:
-      return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+      return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
     case LYC_DTYPE_F16:
-      return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+      return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
     default:
-      return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, to, ahead);
+      return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
   }
 }
 
@@ -1278,12 +1321,43 @@ HWY_INLINE Doubles added_rows(const double *const *rows, const double *factors, 
   return sum;
 }
 
-void add_rows(const double *const *rows, const double *factors, std::int64_t n, double *sums) {
-  std::int64_t i = 0;
-  for (; i + kDoubleLanes <= n; i += kDoubleLanes)
-    hn::StoreU(added_rows(rows, factors, i, hn::LoadU(kDoubles, sums + i)), kDoubles, sums + i);
-  for (; i < n; ++i)
-    for (std::int64_t p = 0; p < kPivots; ++p) sums[i] += factors[p] * rows[p][i];
+using RowFactors = double[kPivots];
+
+// Rows of sums, kCount vectors of each, take `factors` times the pivots' rows, which stay in registers.
+template <std::int64_t kCount>
+void add_pivots(const double *const *pivots, const RowFactors *factors, std::int64_t rows, std::int64_t column,
+                std::int64_t n, double *sums) {
+  Doubles row[kPivots][kCount];
+  HWY_UNROLL(4)
+  for (std::int64_t p = 0; p < kPivots; ++p) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kCount; ++v) row[p][v] = hn::LoadU(kDoubles, pivots[p] + column + v * kDoubleLanes);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    double *to = sums + i * n + column;
+    Doubles sum[kCount];
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v) sum[v] = hn::LoadU(kDoubles, to + v * kDoubleLanes);
+    HWY_UNROLL(4)
+    for (std::int64_t p = 0; p < kPivots; ++p) {
+      const Doubles factor = hn::Set(kDoubles, factors[i][p]);
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kCount; ++v) sum[v] = hn::MulAdd(factor, row[p][v], sum[v]);
+    }
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[v], kDoubles, to + v * kDoubleLanes);
+  }
+}
+
+void add_rows(const double *const *pivots, const RowFactors *factors, std::int64_t rows, std::int64_t n, double *sums) {
+  constexpr decltype(&add_pivots<1>) kCounts[] = {add_pivots<1>, add_pivots<2>, add_pivots<kVectors - 1>,
+                                                  add_pivots<kVectors>};
+  std::int64_t column = 0;
+  for (std::int64_t count = 0; column + kDoubleLanes <= n; column += count * kDoubleLanes) {
+    count = std::min(kVectors, (n - column) / kDoubleLanes);
+    kCounts[count - 1](pivots, factors, rows, column, n, sums);
+  }
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t c = column; c < n; ++c)
+      for (std::int64_t p = 0; p < kPivots; ++p) sums[i * n + c] += factors[i][p] * pivots[p][c];
 }
 
 // The first `count` rows become what `a` makes of all.
@@ -1310,10 +1384,10 @@ void eliminate(const double *const *pivots, std::int64_t k, std::int64_t count, 
   constexpr std::int64_t kSome = 32;
   for (std::int64_t row = begin; row < end; row += kSome) {
     const std::int64_t some = std::min(kSome, end - row);
-    double factors[kSome][kPivots] = {};
+    RowFactors factors[kSome] = {};
     for (std::int64_t i = 0; i < some; ++i)
       for (std::int64_t p = 0; p < count; ++p) factors[i][p] = -std::exchange(a[(row + i) * n + k + p], 0.0);
-    for (std::int64_t i = 0; i < some; ++i) add_rows(pivots, factors[i], n, a + (row + i) * n);
+    add_rows(pivots, factors, some, n, a + row * n);
   }
 }
 
@@ -1338,21 +1412,21 @@ void invert(double *a, std::int64_t n) {
 template <std::int64_t kRows, std::int64_t kCount>
 HWY_INLINE void add_product_tile(const double *a, const double *b, std::int64_t n, double *sums) {
   Doubles sum[kRows][kCount];
-  HWY_UNROLL(2)
+  HWY_UNROLL(4)
   for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::LoadU(kDoubles, sums + i * n + v * kDoubleLanes);
   for (std::int64_t k = 0; k < n; ++k) {
     Doubles row[kCount];
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kCount; ++v) row[v] = hn::LoadU(kDoubles, b + k * n + v * kDoubleLanes);
-    HWY_UNROLL(2)
+    HWY_UNROLL(4)
     for (std::int64_t i = 0; i < kRows; ++i) {
       const Doubles factor = hn::Set(kDoubles, a[i * n + k]);
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::MulAdd(factor, row[v], sum[i][v]);
     }
   }
-  HWY_UNROLL(2)
+  HWY_UNROLL(4)
   for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
   for (std::int64_t v = 0; v < kCount; ++v) hn::StoreU(sum[i][v], kDoubles, sums + i * n + v * kDoubleLanes);
 }
@@ -1369,8 +1443,8 @@ void add_product_rows(const double *a, const double *b, std::int64_t n, double *
 
 void add_matrix_product(const double *a, const double *b, std::int64_t n, double *sums) {
   std::int64_t i = 0;
-  for (; i + 2 <= n; i += 2) add_product_rows<2>(a + i * n, b, n, sums + i * n);
-  if (i < n) add_product_rows<1>(a + i * n, b, n, sums + i * n);
+  for (; i + kVectors <= n; i += kVectors) add_product_rows<kVectors>(a + i * n, b, n, sums + i * n);
+  for (; i < n; ++i) add_product_rows<1>(a + i * n, b, n, sums + i * n);
 }
 
 void transpose_part(const float *from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, float *to,

@@ -16,7 +16,9 @@ inline constexpr std::int64_t kTileRows = 6;           // 6 x 4 accumulators fit
 inline constexpr std::int64_t kPanel = 64;             // columns: four vectors of the widest instruction set
 inline constexpr std::int64_t kRepeated = kPanel / 4;  // one such vector
 
-inline constexpr std::int64_t kTurned = 16;  // columns of a panel in rotations of columns: a vector of that set
+inline constexpr std::int64_t kTurned = 16;                // columns of a narrow panel: a vector of that set
+inline constexpr std::int64_t kTileApart = 256 + kTurned;  // tiles side by side; no two rows in one cache set
+inline constexpr std::int64_t kTurnedRows = 2 * kTileRows;
 
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
@@ -84,20 +86,22 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // The same with a left factor that repeats itself along the columns: that of rank r, row i and column c is
-  // left[(r * kTileRows + i) * left_stride + (begin + c) % period], and kRepeated more than a period are there.
+  // The same with factors of which the left one repeats itself along the columns, and the right one stays the same for
+  // a period: those of rank r, row i and column c are left[(r * kTileRows + i) * left_stride + (begin + c) % period]
+  // and right[r * right_stride + (begin + c) / period]. kRepeated more than a period, and than columns, are there.
   void (*periodic_product)(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
-                           const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
+                           const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
+                           const Tile &tile);
 
   // As product, straight from registers onto the weight, or as change_weight with factors that vary by column.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                         const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
                         bool stream);
 
-  // Sums along kTileRows rows of the weight, `rows` of which are there: value * right factor, added to
-  // sums[(begin + column) % period * step + r * kTileRows + row]. `begin` is a multiple of kPanel.
-  void (*project)(const WeightRows &weight, std::int64_t rows, const float *right, std::int64_t rank,
-                  std::int64_t begin, std::int64_t n, std::int64_t period, float *sums, std::int64_t step);
+  // Sums along lines: every `period`th element of a row, from each of the first `period` on. Rows of a tile are
+  // `stride` apart, tiles kTileApart. Element k times the kTurned values of right[k] is added to sums[phase][row].
+  void (*project)(const float *values, std::int64_t stride, std::int64_t tiles, std::int64_t period, std::int64_t depth,
+                  const float *right, float *sums, const Ahead &ahead);
 
   // One row each: factor * values; p (x) q from column `begin` of the product on; the same onto the weight.
   void (*scaled)(const float *values, float factor, std::int64_t n, const Tile &row);
@@ -128,11 +132,12 @@ struct Kernels {
                         std::int64_t n, const Factors &factors, bool stream);
 
   // Rotations. `rows` rows of a block, of whose right panel n columns are there. Blocks of columns, one after the
-  // other: up to kTileRows rows of `left` by panels [block][kTurned], with `step` from one block's panels to the next.
+  // other: up to kTurnedRows rows of `left`, tiles kTileApart, by panels [block][kTurned], with `step` from one block's
+  // panels to the next; added to what the rows hold if that is to `keep`. Of `to`, only where it goes.
   void (*turn)(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
                const Ahead &ahead);
   void (*turn_columns)(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
-                       std::int64_t block, std::int64_t blocks, std::int64_t step, const Turned &to,
+                       std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,
                        const Ahead &ahead);
 
   // a + b, element by element.

@@ -90,14 +90,12 @@ double shrinking(const Rotation &rotation, double squares) {
   fail(LYC_ERROR_INTERNAL, "unknown limit of a rotation");
 }
 
-/// q becomes R - I = 2 ((I - Q)^-1 - I). Where the symmetric part of a matrix is I, that of what is left after each
+/// -Q becomes (R - I) / 2 = (I - Q)^-1 - I. Where the symmetric part of a matrix is I, that of what is left after each
 /// step of its inversion is I and something positive: no pivot is below 1, and nothing need be exchanged.
 void cayley(const Kernels &kernels, double *q, std::int64_t n) {
-  for (std::int64_t i = 0; i < n * n; ++i) q[i] = -q[i];
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] += 1.0;
   kernels.invert(q, n);
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] -= 1.0;
-  for (std::int64_t i = 0; i < n * n; ++i) q[i] *= 2.0;
 }
 
 /// sum becomes the series without I, by Horner's scheme. Three matrices in all.
@@ -117,25 +115,30 @@ std::int64_t place(const RotationPlan &plan, std::int64_t i) {
   return plan.rotation.order == Rotation::Order::kInterleave ? i % length * 2 + i / length : i;
 }
 
+// kLines rows of `rest`, from the block's element `begin` on, side by side; those from `end` on are 0.
+template <std::int64_t kLines>
+void pack_lines(const RotationPlan &plan, const float *rest, float m, std::int64_t begin, std::int64_t end,
+                float *packed) {
+  const std::int64_t n = plan.rotation.block_size;
+  const float *rows[kLines];
+  for (std::int64_t i = 0; i < kLines; ++i) rows[i] = rest + place(plan, std::min(begin + i, end - 1)) * n;
+  for (std::int64_t k = 0; k < n; ++k, packed += kLines) {
+    const std::int64_t from = place(plan, k);
+    for (std::int64_t i = 0; i < kLines; ++i) packed[i] = begin + i < end ? m * rows[i][from] : 0.0f;
+  }
+}
+
 void pack_rows(const RotationPlan &plan, const float *rest, float m, float *packed) {
   const std::int64_t n = plan.rotation.block_size, length = plan.run_length();
-  for (std::int64_t run = 0; run < plan.runs(); ++run)
-    for (std::int64_t begin = 0; begin < length; begin += kTileRows, packed += n * kTileRows)
-      for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const bool inside = begin + i < length;
-        const float *row = inside ? rest + place(plan, run * length + begin + i) * n : nullptr;
-        for (std::int64_t k = 0; k < n; ++k) packed[k * kTileRows + i] = inside ? m * row[place(plan, k)] : 0.0f;
-      }
+  for (std::int64_t run = 0; run < n; run += length)
+    for (std::int64_t begin = run; begin < run + length; begin += kTileRows, packed += n * kTileRows)
+      pack_lines<kTileRows>(plan, rest, m, begin, run + length, packed);
 }
 
 void pack_columns(const RotationPlan &plan, const float *rest, float m, float *packed) {
   const std::int64_t n = plan.rotation.block_size;
   for (std::int64_t begin = 0; begin < n; begin += kTurned, packed += n * kTurned)
-    for (std::int64_t i = 0; i < kTurned; ++i) {
-      const bool inside = begin + i < n;
-      const float *row = inside ? rest + place(plan, begin + i) * n : nullptr;
-      for (std::int64_t k = 0; k < n; ++k) packed[k * kTurned + i] = inside ? m * row[place(plan, k)] : 0.0f;
-    }
+    pack_lines<kTurned>(plan, rest, m, begin, n, packed);
 }
 
 }  // namespace
@@ -209,15 +212,17 @@ void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matri
   const bool series = rotation.map == Rotation::Map::kNeumann;
   double *q = reinterpret_cast<double *>(scratch), *result = series ? q + size : q;
   const Skew skew(kernels, rotation, matrix, scratch + (series ? 6 : 2) * size);
-  skew.write(rotation.factor, q);
+  skew.write(series ? rotation.factor : -rotation.factor, q);
   const double shrink =
       shrinking(rotation, rotation.limited == Rotation::Limit::kBlock ? sum_of_squares(q, size) : squares);
-  for (std::int64_t i = 0; i < size; ++i) q[i] *= shrink;
+  if (shrink != 1.0)
+    for (std::int64_t i = 0; i < size; ++i) q[i] *= shrink;
   if (series)
     neumann(kernels, q, n, rotation.neumann_terms, result, result + size);
   else
     cayley(kernels, q, n);
-  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(result[i]);
+  const double times = series ? 1.0 : 2.0;
+  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(times * result[i]);
 }
 
 void derive_packed(const Kernels &kernels, const RotationPlan &plan, std::int64_t matrix, double squares,
@@ -270,8 +275,6 @@ void prepare_rotation(ops::BackendContext &context, const Rotation &given, const
 
 namespace {
 
-constexpr std::int64_t kTurnedColumns = 512;  // of kTileRows rows: with a block's matrix they stay in the nearest cache
-
 std::int64_t stride_bytes(const Rows &rows) { return rows.stride * static_cast<std::int64_t>(dtype_size(rows.dtype)); }
 
 const char *at(const Rows &rows, std::int64_t row, std::int64_t column) {
@@ -322,7 +325,11 @@ class LineRun {
         r_(plan.rotation),
         left_(left),
         scaling_(kernels, plan.rotation, scale),
-        region_(region) {
+        region_(region),
+        runs_(plan.runs()),
+        length_(plan.run_length()),
+        run_step_(round_up(length_, kTileRows) * r_.block_size),
+        matrix_step_(plan.matrices() == 1 ? 0 : plan.packed_floats()) {
     first_ = plan.along_rows ? region.column : region.row;
     const std::int64_t count = plan.along_rows ? region.columns : region.rows;
     begin_ = plan.lines.empty() ? std::max(r_.begin, first_) - r_.begin : 0;
@@ -400,15 +407,13 @@ class LineRun {
   }
 
   void turn_block(std::int64_t stage, std::int64_t window, std::int64_t block) {
-    const std::int64_t n = r_.block_size, length = plan_.run_length();
     std::int64_t starts[2] = {};
-    for (std::int64_t run = 0; run < plan_.runs(); ++run) starts[run] = window + run_start(stage, block, run);
+    for (std::int64_t run = 0; run < runs_; ++run) starts[run] = window + run_start(stage, block, run);
     const float *lines = stage == 0 ? first_lines(window) : changed_lines(starts);
-    const std::int64_t matrix = stage * r_.blocks + window / n + block;
-    const float *left = left_ + (plan_.matrices() == 1 ? 0 : matrix) * plan_.packed_floats();
-    for (std::int64_t run = 0; run < plan_.runs(); ++run, left += round_up(length, kTileRows) * n) {
+    const float *left = left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_;
+    for (std::int64_t run = 0; run < runs_; ++run, left += run_step_) {
       const bool last = stage + 1 == r_.stages && stores_;
-      k_.turn(left, lines, n, length, last ? lanes_ : kPanel,
+      k_.turn(left, lines, r_.block_size, length_, last ? lanes_ : kPanel,
               last ? stored(stage, starts[run]) : kept(stage, starts[run]), stage == 0 ? ahead(starts[run]) : Ahead{});
     }
   }
@@ -428,8 +433,8 @@ class LineRun {
 
   // And as the stage before left them.
   const float *changed_lines(const std::int64_t *starts) {
-    const std::int64_t length = plan_.run_length() * kPanel;
-    for (std::int64_t run = 0; run < plan_.runs(); ++run)
+    const std::int64_t length = length_ * kPanel;
+    for (std::int64_t run = 0; run < runs_; ++run)
       k_.sum(weight(starts[run]), change(starts[run]), length, gathered_ + run * length);
     return gathered_;
   }
@@ -437,7 +442,7 @@ class LineRun {
   // Where a run of a block begins, from its window's first element on.
   std::int64_t run_start(std::int64_t stage, std::int64_t block, std::int64_t run) const {
     if (r_.order == Rotation::Order::kPlain) return block * r_.block_size;
-    return (run * (std::int64_t{1} << stage) + block) * plan_.run_length();
+    return (run * (std::int64_t{1} << stage) + block) * length_;
   }
 
   Turned kept(std::int64_t stage, std::int64_t element) const {
@@ -485,12 +490,13 @@ class LineRun {
   const float *left_;
   const Scaling scaling_;
   const Region &region_;
+  const std::int64_t runs_, length_, run_step_, matrix_step_;
   std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0;
   bool stores_;  // the last stage does
   float *tile_, *weight_factors_, *change_factors_, *gathered_, *weight_, *change_;
 };
 
-/// Rows as they lie, kTileRows by whole blocks of columns at a time.
+/// Rows as they lie, kTurnedRows by whole blocks of columns at a time.
 class RowRun {
  public:
   RowRun(const Kernels &kernels, const RotationPlan &plan, const float *right, double scale, const Region &region,
@@ -504,47 +510,54 @@ class RowRun {
     begin_ = std::max(r_.begin, region.column);
     end_ = std::min(r_.begin + r_.extent(), region.column + region.columns);
     weight_ = scratch;
-    change_ = weight_ + kTileRows * stride(plan);
-    weight_factors_ = change_ + kTileRows * stride(plan);
+    change_ = weight_ + kTileRows * tile_stride(plan);
+    weight_factors_ = change_ + rows(plan) * stride(plan);
     change_factors_ = weight_factors_ + stride(plan);
   }
 
-  /// Columns that are turned at a time, and no two rows of them in one cache set.
-  static std::int64_t columns(const RotationPlan &plan) {
-    const std::int64_t block = plan.rotation.block_size;
-    return std::max<std::int64_t>(1, kTurnedColumns / block) * block;
+  static std::uint64_t scratch(const RotationPlan &plan) {
+    return static_cast<std::uint64_t>(kTileRows * tile_stride(plan) + (rows(plan) + 2) * stride(plan));
   }
-  static std::int64_t stride(const RotationPlan &plan) { return round_up(columns(plan), kTurned) + kTurned; }
 
   void run() {
     for (std::int64_t column = begin_; column < end_; column += columns(plan_))
-      for (std::int64_t row = 0; row < region_.rows; row += kTileRows)
-        turn(row, std::min(kTileRows, region_.rows - row), column, std::min(columns(plan_), end_ - column));
+      for (std::int64_t row = 0; row < region_.rows; row += rows(plan_))
+        turn(row, std::min(rows(plan_), region_.rows - row), column, std::min(columns(plan_), end_ - column));
   }
 
  private:
-  void turn(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t n) {
-    const std::int64_t own = stride(plan_), c = column - region_.column, block = r_.block_size;
-    for (std::int64_t i = 0; i < rows; ++i)
-      k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight_ + i * own);
-    const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
-    const Ahead ahead = {at(region_.weight, row + kTileRows, c), stride_bytes(region_.weight),
-                         block * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
-    Turned to = {
-        nullptr,       0, nullptr, region_.out.dtype, const_cast<char *>(at(region_.out, row, c)), region_.out.stride,
-        region_.stream};
-    if (!scaling_.none())
-      to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, own, false};
-    else if (region_.onto != Region::Onto::kNothing)
-      set_base(to, own);
-    k_.turn_columns(weight_, own, rows, right_ + (column - r_.begin) / block * step, block, n / block, step, to, ahead);
-    if (!scaling_.none()) add_scaled(row, rows, column, n);
+  /// Columns and rows that are turned at a time: tiles lie side by side, unless a block is too large for that.
+  static std::int64_t columns(const RotationPlan &plan) {
+    const std::int64_t block = plan.rotation.block_size;
+    return std::max<std::int64_t>(1, kTileColumns / block) * block;
   }
+  static std::int64_t rows(const RotationPlan &plan) { return columns(plan) <= kTileColumns ? kTurnedRows : kTileRows; }
+  static std::int64_t tile_stride(const RotationPlan &plan) { return rows(plan) / kTileRows * stride(plan); }
+  static std::int64_t stride(const RotationPlan &plan) {
+    return columns(plan) <= kTileColumns ? kTileApart : round_up(columns(plan), kTurned) + kTurned;
+  }
+  float *weight(std::int64_t row) const {
+    return weight_ + row % kTileRows * tile_stride(plan_) + row / kTileRows * kTileApart;
+  }
+  float *change(std::int64_t row) const { return change_ + row * stride(plan_); }
 
-  void set_base(Turned &to, std::int64_t own) const {
+  void turn(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t n) {
+    const std::int64_t c = column - region_.column, block = r_.block_size;
+    for (std::int64_t i = 0; i < rows; ++i) k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight(i));
+    const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
+    const Ahead ahead = {at(region_.weight, row + RowRun::rows(plan_), c), stride_bytes(region_.weight),
+                         n * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
     const bool sums = region_.onto == Region::Onto::kSum;
-    to.base = sums ? static_cast<const float *>(to.out) : weight_;
-    to.base_stride = sums ? to.out_stride : own;
+    Turned to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, stride(plan_), false};
+    if (!sums) {
+      to.dtype = region_.out.dtype;
+      to.out = const_cast<char *>(at(region_.out, row, c));
+      to.out_stride = region_.out.stride;
+      to.stream = region_.stream;
+    }
+    k_.turn_columns(weight_, tile_stride(plan_), rows, right_ + (column - r_.begin) / block * step, block, n / block,
+                    step, region_.onto == Region::Onto::kWeight, to, ahead);
+    if (sums) add_scaled(row, rows, column, n);
   }
 
   // Outputs are the rows, or the columns where those turn.
@@ -552,12 +565,11 @@ class RowRun {
     const bool out = r_.axis == Rotation::Axis::kOut;
     if (out) scaling_.set_rows(column, n, weight_factors_, change_factors_);
     for (std::int64_t i = 0; i < rows; ++i) {
-      const float *weight = weight_ + i * stride(plan_), *change = change_ + i * stride(plan_);
       float *sum = reinterpret_cast<float *>(const_cast<char *>(at(region_.out, row + i, column - region_.column)));
       if (out)
-        k_.changes(weight, change, n, weight_factors_, change_factors_, {sum, 0, nullptr, false});
+        k_.changes(weight(i), change(i), n, weight_factors_, change_factors_, {sum, 0, nullptr, false});
       else
-        scaling_.add(region_.row + row + i, weight, change, n, {sum, 0, nullptr, false});
+        scaling_.add(region_.row + row + i, weight(i), change(i), n, {sum, 0, nullptr, false});
     }
   }
 
@@ -574,7 +586,7 @@ class RowRun {
 }  // namespace
 
 std::uint64_t region_scratch(const RotationPlan &plan, std::int64_t rows, std::int64_t columns) {
-  if (plan.by_rows()) return static_cast<std::uint64_t>((2 * kTileRows + 2) * RowRun::stride(plan));
+  if (plan.by_rows()) return RowRun::scratch(plan);
   const std::int64_t lines = plan.along_rows ? columns : rows;
   return static_cast<std::uint64_t>((kPanel + 2 + plan.rotation.block_size + 2 * lines) * kPanel);
 }

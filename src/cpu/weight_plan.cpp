@@ -93,9 +93,10 @@ class TargetBuilder {
     for (const AdapterPlan &adapter : plan_.adapters)
       for (const TermPlan &term : adapter.terms) add_steps(adapter, term);
     plan_.packed_size = layout_.size();
-    plan_.projects_rows = !plan_.project.empty() && plan_.region_rows == 0 && !frame_.out_in_columns() &&
-                          std::none_of(plan_.adapters.begin(), plan_.adapters.end(),
-                                       [](const AdapterPlan &adapter) { return adapter.norm_early; });
+    const bool rows_alone = plan_.region_rows == 0 && !frame_.out_in_columns() &&
+                            std::none_of(plan_.adapters.begin(), plan_.adapters.end(),
+                                         [](const AdapterPlan &adapter) { return adapter.norm_early; });
+    if (rows_alone && !plan_.project.empty()) plan_.projected_rows = plan_.project[0].term->projection.rows;
   }
 
   TargetPlan take() { return std::move(plan_); }
@@ -229,8 +230,9 @@ class TargetBuilder {
     Projection &projection = plan.projection;
     projection.interleaved = !columns && frame_.inside_in(weight_) > 1;
     Factor &factor = columns ? plan.p.left : plan.p.right;
-    factor = columns ? left_factor(frame_.left(down, down), plan_.rows, down.out)
-                     : right_factor(frame_.right(down, down), plan_.columns, down.out);
+    factor = columns                  ? left_factor(frame_.left(down, down), plan_.rows, down.out)
+             : projection.interleaved ? repeating_factor(product.down)
+                                      : right_factor(frame_.right(down, down), plan_.columns, down.out);
     factor.scaled = columns;
     factor.diagonal = product.diagonal;
     factor.mask = product.mask;
@@ -239,32 +241,34 @@ class TargetBuilder {
     projection.inside = frame_.inside_in(weight_);
     projection.positions = weight_.kernel_size();
     projection.copies = projection.positions;
-    if (projection.interleaved) {
-      projection.copies = projection.positions / projection.inside * projection.repeated();
-      const Position floats = multiply(multiply(projection.positions, kTileRows), static_cast<Position>(down.out));
-      plan_.sums_size = std::max(plan_.sums_size, floats);
-    }
+    if (projection.interleaved) projection.copies = projection.positions / projection.inside * projection.repeated();
+    projection.rows = projection.interleaved ? kTileRows : kItemRows;
     projection.made = columns ? right_factor({}, plan_.columns, down.out) : left_factor({}, plan_.rows, down.out);
-    if (!product.whole()) projection.up = projecting_factor(product.up);
+    if (product.whole()) return;
+    projection.up = projecting_factor(product.up);
+    if (columns) return;
+    const std::int64_t lines = projection.positions * projection.panels();
+    const Position sums = multiply(multiply(projection.rows, kTurned), static_cast<Position>(lines));
+    const Position values = multiply(kTileRows, projection.stride());
+    plan_.projecting_size = std::max(plan_.projecting_size, sums + values);
   }
 
-  // Rows x (input features and the kernel positions inside them), the others left out.
-  Matrix inner_matrix(const Operand &operand) const {
-    const std::int64_t inside = frame_.inside_in(weight_);
-    Matrix matrix = plain_matrix(operand);
-    matrix.columns.add(inside, 0);
-    return matrix;
+  // Each input feature once for every outer kernel position: [rank][features], and what a panel reads beyond them.
+  Factor repeating_factor(const Operand &down) {
+    Matrix source = plain_matrix(down);
+    source.columns = {};
+    source.columns.add(weight_.kernel_size() / frame_.inside_in(weight_), 0);
+    source.columns.add(down.in, down.stride_in);
+    const std::int64_t features = source.columns.size();
+    return factor(source, features, down.out, round_up(features, kPanel) + kPanel);
   }
 
   // As what the weight is multiplied by: on the left of its rows, or along them.
   Factor projecting_factor(const Operand &up) {
+    if (!frame_.out_in_columns()) return factor(plain_matrix(up), up.in, up.out, kTurned);
     Operand turned = up;
     std::swap(turned.out, turned.in);
     std::swap(turned.stride_out, turned.stride_in);
-    if (!frame_.out_in_columns()) {
-      // The outer kernel positions repeat what it is along the input features and the inner ones.
-      return right_factor(inner_matrix(turned), turned.in * frame_.inside_in(weight_), turned.out);
-    }
     return left_factor(plain_matrix(turned), turned.out, turned.in);
   }
 
@@ -365,7 +369,7 @@ class TargetBuilder {
       if (factor->lines == 0) continue;
       if (term.joined) {
         factor->total = group.rank;
-        factor->at = (factor->block == kPanel ? group.right_at : group.left_at) +
+        factor->at = (factor->block == kTileRows ? group.left_at : group.right_at) +
                      static_cast<Position>(factor->first * factor->block);
       } else {
         const std::int64_t copies = factor == &projection.made ? projection.copies : 1;
@@ -427,7 +431,7 @@ class TargetBuilder {
     while (plan_.tile_columns < plan_.columns && plan_.tile_columns % plan_.step_columns) plan_.step_columns -= kPanel;
     // Three tiles (sum, delta, Hadamard's first half), two rows, a panel of the weight, and projections.
     plan_.scratch_size =
-        multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel) + plan_.sums_size;
+        multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel) + plan_.projecting_size;
   }
 
   template <typename Visit>
@@ -447,7 +451,7 @@ class TargetBuilder {
       require(!adapter.dora() && !adapter.replaces,
               "DoRA does not go on top of a rotation, nor replaces it the weight");
       const bool along_rows = term.rotation.along_rows;
-      if (along_rows && !term.rotation.by_rows()) at_least = kPanel;  // rows become the lanes of a panel
+      if (along_rows) at_least = term.rotation.by_rows() ? kRegionRows : kPanel;  // or rows become lanes of a panel
       std::int64_t &lines = along_rows ? columns : rows;
       lines = common_lines(term.rotation, lines, along_rows ? round_up(plan_.columns, kPanel) : plan_.rows);
       matrices = std::max(matrices, matrix_scratch(term.rotation.rotation));
@@ -535,7 +539,7 @@ class TargetBuilder {
     const Factor none, &up = step.term->projection.up;
     if (!frame_.out_in_columns()) {
       add_packing(step, none, up);
-      return add(plan_.project, step, plan_.rows, kTileRows);
+      return add(plan_.project, step, plan_.rows, step.term->projection.rows);
     }
     add_packing(step, up, none);
     add(plan_.project, step, step.term->projection.positions * round_up(plan_.columns, kPanel), kPanel);

@@ -37,7 +37,9 @@ inline constexpr std::int64_t kMatrices = 4;                        // derived b
 inline constexpr std::int64_t kPackRows = 32 * kTileRows;           // packed by a thread at a time
 inline constexpr std::int64_t kPackColumns = 4 * kPanel;
 
-inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multiplied at a time
+inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multiplied at a time by columns
+
+static_assert(kTileColumns < kTileApart);
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -68,16 +70,24 @@ struct ProductPlan {
 
 /// kBaseProduct as a low-rank product: `up` projects the weight, W up (W itself where P is whole) becomes the factor
 /// on the side of the output features, one for each kernel position, and P's other factor meets it. Where neighbouring
-/// columns have different kernel positions, the factors of those lie side by side and repeat themselves.
+/// columns have different kernel positions, the factors of those lie side by side and repeat themselves, and the other
+/// factor has each input feature once. Along the rows of a weight, up's kTurned columns are a panel.
 struct Projection {
   Factor up;
   std::int64_t in = 0, inside = 1, positions = 1;
+  std::int64_t rows = 0;  // of the weight, multiplied at a time, whole tiles
   bool interleaved = false;
   Factor made;              // `copies` times for each row tile, or for all columns
   std::int64_t copies = 1;  // one for each position, and more if they repeat
   Position step = 0;        // from one position, or all that are inside, to the next
 
   std::int64_t repeated() const { return inside + kRepeated; }
+  // Columns of the weight that are multiplied at a time, and from a row of the tiles to the next.
+  std::int64_t columns() const {
+    return interleaved ? std::max(inside, 4 * kTileColumns / inside * inside) : kTileColumns;
+  }
+  std::int64_t stride() const { return interleaved ? columns() + kTurned : rows / kTileRows * kTileApart; }
+  std::int64_t panels() const { return ceil_div(up.lines, kTurned); }
 
   /// Kernel position of an index on the inner side.
   std::int64_t position(std::int64_t index) const { return index / (in * inside) * inside + index % inside; }
@@ -157,11 +167,11 @@ struct TargetPlan {
   std::vector<AdapterPlan> adapters;
   Joined joined;  // of all adapters without DoRA
   std::vector<Step> pack_left, pack_right, contract, materialise, project, measure, derive;
-  bool projects_rows = false;    // W up is made when a thread comes to a row: it takes whole rows
+  std::int64_t projected_rows = 0;  // W up is made when a thread comes to so many rows, and takes them whole; else 0
   std::int64_t region_rows = 0;  // with rotations, what turns together: so many rows by the columns of a tile; else 0
   bool turns_weight = false;     // a rotation alone: the weight's own rows are turned as they are read
   Position region_at = 0;        // in a thread's scratch
-  Position sums_size = 0;        // in a thread's scratch, of projections that are repeated then
+  Position projecting_size = 0;  // in a thread's scratch
   Position packed_size = 0, scratch_size = 0;  // scratch: for one thread
 
   std::int64_t tile_stride() const { return tile_columns + 16; }  // no two rows of a tile in one cache set

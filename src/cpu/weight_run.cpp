@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "cpu/weight_plan.hpp"
 
@@ -52,7 +53,7 @@ class TargetRun {
     for_each(t_.pack_right, [&](const Step &step) { pack_right(step); });
     for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
     for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
-    if (!t_.projects_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
+    if (!t_.projected_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
     for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
     for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
     for (const AdapterPlan &adapter : t_.adapters)
@@ -97,7 +98,7 @@ class TargetRun {
 
   // A multiple of the tile's, unless that is the whole row.
   std::int64_t item_columns() const {
-    if (t_.projects_rows) return round_up(t_.columns, kPanel);
+    if (t_.projected_rows) return round_up(t_.columns, kPanel);
     return t_.tile_columns * std::max<std::int64_t>(1, kItemColumns / t_.tile_columns);
   }
   float *scratch_tile(int worker, int tile) const {
@@ -109,7 +110,7 @@ class TargetRun {
   float *hadamard_tile(int worker) const { return scratch_tile(worker, 2); }
   float *row_buffer(int worker) const { return scratch_tile(worker, 3); }
   float *panel_buffer(int worker) const { return row_buffer(worker) + 2 * t_.tile_stride(); }
-  float *sums_buffer(int worker) const { return panel_buffer(worker) + kProjectRows * kPanel; }
+  float *projecting_buffer(int worker) const { return panel_buffer(worker) + kProjectRows * kPanel; }
 
   std::int64_t span(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
   std::int64_t width(std::int64_t column) const { return std::min(t_.step_columns, t_.columns - column); }
@@ -158,10 +159,11 @@ class TargetRun {
     float *packed = packed_ + factor.at;
     for (std::int64_t r = 0; r < factor.rank; ++r) {
       const float scale = (factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f) * along_rank(factor, r);
+      const std::int64_t most = std::min(kPanel, factor.block);
       for (std::int64_t column = step.begin; column < std::min(factor.lines, step.begin + kPackColumns);
-           column += kPanel) {
-        const std::int64_t n = std::min(kPanel, factor.lines - column);
-        float *values = packed + right_index(column, r, factor.total);
+           column += most) {
+        const std::int64_t n = std::min(most, factor.lines - column);
+        float *values = packed + right_index(column, r, factor.total, factor.block);
         if (!on) {
           std::fill_n(values, n, 0.0f);
           continue;
@@ -180,8 +182,8 @@ class TargetRun {
   static std::int64_t left_index(std::int64_t row, std::int64_t r, std::int64_t rank) {
     return (row / kTileRows * rank + r) * kTileRows + row % kTileRows;
   }
-  static std::int64_t right_index(std::int64_t column, std::int64_t r, std::int64_t rank) {
-    return (column / kPanel * rank + r) * kPanel + column % kPanel;
+  static std::int64_t right_index(std::int64_t column, std::int64_t r, std::int64_t rank, std::int64_t panel = kPanel) {
+    return (column / panel * rank + r) * panel + column % panel;
   }
 
   // core x down, kTileRows rows of (kernel position, r_up), into the places of a packed factor.
@@ -256,78 +258,91 @@ class TargetRun {
            static_cast<Position>(position) * projection.step;
   }
 
+  // A row's values of one kernel position, `projected_step` apart along the rank.
+  float *projected_row(const TermPlan &term, std::int64_t row, std::int64_t position) const {
+    const Projection &projection = term.projection;
+    if (!projection.interleaved) return projected(term, row, position) + row % kTileRows;
+    return projected(term, row, position / projection.inside) + row % kTileRows * projection.repeated() +
+           position % projection.inside;
+  }
+  static std::int64_t projected_step(const Projection &projection) {
+    return kTileRows * (projection.interleaved ? projection.repeated() : 1);
+  }
+
   // Only of what is joined, which has one position.
   void clear_projection(const TermPlan &term, std::int64_t line) {
     const std::int64_t rank = term.p.rank, total = term.projection.made.total;
     if (t_.out_in_columns)
-      std::fill_n(projected(term, 0, 0) + right_index(line, 0, total), rank * kPanel, 0.0f);
-    else
-      std::fill_n(projected(term, line, 0), rank * kTileRows, 0.0f);
+      return void(std::fill_n(projected(term, 0, 0) + right_index(line, 0, total), rank * kPanel, 0.0f));
+    for (std::int64_t row = line; row < std::min(line + term.projection.rows, t_.rows); row += kTileRows)
+      std::fill_n(projected(term, row, 0), rank * kTileRows, 0.0f);
   }
 
-  // A left factor for each kernel position from kTileRows rows of the weight.
-  void project_rows(const TermPlan &term, float scale, std::int64_t row, int worker) {
-    const Projection &projection = term.projection;
-    float *to = projection.interleaved ? sums_buffer(worker) : projected(term, row, 0);
-    if (projection.up.source)
-      multiply_rows(term, scale, row, to, worker);
+  // A left factor for each kernel position from some rows of the weight.
+  void project_rows(const TermPlan &term, float scale, std::int64_t begin, int worker) {
+    const std::int64_t end = std::min(begin + term.projection.rows, t_.rows);
+    if (term.projection.up.source)
+      multiply_rows(term, scale, begin, end, worker);
     else
-      copy_rows(term, scale, row, to, worker);
-    if (projection.interleaved) repeat_positions(term, row, to);
+      for (std::int64_t row = begin; row < end; ++row) copy_row(term, scale, row, row_buffer(worker));
+    for (std::int64_t row = begin; term.projection.interleaved && row < end; row += kTileRows)
+      repeat_positions(term, row);
   }
 
-  void multiply_rows(const TermPlan &term, float scale, std::int64_t row, float *to, int worker) {
+  // The sums have the rank in their lanes: [panel of up][position][row][kTurned].
+  void multiply_rows(const TermPlan &term, float scale, std::int64_t begin, std::int64_t end, int worker) {
     const Projection &projection = term.projection;
-    const std::int64_t rank = term.p.rank, inner = projection.in * projection.inside, step = position_step(term);
-    const float *up = packed_ + projection.up.at;
-    std::fill_n(to, projection.positions * step, 0.0f);
-    for (std::int64_t outer = 0; outer < t_.columns; outer += inner) {
-      float *sums = to + projection.position(outer) * step;
-      const auto add = [&](const WeightRows &rows, std::int64_t begin, std::int64_t n) {
-        k_.project(rows, height(row), up, rank, begin, n, projection.inside, sums, step);
-      };
-      if (t_.base.contiguous()) {
-        add({t_.base.dtype, t_.base.at(row, outer), t_.base.rows.stride[0], nullptr, 0}, 0, inner);
-        continue;
-      }
-      float *values = hadamard_tile(worker);
-      for (std::int64_t begin = 0; begin < inner; begin += t_.step_columns) {
-        const std::int64_t n = std::min(t_.step_columns, inner - begin);
-        for (std::int64_t i = 0; i < height(row); ++i)
-          load(k_, t_.base, row + i, outer + begin, n, values + i * t_.tile_stride());
-        add({LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0}, begin, n);
-      }
+    const std::int64_t inside = projection.inside, inner = projection.in * inside;
+    const std::int64_t rows = round_up(end - begin, kTileRows), lines = projection.positions * rows;
+    float *values = projecting_buffer(worker), *sums = values + kTileRows * projection.stride();
+    std::fill_n(sums, projection.panels() * lines * kTurned, 0.0f);
+    for (std::int64_t column = 0; column < t_.columns;) {
+      const std::int64_t input = projection.input(column), first = projection.position(column) * rows;
+      const std::int64_t n = std::min(projection.columns(), inner - input * inside);
+      for (std::int64_t i = 0; i < end - begin; ++i)
+        load(k_, t_.base, begin + i, column, n,
+             values + i % kTileRows * projection.stride() + i / kTileRows * kTileApart);
+      for (std::int64_t panel = 0; panel < projection.panels(); ++panel)
+        k_.project(values, projection.stride(), rows / kTileRows, inside, n / inside,
+                   packed_ + projection.up.at + (panel * projection.in + input) * kTurned,
+                   sums + (panel * lines + first) * kTurned, panel == 0 ? next_columns(begin, column + n, n) : Ahead{});
+      column += n;
     }
-    if (scale != 1.0f)
-      for (std::int64_t i = 0; i < projection.positions * step; ++i) to[i] *= scale;
+    for (std::int64_t row = begin; row < end; ++row)
+      for (std::int64_t position = 0; position < projection.positions; ++position) {
+        float *to = projected_row(term, row, position);
+        const float *from = sums + (position * rows + row - begin) * kTurned;
+        for (std::int64_t r = 0; r < term.p.rank; ++r, to += projected_step(projection))
+          *to = scale * from[r / kTurned * lines * kTurned + r % kTurned];
+      }
+  }
+
+  // Of the weight's rows from `row` on.
+  Ahead next_columns(std::int64_t row, std::int64_t column, std::int64_t n) const {
+    if (!t_.base.contiguous() || t_.base.rows.count > 1 || column >= t_.columns) return {};
+    const std::int64_t size = static_cast<std::int64_t>(dtype_size(t_.base.dtype));
+    return {t_.base.at(row, column), t_.base.rows.stride[0] * size, std::min(n, t_.columns - column) * size};
   }
 
   // Nothing projects: the left factors are the weight itself.
-  void copy_rows(const TermPlan &term, float scale, std::int64_t row, float *to, int worker) {
+  void copy_row(const TermPlan &term, float scale, std::int64_t row, float *values) {
     const Projection &projection = term.projection;
-    const std::int64_t step = position_step(term);
-    float *values = row_buffer(worker);
-    for (std::int64_t i = 0; i < height(row); ++i)
-      for (std::int64_t column = 0; column < t_.columns; column += t_.step_columns) {
-        load(k_, t_.base, row + i, column, width(column), values);
-        for (std::int64_t c = column; c < column + width(column); ++c)
-          to[projection.position(c) * step + projection.input(c) * kTileRows + i] = scale * values[c - column];
-      }
+    for (std::int64_t column = 0; column < t_.columns; column += t_.step_columns) {
+      load(k_, t_.base, row, column, width(column), values);
+      for (std::int64_t c = column; c < column + width(column); ++c)
+        projected_row(term, row, projection.position(c))[projection.input(c) * projected_step(projection)] =
+            scale * values[c - column];
+    }
   }
 
-  // Between one kernel position's left factor and the next, of kTileRows rows.
-  static std::int64_t position_step(const TermPlan &term) {
-    return term.projection.interleaved ? term.p.rank * kTileRows : static_cast<std::int64_t>(term.projection.step);
-  }
-
-  // The kernel positions that are inside lie side by side, as the columns do.
-  void repeat_positions(const TermPlan &term, std::int64_t row, const float *sums) {
+  // The kernel positions that are inside lie side by side, as the columns do, and begin anew.
+  void repeat_positions(const TermPlan &term, std::int64_t row) {
     const Projection &projection = term.projection;
-    const std::int64_t values = term.p.rank * kTileRows, inside = projection.inside;
-    for (std::int64_t outer = 0; outer < projection.positions; outer += inside) {
-      float *to = projected(term, row, outer / inside);
-      for (std::int64_t i = 0; i < values; ++i)
-        for (std::int64_t k = 0; k < projection.repeated(); ++k) *to++ = sums[(outer + k % inside) * values + i];
+    const std::int64_t inside = projection.inside, repeated = projection.repeated();
+    for (std::int64_t outer = 0; outer < projection.positions / inside; ++outer) {
+      float *to = projected(term, row, outer);
+      for (std::int64_t i = 0; i < term.p.rank * kTileRows; ++i, to += repeated)
+        for (std::int64_t k = inside; k < repeated; ++k) to[k] = to[k - inside];
     }
   }
 
@@ -388,11 +403,12 @@ class TargetRun {
     const std::int64_t rank = term.p.rank, panels = ceil_div(width(column), kPanel);
     const float *made = projected(term, row, position);
     const float *left = t_.out_in_columns ? packed_ + term.p.left.at + row * rank : made;
-    const float *right = (t_.out_in_columns ? made : packed_ + term.p.right.at) + column * rank;
+    const float *right = t_.out_in_columns ? made : packed_ + term.p.right.at;
     if (projection.interleaved)
-      k_.periodic_product(left, projection.repeated(), projection.inside, column, right, rank, panels, tile);
+      k_.periodic_product(left, projection.repeated(), projection.inside, column, right, term.p.right.block, rank,
+                          panels, tile);
     else
-      k_.product(left, right, rank, panels, tile);
+      k_.product(left, right + column * rank, rank, panels, tile);
   }
 
   // -- Deltas --------------------------------------------------------------------------------------------------
@@ -678,11 +694,11 @@ class TargetRun {
     if (t_.changes_weight && !t_.adapters[0].dora()) return scale_weight(begin, end, column, last - column);
     if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
       return merge_kronecker(begin, end, column, last - column);
-    // Unless a row is projected first: some rows by one tile's columns after another, whose right factor stays in the
+    // Unless rows are projected first: some rows by one tile's columns after another, whose right factor stays in the
     // nearest cache meanwhile. What waits to be written past the caches holds up what comes into it.
-    const std::int64_t rows = t_.projects_rows ? kTileRows : end - begin;
+    const std::int64_t rows = t_.projected_rows ? kTileRows : end - begin;
     for (std::int64_t first = begin; first < end; first += rows) {
-      if (t_.projects_rows) project_tile(first, worker);
+      if (t_.projected_rows && (first - begin) % t_.projected_rows == 0) project_tile(first, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
         for (std::int64_t row = first; row < first + rows; row += kTileRows) compute_one(row, c, worker);
     }

@@ -200,28 +200,52 @@ TEST_P(CpuKernels, SquaresByRowAndByColumn) {
 TEST_P(CpuKernels, PeriodicProductsRepeatTheirLeftFactor) {
   test::Random random(5);
   constexpr std::int64_t kRank = 3, kPanels = 11, kColumns = kPanels * kPanel;
-  for (std::int64_t period : {2, 3, 9, 25, 64, 100})
-    for (bool first : {false, true}) {
-      const std::int64_t stride = period + kRepeated, begin = 7;
-      std::vector<float> left(static_cast<std::size_t>(kRank * kTileRows * stride)), right(kRank * kColumns);
-      for (std::size_t i = 0; i < left.size(); ++i)
-        left[i] = static_cast<std::int64_t>(i) % stride < period ? static_cast<float>(random.normal())
-                                                                 : left[i - static_cast<std::size_t>(period)];
+  for (std::int64_t period : {2, 3, 4, 9, 25, 64, 100})
+    for (std::int64_t begin : {0, 7, 64})
+      for (bool first : {false, true}) {
+        const std::int64_t stride = period + kRepeated, features = (begin + kColumns) / period + 1 + kRepeated;
+        std::vector<float> left(static_cast<std::size_t>(kRank * kTileRows * stride));
+        std::vector<float> right(static_cast<std::size_t>(kRank * features));
+        for (std::size_t i = 0; i < left.size(); ++i)
+          left[i] = static_cast<std::int64_t>(i) % stride < period ? static_cast<float>(random.normal())
+                                                                   : left[i - static_cast<std::size_t>(period)];
+        for (float &value : right) value = static_cast<float>(random.normal());
+        std::vector<float> tile(kTileRows * kColumns, 1.0f);
+        k_.periodic_product(left.data(), stride, period, begin, right.data(), features, kRank, kPanels,
+                            {tile.data(), kColumns, nullptr, first});
+        for (std::int64_t i = 0; i < kTileRows; ++i)
+          for (std::int64_t c = 0; c < kColumns; ++c) {
+            double want = first ? 0.0 : 1.0;
+            for (std::int64_t r = 0; r < kRank; ++r)
+              want += static_cast<double>(
+                          left[static_cast<std::size_t>((r * kTileRows + i) * stride + (begin + c) % period)]) *
+                      static_cast<double>(right[static_cast<std::size_t>(r * features + (begin + c) / period)]);
+            ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kColumns + c)]), want, 1e-5)
+                << period << " " << begin << " " << i << " " << c;
+          }
+      }
+}
+
+TEST_P(CpuKernels, ProjectsLinesOfEveryPhase) {
+  test::Random random(8);
+  constexpr std::int64_t kDepth = 5;
+  for (std::int64_t tiles : {1, 2, 3, 4, 5})
+    for (std::int64_t period : {1, 2, 3, 4, 9, 25}) {
+      const std::int64_t rows = tiles * kTileRows, stride = tiles * kTileApart + 3;
+      std::vector<float> values(static_cast<std::size_t>(kTileRows * stride)), right(kDepth * kTurned);
+      for (float &value : values) value = static_cast<float>(random.normal());
       for (float &value : right) value = static_cast<float>(random.normal());
-      std::vector<float> tile(kTileRows * kColumns, 1.0f);
-      k_.periodic_product(left.data(), stride, period, begin, right.data(), kRank, kPanels,
-                          {tile.data(), kColumns, nullptr, first});
-      for (std::int64_t i = 0; i < kTileRows; ++i)
-        for (std::int64_t c = 0; c < kColumns; ++c) {
-          double want = first ? 0.0 : 1.0;
-          for (std::int64_t r = 0; r < kRank; ++r)
-            want +=
-                static_cast<double>(
-                    left[static_cast<std::size_t>((r * kTileRows + i) * stride + (begin + c) % period)]) *
-                static_cast<double>(right[static_cast<std::size_t>((c / kPanel * kRank + r) * kPanel + c % kPanel)]);
-          ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kColumns + c)]), want, 1e-5)
-              << period << " " << i << " " << c;
-        }
+      std::vector<float> sums(static_cast<std::size_t>(rows * period * kTurned), 1.0f);
+      k_.project(values.data(), stride, tiles, period, kDepth, right.data(), sums.data(), {});
+      for (std::int64_t at = 0; at < rows * period * kTurned; ++at) {
+        const std::int64_t phase = at / kTurned / rows, row = at / kTurned % rows;
+        double want = 1.0;
+        for (std::int64_t k = 0; k < kDepth; ++k)
+          want += static_cast<double>(values[static_cast<std::size_t>(
+                      row % kTileRows * stride + row / kTileRows * kTileApart + k * period + phase)]) *
+                  static_cast<double>(right[static_cast<std::size_t>(k * kTurned + at % kTurned)]);
+        ASSERT_NEAR(static_cast<double>(sums[static_cast<std::size_t>(at)]), want, 1e-5) << tiles << " " << period;
+      }
     }
 }
 
