@@ -8,9 +8,9 @@
 //           operand A of the next one, whatever atoms it puts together, and nothing moves between lanes. Columns are
 //           the rows of mma's operands, rows their ranks and columns; a cone's matrices R - I are operand B, from
 //           shared memory, where a block of threads keeps them for all its columns.
-// Traffic.  With passes of five stages ten of them read and write the weight twice; in between it is float32, in the
-//           order of the registers. What limits is the multiplying: 3 b multiplications and additions an element and
-//           stage.
+// Traffic.  With passes of four stages ten of them read and write the weight three times; in between it is float32, in
+//           the order of the registers. What limits is the multiplying: 3 b multiplications and additions an element
+//           and stage.
 // Numerics. Both factors come in two bf16 parts, of which three products count, and are summed in float32: about 2^-16
 //           of what is added, where f16 rounds at 2^-12. The weight itself stays float32 throughout.
 #include "device.cuh"
@@ -156,7 +156,7 @@ template <typename S>
 __device__ void finish(Columns<S> &x, const RotationTask &task, ops::WeightOp op, const Cones<S> &cones,
                        std::int64_t column) {
   const QuadRows<S> rows(task, task.base);
-  const float kept = op == ops::WeightOp::kDiff ? 1.0f : 0.0f;
+  const bool difference = op == ops::WeightOp::kDiff;
   with_type<false>(task.base.dtype, [&](auto type) {
 #pragma unroll
     for (int place = 0; place < S::kAtoms; ++place) {
@@ -165,8 +165,8 @@ __device__ void finish(Columns<S> &x, const RotationTask &task, ops::WeightOp op
       for (int s = 0; s < S::kQuads; ++s) {
         const float factor = element(task.rescale, row + rows.row(s));
         const float2 base = type.load_pair(task.base.data, first + rows.offset[s]);
-        x.value[place][s][0] = fmaf(factor, x.value[place][s][0], -kept * base.x);
-        x.value[place][s][1] = fmaf(factor, x.value[place][s][1], -kept * base.y);
+        x.value[place][s][0] = fmaf(factor, x.value[place][s][0], difference ? -base.x : 0.0f);
+        x.value[place][s][1] = fmaf(factor, x.value[place][s][1], difference ? -base.y : 0.0f);
       }
     }
   });

@@ -157,9 +157,9 @@ __device__ void turn_box(char *box, const TurnFactor &factor, const Vector &resc
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float2 base = Type::get(word_at(box, y * 2 + half, n), 0);
-          const float kept = difference ? 1.0f : 0.0f, by = factors[y * 2 + half];
-          sum[n][2 * half] = fmaf(by, sum[n][2 * half], -kept * base.x);
-          sum[n][2 * half + 1] = fmaf(by, sum[n][2 * half + 1], -kept * base.y);
+          const float by = factors[y * 2 + half];
+          sum[n][2 * half] = fmaf(by, sum[n][2 * half], difference ? -base.x : 0.0f);
+          sum[n][2 * half + 1] = fmaf(by, sum[n][2 * half + 1], difference ? -base.y : 0.0f);
         }
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)

@@ -609,6 +609,11 @@ WeightCase every_kernel_case() {
       blocks.p_out = blocks.p_in = 2;
       add({40, 128}, factors, factors, blocks, axis);
     }
+  TermChoice whole = choice_of(TermKind::kKronecker);  // by rows in types that are no matter elsewhere
+  whole.p = whole.q = Half::kWhole;
+  whole.p_out = whole.p_in = 2;
+  for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) add({40, 128}, weights, weights, whole, DoraAxis::kOut);
+  add({40, 128}, LYC_DTYPE_F32, LYC_DTYPE_BF16, whole, DoraAxis::kOut);
   add({40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, choice_of(TermKind::kProduct), DoraAxis::kIn);
   TermChoice rotation = choice_of(TermKind::kRotation);
   rotation.rotation.block_size = 8;
@@ -623,6 +628,13 @@ WeightCase every_kernel_case() {
     c.add({{64, columns}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{rotation}}}});
     c.terms().back().coefficient = 1.0;
   }
+  const auto add_butterfly = [&](lyc_dtype weights, std::int64_t block) {
+    rotation.rotation.block_size = block;
+    c.add({{8 * block, 128}, weights, weights, Order::kOIHW, Order::kOIHW, true, {{{rotation}}}});
+    c.terms().back().coefficient = 1.0;
+  };
+  add_butterfly(LYC_DTYPE_BF16, 32);
+  add_butterfly(LYC_DTYPE_F32, 8);
   TermChoice halves = tucker;
   halves.kind = TermKind::kHadamard;
   for (const TermChoice &term :
@@ -649,11 +661,12 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kPanels = 8, kStreamed = 15, kRows = 8, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24,
-                kElementwise = 4, kProducts = 4, kRotations = 1 + 1 + 3;  // R - I, a pass and three stages
+  constexpr int kPanels = 8, kStreamed = 15, kRows = 7, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24,
+                kElementwise = 2, kElementwiseRows = 6, kProducts = 4;
+  constexpr int kRotations = 1 + 3 + 3;  // R - I, a pass of each kind and three stages
   constexpr int kTerms = 3, kMultipliers = 1;
   EXPECT_EQ(plan.info.launches, kPanels + kStreamed + kRows + kStreamedNorms + kBaseProducts + kLowRank + kElementwise +
-                                    kProducts + kRotations + kTerms + kMultipliers)
+                                    kElementwiseRows + kProducts + kRotations + kTerms + kMultipliers)
       << plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }

@@ -511,6 +511,26 @@ TEST_F(Stream, RotationsOfBlocksThatATileHolds) {
   EXPECT_EQ(streams(32, 100), 0u);
 }
 
+TEST_F(Stream, ButterfliesTakeTheTensorCoresWhereTheirMatricesFit) {
+  TermChoice term = choice(ops::TermKind::kRotation);
+  term.rotation.order = ops::Rotation::Order::kInterleave;
+  term.rotation.stages = 3;
+  const auto task = [&](std::int64_t block, lyc_dtype dtype, int shared_bytes) {
+    term.rotation.block_size = block;
+    WeightCase c(1);
+    c.add({{block * 8, 64}, dtype, dtype, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+    c.terms().back().coefficient = 1.0;
+    return lay_out(c.batch(), {true, 0, shared_bytes}).products.rotations.at(0);
+  };
+  constexpr int kSmall = 99 * 1024, kLarge = 227 * 1024;
+  EXPECT_EQ(task(24, LYC_DTYPE_BF16, kSmall).cone, ConeKind::kThreeQuads);
+  EXPECT_EQ(task(32, LYC_DTYPE_BF16, kLarge).cone, ConeKind::kFourQuads);
+  EXPECT_EQ(task(32, LYC_DTYPE_BF16, kSmall).cone, ConeKind::kFloat);
+  EXPECT_EQ(task(24, LYC_DTYPE_F32, kLarge).cone, ConeKind::kFloat);
+  EXPECT_EQ(task(24, LYC_DTYPE_F32, kLarge).quads, 0);
+  EXPECT_EQ(task(24, LYC_DTYPE_BF16, kSmall).fused, 3);
+}
+
 TEST_F(Layout, RefusesByName) {
   const auto message = [&](const std::function<void(WeightCase &)> &spoil) {
     WeightCase c(3);
