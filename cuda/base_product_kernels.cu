@@ -54,7 +54,7 @@ struct Shared {
       merged(slot).init(kBaseWarps);
     }
     for (unsigned buffer = 0; buffer < kBuffers; ++buffer) {
-      summed(buffer).init(kBaseWarps);
+      summed(buffer).init(kComputing);
       sent(buffer).init(1);
       found(buffer).init(kSumThreads);
     }
@@ -393,8 +393,7 @@ __device__ void compute(const BaseRun &p, Shared &shared, char *slots, int warp)
       worker.prepare(at.row(), at.rows());
       shared.full(item).wait(item / kSlots);
       worker.multiply_base(slot(item), shared.of_warps[item % kBuffers][warp]);
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) shared.summed(item).arrive();
+      shared.summed(item).arrive();
     }
     if (waits) {
       const unsigned last = item - 1;

@@ -407,8 +407,7 @@ __device__ void compute(const StreamParameters &p, const Ring &ring, int warp) {
         worker.work_on(slot, at);
     }
     publish_shared();  // the copy engine reads what was written here
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ring.computed(item).arrive();
+    ring.computed(item).arrive();
   }
 }
 
@@ -425,7 +424,7 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) stream_kernel(const _
   if (threadIdx.x == 0) {
     for (unsigned s = 0; s < kSlots; ++s) {
       ring.full(s).init(1);
-      ring.computed(s).init(K::kWarps);
+      ring.computed(s).init(K::kWarps * 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
