@@ -434,6 +434,9 @@ __global__ void __launch_bounds__(kThreads, 1) base_product_kernel(const __grid_
 }
 
 constexpr int kDynamicBytes = kSlots * kSlotBytes + 16;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+static_assert(sizeof(Shared) + kDynamicBytes <= kBaseSharedBytes);
+#endif
 
 }  // namespace
 

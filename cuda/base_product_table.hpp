@@ -11,7 +11,8 @@ inline constexpr int kBaseRows = 16;                            // of a weight, 
 inline constexpr int kBaseWarps = 12;                           // of a block, that compute
 inline constexpr int kWarpColumns = 64;                         // 128 bytes of a row
 inline constexpr int kBaseColumns = kBaseWarps * kWarpColumns;  // of a block, at most
-inline constexpr int kMostBaseCluster = 8;
+inline constexpr int kMostBaseCluster = 4;
+inline constexpr int kBaseSharedBytes = 200 * 1024;  // that a block takes, at most
 
 /// [rows, rank] times [rank, columns]; ranks of `up` and columns of `down` are contiguous. No rank: absent.
 struct BaseFactors {

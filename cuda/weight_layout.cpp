@@ -218,7 +218,7 @@ class Builder {
     check_dtype(target.out, "an output");
     if (!target.base.data) layout_.has_all_bases = false;
     const bool dora = with_dora(target);
-    if (device_.copy_engine)
+    if (device_.copy_engine && device_.shared_bytes >= kBaseSharedBytes)
       if (const auto weight = base_product(batch_, target, device_.largest_cluster)) return add(*weight);
     if (elementwise_.takes(target)) return elementwise_.add(target);
     if (device_.copy_engine)

@@ -82,12 +82,13 @@ class DeviceCase {
     return batch;
   }
 
-  /// Put bases back to what they were, outputs to poison.
+  /// Put bases back to what they were, outputs to poison, before any stream goes on: small copies return early.
   void reset() {
     for (const auto &[data, memory] : memory_) memory.write(data);
     for (std::int64_t t = 0; t < host_.target_count; ++t)
       if (host_.targets[t].out.data != host_.targets[t].base.data)
         ok(cudaMemset(targets_[t].out.data, DeviceMemory::kPoison, bytes_of(targets_[t].out)));
+    ok(cudaDeviceSynchronize());
   }
 
   std::vector<unsigned char> out_bytes(std::int64_t t) const { return memory_.at(host_.targets[t].out.data).read(); }

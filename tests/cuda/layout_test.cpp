@@ -389,7 +389,7 @@ class Stream : public testing::Test {
     c.factor_dtype = LYC_DTYPE_BF16;
     c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
     for (ops::Term &added : c.terms()) added.coefficient = 1.0;
-    return lay_out(c.batch(), {true, largest_cluster_});
+    return lay_out(c.batch(), {true, largest_cluster_, 227 * 1024});
   }
 
   /// Of one weight that a cluster takes by rows, with DoRA.
@@ -497,6 +497,22 @@ TEST_F(Stream, WhatARunComputesComesInThreeParts) {
   EXPECT_EQ(layout.products.contractions[0].at(0).packed_lines, 320);  // of 288
   tucker.rank = 40;
   EXPECT_EQ(lay_out_one({64, 32, {3, 3, 1}}, tucker).streams.size(), 0u);
+}
+
+TEST_F(Stream, ProductsOfTheWeightHoldRowsInClusters) {
+  TermChoice term = choice(ops::TermKind::kBaseProduct);
+  EXPECT_EQ(lay_out_one({64, 128}, term).base_products.size(), 0u);  // without clusters
+  largest_cluster_ = kMostCluster;
+  const WeightLayout layout = lay_out_one({64, 1544}, term);
+  EXPECT_EQ(layout.base_products.at(0).cluster, 4);
+  EXPECT_EQ(layout.base_products.at(0).targets.at(0).columns_of_block, 392);
+  EXPECT_TRUE(layout.reads_base);
+  EXPECT_EQ(lay_out_one({64, 16}, term).base_products.at(0).cluster, 2);
+  EXPECT_EQ(lay_out_one({64, 8}, term).base_products.size(), 0u);
+  EXPECT_EQ(lay_out_one({64, 3080}, term).base_products.size(), 0u);  // more than four blocks hold
+  EXPECT_EQ(lay_out_one({64, 128}, term, ops::DoraAxis::kNone, Order::kHWIO).base_products.size(), 0u);
+  term.rank = 24;
+  EXPECT_EQ(lay_out_one({64, 128}, term).base_products.size(), 0u);
 }
 
 TEST_F(Stream, RotationsOfBlocksThatATileHolds) {
