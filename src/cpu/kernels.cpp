@@ -587,13 +587,11 @@ void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t per
     const std::int64_t residue = (begin + phase) % period, whole = (begin + phase) / period;
     std::int32_t lanes[kLanes];
     store_periods(period, residue, lanes);
-    for (std::int64_t column = phase, at = whole; column < n; column += kVectors * common) {
+    const float *at = right + whole;
+    for (std::int64_t column = phase; column < n; column += kVectors * common, at += kVectors * step) {
       const std::int64_t count = std::min(kVectors, (n - column + common - 1) / common);
       const float *from[kVectors];
-      for (std::int64_t v = 0; v < kVectors; ++v) {
-        from[v] = right + at;
-        if (v < count) at += step;
-      }
+      for (std::int64_t v = 0; v < kVectors; ++v) from[v] = at + std::min(v, count - 1) * step;
       periodic_vectors<kFirst>(left + residue, left_stride, from, right_stride, lanes, rank, count, tile.data + column,
                                tile.stride, common);
     }
