@@ -548,7 +548,7 @@ TEST_F(Streamed, ProductsOfTheWeightMatchTheReference) {
   use_plain_factors(case_, LYC_DTYPE_BF16, random);
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
   DeviceCase device(case_.batch());
-  EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr("each row in 8 blocks"));
+  EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr("each row in 4 blocks"));
 }
 
 /// Of several adapters: the weight is multiplied by the upper factor before it is merged.
