@@ -606,8 +606,8 @@ std::vector<Case> cases() {
   };
   using ops::WeightOp;
   for (Algorithm algorithm : {Algorithm::kLoCon, Algorithm::kLoHa, Algorithm::kLoKr, Algorithm::kLoKrRank})
-    for (std::int64_t rank : {16, 64}) {
-      if (rank == 64 && algorithm != Algorithm::kLoCon) continue;
+    for (std::int64_t rank : {16, 32, 64}) {
+      if (rank > 16 && algorithm != (rank == 32 ? Algorithm::kLoKrRank : Algorithm::kLoCon)) continue;
       for (const Shape &shape : single) {
         add_single(algorithm, shape, rank, WeightOp::kDiff, false);
         add_single(algorithm, shape, rank, WeightOp::kMerge, false);

@@ -1,5 +1,8 @@
-// out[y, x] = round(base[y, x] + s * sum_r row[y, r] * column[r, x]),  s = multiplier * coefficient * scalar, or with
-// s * P o Q for two such products P and Q
+// out[y, x] = round(base[y, x] + s * D[y, x]),  s = multiplier * coefficient * scalar, and D one of
+//
+//   P          P[y, x] = sum_r row[y, r] * column[r, x]
+//   P o Q      of two such products
+//   L (x) P    L[y / R, x / C] * P[y mod R, x mod C], a Kronecker product whose right half is [R, C]
 //
 // for 16-bit weights in contiguous rows and 16-bit factors as files have them. out may be base.
 //
@@ -17,8 +20,13 @@
 // A panel is transposed in the fragments of mma.m16n8k16: m runs along columns, n along rows, k along ranks. Which
 // column an m stands for is ours to choose, so that lane (g, q) = (lane / 4, lane % 4) has 8 neighbours, 16 bytes, and
 // the eight g make up a row's 128 bytes. Ranks are dealt out the same way: q has ranks 4 q to 4 q + 3 of each 16.
+//
+// A Kronecker product takes the same way: factors of row y mod R and column x mod C are loaded instead of those of y
+// and x. C is a multiple of 8, so that a lane's columns are of one block, and R is a step at least, so that a step's
+// rows are of two blocks at most: a lane has L's elements for both at hand, and a row takes one of them times s.
 #include <algorithm>
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
 #include "device.cuh"
@@ -47,6 +55,7 @@ struct Pace {
 };
 constexpr Pace pace(StreamForm form, int chunks, bool alone, bool merges) {
   const int all = all_chunks(form, chunks);
+  if (all == 1 && form == StreamForm::kKronecker) return merges ? Pace{2, 7, 1} : Pace{2, 8, 2};
   if (all == 1) return merges ? Pace{2, 7, 1} : Pace{4, 8, 1};
   if (all == 2 && form == StreamForm::kHadamard && alone && merges) return {4, 4, 1};
   if (all == 2) return merges ? Pace{2, 5, 2} : Pace{2, form == StreamForm::kHadamard ? 5 : 6, 4};
@@ -56,9 +65,38 @@ constexpr Pace pace(StreamForm form, int chunks, bool alone, bool merges) {
 /// An instance's properties as a type; the same one where the pace is.
 template <StreamForm kForm, int kMostChunks, bool kBf16, bool kWithBase, int kGroupsOfStep, int kBlocksWanted>
 struct Kind {
-  static constexpr bool kHadamard = kForm == StreamForm::kHadamard, kBf16Factors = kBf16, kMerges = kWithBase;
+  static constexpr bool kHadamard = kForm == StreamForm::kHadamard, kKronecker = kForm == StreamForm::kKronecker;
+  static constexpr bool kBf16Factors = kBf16, kMerges = kWithBase;
   static constexpr int kChunks = kMostChunks, kAll = all_chunks(kForm, kChunks);
   static constexpr int kGroups = kGroupsOfStep, kStep = kGroups * 8, kBlocks = kBlocksWanted;
+};
+
+// -- panels -----------------------------------------------------------------------------------------------------------
+
+/// A lane's part of a weight: 8 columns of rows from y to end, two of each group.
+struct Panel {
+  const char *base;
+  char *out;
+  int base_row, out_row;
+  int g, q, x, y, end, last;  // last: row of the weight
+  bool inside;                // what is not can be loaded, but not stored
+
+  __device__ Panel(const PanelTarget &target, int number, int rows)
+      : g(static_cast<int>(threadIdx.x % 32) / 4), q(static_cast<int>(threadIdx.x % 4)) {
+    const int down = divide(number, target.strips);
+    const int column = (number - down * static_cast<int>(target.strips.value)) * kPanelColumns + g * kLaneColumns;
+    inside = column < target.columns;
+    x = min(column, target.columns - kLaneColumns);
+    y = down * rows;
+    end = min(y + rows, target.rows);
+    last = target.rows - 1;
+    base = static_cast<const char *>(target.base) + x * 2;
+    out = static_cast<char *>(target.out) + x * 2;
+    base_row = target.base_row, out_row = target.out_row;
+  }
+
+  /// The row, or what stands in for one that is not there.
+  __device__ int row(int number) const { return min(number, last); }
 };
 
 // -- factors ----------------------------------------------------------------------------------------------------------
@@ -95,11 +133,66 @@ struct Columns {
   }
 };
 
+/// What a lane meets in a Kronecker product, step after step: the block that a step begins in, and the one below it.
+template <typename K>
+class Blocks {
+ public:
+  Blocks() = default;
+  __device__ Blocks(const PanelLeft &left, const Panel &panel)
+      : left_(static_cast<const char *>(left.data)), left_row_(left.row), rows_(static_cast<int>(left.rows.value)) {
+    const int across = divide(panel.x, left.columns), down = divide(panel.y + left.row_begin, left.rows);
+    left_ += std::int64_t{down} * left.row + std::int64_t{across} * left.column;
+    column_ = panel.x - across * static_cast<int>(left.columns.value);
+    lower_row_ = (down + 1) * rows_ - left.row_begin;
+    load(panel);
+  }
+
+  /// On to the step from y on.
+  __device__ void go_to(const Panel &panel, int y) {
+    if (y >= lower_row_) lower_row_ += rows_, left_ += left_row_;
+    load(panel);
+  }
+
+  /// The lane's first column in its block.
+  __device__ int column() const { return column_; }
+
+  /// A row of this step or the next one in its block.
+  __device__ int row(int y) const {
+    const int row = y - lower_row_;
+    return row < 0 ? row + rows_ : row < rows_ ? row : row - rows_;
+  }
+
+  /// The element of the left half for a row of this step.
+  __device__ float left(int y) const {
+    const std::uint32_t word = y < lower_row_ ? upper_ : lower_;
+    return std::conditional_t<K::kBf16Factors, Bf16, F16>::get(&word, 0).x;
+  }
+
+ private:
+  static_assert(!K::kKronecker || K::kStep <= kPanelBlockRows);
+
+  __device__ void load(const Panel &panel) {
+    const auto at = [](const char *from) { return __ldg(reinterpret_cast<const std::uint16_t *>(from)); };
+    upper_ = at(left_);
+    lower_ = at(lower_row_ <= panel.last ? left_ + left_row_ : left_);
+  }
+
+  const char *left_;  // of the block that the step begins in
+  int left_row_, rows_, column_;
+  int lower_row_;  // the first of the block below
+  std::uint32_t upper_, lower_;
+};
+
 /// What a warp adds to its columns: the column factors of its panel, and the row factors of a step.
 template <typename K>
 class Products {
  public:
-  __device__ Products(const PanelTarget &target, int x, int y, int g, int q) {
+  __device__ Products(const PanelTarget &target, const Panel &panel) {
+    int x = panel.x;
+    if constexpr (K::kKronecker) {
+      blocks_ = Blocks<K>(target.left, panel);
+      x = blocks_.column();
+    }
 #pragma unroll
     for (int p = 0; p < kProducts; ++p) {
       const PanelProduct &product = target.product[p];
@@ -109,19 +202,21 @@ class Products {
     }
 #pragma unroll
     for (int c = 0; c < K::kAll; ++c)
-      columns_[c].load(target.product[c / K::kChunks], rank_of<K>(c % K::kChunks, q), x);
+      columns_[c].load(target.product[c / K::kChunks], rank_of<K>(c % K::kChunks, panel.q), x);
 #pragma unroll
-    for (int n = 0; n < K::kGroups; ++n) load_rows(n, min(y + 8 * n + g, target.rows - 1), q);
+    for (int n = 0; n < K::kGroups; ++n) load_rows(panel, n, panel.y + 8 * n);
 #pragma unroll
     for (int c = 0; c < K::kAll; ++c) columns_[c].make_operand();
   }
 
-  /// Of a group of rows, this lane's is `y`.
-  __device__ void load_rows(int group, int y, int q) {
+  /// Of a group of rows from y on.
+  __device__ void load_rows(const Panel &panel, int group, int y) {
+    int row = panel.row(y + panel.g);
+    if constexpr (K::kKronecker) row = blocks_.row(row);
 #pragma unroll
     for (int c = 0; c < K::kAll; c += kTogether) {
-      const int p = c / K::kChunks, rank = rank_of<K>(c % K::kChunks, q);
-      const char *from = rows_data_[p] + std::int64_t{y} * row_step_[p] + rank * 2;
+      const int p = c / K::kChunks, rank = rank_of<K>(c % K::kChunks, panel.q);
+      const char *from = rows_data_[p] + std::int64_t{row} * row_step_[p] + rank * 2;
       const bool inside = rank < rank_[p];
       if constexpr (kTogether == 1) {
         rows_[c][group] = inside ? __ldg(reinterpret_cast<const uint2 *>(from)) : make_uint2(0, 0);
@@ -130,6 +225,11 @@ class Products {
         rows_[c][group] = make_uint2(two.x, two.y), rows_[c + 1][group] = make_uint2(two.z, two.w);
       }
     }
+  }
+
+  /// On to the step from y on, whose rows have been loaded.
+  __device__ void go_to(const Panel &panel, int y) {
+    if constexpr (K::kKronecker) blocks_.go_to(panel, y);
   }
 
   __device__ Sums multiply(int group) const {
@@ -142,6 +242,12 @@ class Products {
         for (int i = 0; i < 4; ++i) sums.value[j][i] *= other.value[j][i];
     }
     return sums;
+  }
+
+  /// What the sums of row y are multiplied by.
+  __device__ float scale_of(int y, float scale) const {
+    if constexpr (K::kKronecker) scale *= blocks_.left(y);
+    return scale;
   }
 
  private:
@@ -166,32 +272,10 @@ class Products {
   const char *rows_data_[kProducts];
   Columns columns_[K::kAll];
   uint2 rows_[K::kAll][K::kGroups];
+  Blocks<K> blocks_;
 };
 
-// -- panels -----------------------------------------------------------------------------------------------------------
-
-/// A lane's part of a weight: 8 columns of rows from y to end, two of each group.
-struct Panel {
-  const char *base;
-  char *out;
-  int base_row, out_row;
-  int g, q, x, y, end, last;  // last: row of the weight
-  bool inside;                // what is not can be loaded, but not stored
-
-  __device__ Panel(const PanelTarget &target, int number, int rows)
-      : g(static_cast<int>(threadIdx.x % 32) / 4), q(static_cast<int>(threadIdx.x % 4)) {
-    const int down = divide(number, target.strips);
-    const int column = (number - down * static_cast<int>(target.strips.value)) * kPanelColumns + g * kLaneColumns;
-    inside = column < target.columns;
-    x = min(column, target.columns - kLaneColumns);
-    y = down * rows;
-    end = min(y + rows, target.rows);
-    last = target.rows - 1;
-    base = static_cast<const char *>(target.base) + x * 2;
-    out = static_cast<char *>(target.out) + x * 2;
-    base_row = target.base_row, out_row = target.out_row;
-  }
-};
+// -- weights ----------------------------------------------------------------------------------------------------------
 
 /// A lane's two rows of a group as they are in memory.
 struct Words {
@@ -200,7 +284,7 @@ struct Words {
   __device__ void load(const Panel &panel, int y) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const std::int64_t place = min(y + 2 * panel.q + half, panel.last);
+      const std::int64_t place = panel.row(y + 2 * panel.q + half);
       row[half] = load_vector(reinterpret_cast<const uint4 *>(panel.base + place * panel.base_row));
     }
   }
@@ -215,9 +299,10 @@ struct Words {
   }
 
   template <typename Type, bool kMerges>
-  __device__ void add(const Sums &sums, float scale) {
+  __device__ void add(const Sums &sums, float2 scales) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+      const float scale = half ? scales.y : scales.x;
       std::uint32_t word[kMTiles] = {row[half].x, row[half].y, row[half].z, row[half].w};
 #pragma unroll
       for (int j = 0; j < kMTiles; ++j) {
@@ -251,12 +336,15 @@ __device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[
 #pragma unroll
     for (int n = 0; n < K::kGroups; ++n) {
       const Sums sums = products.multiply(n);
-      if (more) products.load_rows(n, min(next + 8 * n + panel.g, panel.last), panel.q);
-      with_type<false>(dtype, [&](auto type) { words[n].template add<decltype(type), K::kMerges>(sums, scale); });
+      if (more) products.load_rows(panel, n, next + 8 * n);
+      const int first = y + 8 * n + 2 * panel.q;
+      const float2 scales = make_float2(products.scale_of(first, scale), products.scale_of(first + 1, scale));
+      with_type<false>(dtype, [&](auto type) { words[n].template add<decltype(type), K::kMerges>(sums, scales); });
       words[n].store(panel, y + 8 * n);
       if (K::kMerges && more) words[n].load(panel, next + 8 * n);
     }
     if (!more) return;
+    products.go_to(panel, next);
     y = next;
   }
 }
@@ -272,7 +360,7 @@ __device__ void work_on(const PanelRun &run, const PanelTarget &target, int numb
   const PanelProduct &product = target.product[0];
   const float multiplier = multiplier_at(run.multipliers, product.multiplier_index);
   if (multiplier == 0.0f) return keep(panel, K::kMerges);
-  Products<K> products(target, panel.x, panel.y, panel.g, panel.q);
+  Products<K> products(target, panel);
   float scale = multiplier * product.coefficient * element(product.scalar, 0);
   if (run.op == ops::WeightOp::kUnmerge) scale = -scale;
   merge<K>(panel, products, words, scale, target.bf16 ? LYC_DTYPE_BF16 : LYC_DTYPE_F16);

@@ -8,6 +8,8 @@
 namespace lyc::cuda {
 namespace {
 
+using ops::Operand;
+
 constexpr std::int64_t kElement = 2, kVector = 16;  // bytes
 
 bool is_narrow(lyc_dtype dtype) { return dtype == LYC_DTYPE_BF16 || dtype == LYC_DTYPE_F16; }
@@ -36,18 +38,17 @@ std::optional<PanelProduct> panel_product(const LowRankTerm &term, const PanelKi
 }
 
 /// The instance for terms, if there is one.
-std::optional<PanelKind> panel_kind(const std::vector<LowRankTerm> &terms) {
-  const lyc_dtype dtype = terms.empty() ? LYC_DTYPE_NONE : terms.front().row_factor.dtype;
+std::optional<PanelKind> panel_kind(StreamForm form, const std::vector<LowRankTerm> &terms) {
+  const lyc_dtype dtype = terms.front().row_factor.dtype;
   std::int32_t rank = 0;
   for (const LowRankTerm &term : terms) {
     if (term.row_factor.dtype != dtype || term.column_factor.dtype != dtype) return std::nullopt;
     rank = std::max(rank, term.rank);
   }
-  const bool hadamard = terms.size() == 2 && terms.front().role == Role::kHold, bf16 = dtype == LYC_DTYPE_BF16;
-  if (!is_narrow(dtype) || !(terms.size() == 1 || hadamard)) return std::nullopt;
-  const StreamForm form = hadamard ? StreamForm::kHadamard : StreamForm::kSingle;
+  if (!is_narrow(dtype)) return std::nullopt;
   for (const PanelKind &kind : kPanelKinds)
-    if (kind.form == form && kind.bf16_factors == bf16 && rank <= kind.chunks * kChunkRanks) return kind;
+    if (kind.form == form && kind.bf16_factors == (dtype == LYC_DTYPE_BF16) && rank <= kind.chunks * kChunkRanks)
+      return kind;
   return std::nullopt;
 }
 
@@ -59,11 +60,9 @@ bool takes(const MatrixTarget &target) {
          is_narrow(out.dtype) && fits(out) && (!base.data || (base.dtype == out.dtype && fits(base)));
 }
 
-}  // namespace
-
-std::optional<std::pair<PanelKind, PanelTarget>> panel_target(const MatrixTarget &matrix,
-                                                              const std::vector<LowRankTerm> &terms) {
-  const auto kind = panel_kind(terms);
+std::optional<PanelWeight> panel_weight(StreamForm form, const MatrixTarget &matrix,
+                                        const std::vector<LowRankTerm> &terms) {
+  const auto kind = panel_kind(form, terms);
   if (!kind || !takes(matrix)) return std::nullopt;
   const Matrix &base = matrix.base.data ? matrix.base : matrix.out;
   PanelTarget target{};
@@ -77,7 +76,84 @@ std::optional<std::pair<PanelKind, PanelTarget>> panel_target(const MatrixTarget
   }
   target.strips = divisor(ceil_div(target.columns, kPanelColumns), "the number of strips");
   target.bf16 = matrix.out.dtype == LYC_DTYPE_BF16;
-  return std::pair{*kind, target};
+  return PanelWeight{*kind, target};
+}
+
+// -- Kronecker products -----------------------------------------------------------------------------------------------
+
+Matrix matrix_of(const Operand &t) {
+  const auto row = step_of(t.stride_out, kVector);
+  return {t.data, t.dtype, has_plain_columns(t) && aligned(t.data, kVector) && row, {}, {}, row.value_or(0)};
+}
+
+MatrixTarget matrix_of(const ops::WeightTarget &target) {
+  MatrixTarget matrix{};
+  matrix.base = matrix_of(target.base), matrix.out = matrix_of(target.out);
+  matrix.rows.size = narrow(target.out.out, "the number of rows");
+  matrix.columns.size = narrow(columns_of(target.out), "the number of columns");
+  matrix.rows.levels = matrix.columns.levels = 1;
+  return matrix;
+}
+
+/// The right half of a Kronecker product, with what multiplies the whole.
+LowRankTerm right_half(const ops::Term &term, const ops::Adapter &adapter) {
+  const Operand &up = term.q.up, &down = term.q.down;
+  LowRankTerm right{};
+  right.row_factor.data = up.data, right.row_factor.dtype = up.dtype;
+  right.row_factor.rank_stride = up.stride_in, right.row_factor.axis.level[0] = up.stride_out;
+  right.column_factor.data = down.data, right.column_factor.dtype = down.dtype;
+  right.column_factor.rank_stride = down.stride_out;
+  right.column_factor.axis.level[0] = has_plain_columns(down) ? 1 : 0;
+  right.scalar = term.scalar.data, right.scalar_dtype = term.scalar.dtype;
+  right.rank = narrow(term.q.rank(), "a rank");
+  right.coefficient = static_cast<float>(term.coefficient);
+  right.multiplier_index = adapter.multiplier_index;
+  return right;
+}
+
+/// The left half of a Kronecker product, if its blocks are large enough for a step and for a lane.
+std::optional<PanelLeft> left_half(const ops::Term &term) {
+  const Operand &left = term.p.down;
+  const std::int64_t rows = term.q.out(), columns = columns_of(term.q.down);
+  const auto row = step_of(left.stride_out, kElement), column = step_of(left.stride_in, kElement);
+  if (left.dtype != term.q.up.dtype || !row || !column || rows < kPanelBlockRows || columns * kElement % kVector != 0 ||
+      left.out * rows > std::numeric_limits<std::int32_t>::max())
+    return std::nullopt;
+  return PanelLeft{left.data,
+                   *row,
+                   *column,
+                   divisor(rows, "the number of rows"),
+                   divisor(columns, "the number of columns"),
+                   static_cast<std::int32_t>(term.row_begin)};
+}
+
+bool is_kronecker(const ops::Term &term) {
+  return term.kind == ops::TermKind::kKronecker && term.p.whole() && !term.q.whole() && !term.q.tucker() &&
+         !term.q.diagonal.data && !term.q.mask.data;
+}
+
+}  // namespace
+
+std::optional<PanelWeight> panel_low_rank(const MatrixTarget &matrix, const std::vector<LowRankTerm> &terms) {
+  if (terms.size() == 1) return panel_weight(StreamForm::kSingle, matrix, terms);
+  if (terms.size() == 2 && terms.front().role == Role::kHold) return panel_weight(StreamForm::kHadamard, matrix, terms);
+  return std::nullopt;
+}
+
+std::optional<PanelWeight> panel_kronecker(const ops::WeightBatch &batch, const ops::WeightTarget &target) {
+  if (target.adapter_count != 1) return std::nullopt;
+  const ops::Adapter &adapter = batch.adapters[target.first_adapter];
+  if (adapter.term_count != 1 || adapter.dora_axis != ops::DoraAxis::kNone || adapter.replaces) return std::nullopt;
+  const ops::Term &term = batch.terms[adapter.first_term];
+  if (!is_kronecker(term)) return std::nullopt;
+  check_multiplier(adapter, batch);
+  if (term.scalar.data) check(term.scalar, "a scalar");
+  check_kronecker(term, target.out);
+  const auto left = left_half(term);
+  if (!left) return std::nullopt;
+  auto weight = panel_weight(StreamForm::kKronecker, matrix_of(target), {right_half(term, adapter)});
+  if (weight) weight->target.left = *left;
+  return weight;
 }
 
 void add(PanelGroup &group, const PanelTarget &target) {
@@ -87,9 +163,12 @@ void add(PanelGroup &group, const PanelTarget &target) {
 }
 
 std::string describe(const PanelGroup &group) {
-  return concat(group.kind.form == StreamForm::kHadamard ? "Hadamard" : "low-rank", " products of up to ",
-                group.kind.chunks * kChunkRanks, " ranks, in registers: ", group.targets.size(), " weights, panels of ",
-                kPanelColumns, " columns\n");
+  const StreamForm form = group.kind.form;
+  const char *what = form == StreamForm::kHadamard    ? "Hadamard"
+                     : form == StreamForm::kKronecker ? "Kronecker"
+                                                      : "low-rank";
+  return concat(what, " products of up to ", group.kind.chunks * kChunkRanks,
+                " ranks, in registers: ", group.targets.size(), " weights, panels of ", kPanelColumns, " columns\n");
 }
 
 }  // namespace lyc::cuda

@@ -3,7 +3,6 @@
 
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "panel_table.hpp"
@@ -18,10 +17,16 @@ struct PanelGroup {
   PieceCounter blocks;
 };
 
+struct PanelWeight {
+  PanelKind kind;
+  PanelTarget target;
+};
+
 /// The kernel and the target, if they can take it: contiguous rows of 16-bit elements, aligned factors of one dtype as
 /// they are, one product or a Hadamard product of few ranks.
-std::optional<std::pair<PanelKind, PanelTarget>> panel_target(const MatrixTarget &target,
-                                                              const std::vector<LowRankTerm> &terms);
+std::optional<PanelWeight> panel_low_rank(const MatrixTarget &target, const std::vector<LowRankTerm> &terms);
+/// The same for a target whose one term is a Kronecker product of a whole left half and a right half of few ranks.
+std::optional<PanelWeight> panel_kronecker(const ops::WeightBatch &batch, const ops::WeightTarget &target);
 
 void add(PanelGroup &group, const PanelTarget &target);
 

@@ -11,7 +11,7 @@ namespace lyc::cuda {
 
 /// Which instance of the kernel.
 struct PanelKind {
-  StreamForm form;      // kSingle or kHadamard
+  StreamForm form;      // kSingle, kHadamard or kKronecker
   std::int32_t chunks;  // of ranks, at most, of each product
   bool bf16_factors;    // else f16
 
@@ -21,16 +21,21 @@ struct PanelKind {
 };
 
 /// Ranks of 16, 32, 64 and 128 of the usual bf16 factors have their own instances, as have halves of a Hadamard product
-/// of 16 and 32; of f16 ones up to 32 make do with the larger.
+/// and right halves of a Kronecker product of 16 and 32; of f16 ones up to 32 make do with the larger. A right half of
+/// more ranks is better computed once, before the weight.
 inline constexpr PanelKind kPanelKinds[] = {
-    {StreamForm::kSingle, 1, true},  {StreamForm::kSingle, 2, true},    {StreamForm::kSingle, 4, true},
-    {StreamForm::kSingle, 8, true},  {StreamForm::kHadamard, 1, true},  {StreamForm::kHadamard, 2, true},
-    {StreamForm::kSingle, 2, false}, {StreamForm::kHadamard, 2, false},
+    {StreamForm::kSingle, 1, true},    {StreamForm::kSingle, 2, true},     {StreamForm::kSingle, 4, true},
+    {StreamForm::kSingle, 8, true},    {StreamForm::kHadamard, 1, true},   {StreamForm::kHadamard, 2, true},
+    {StreamForm::kKronecker, 1, true}, {StreamForm::kKronecker, 2, true},  {StreamForm::kSingle, 2, false},
+    {StreamForm::kHadamard, 2, false}, {StreamForm::kKronecker, 2, false},
 };
 constexpr int all_chunks(StreamForm form, int chunks) { return form == StreamForm::kHadamard ? 2 * chunks : chunks; }
 
 inline constexpr int kPanelColumns = 64;  // of a panel, a warp's piece of work: 128 bytes of each row
 inline constexpr int kPanelWarps = 4;     // of a block, which takes panels side by side
+
+/// Rows that the right half of a Kronecker product must have: a kernel's step meets two blocks at most.
+inline constexpr int kPanelBlockRows = 16;
 
 /// Rows of a panel where there are many targets, whatever is done with them. The more, the seldomer column factors are
 /// fetched; the fewer, the nearer are the blocks that are at work.
@@ -55,6 +60,15 @@ struct PanelProduct {
   std::int32_t multiplier_index;
 };
 
+/// The left half of a Kronecker product, of the factors' dtype. The target's product is the right one, [rows, columns];
+/// row y of the target is row y + row_begin of the whole.
+struct PanelLeft {
+  const void *data;
+  std::int32_t row, column;  // bytes from element to element
+  Divisor rows, columns;
+  std::int32_t row_begin;
+};
+
 struct alignas(16) PanelTarget {
   const void *base;  // where it is absent: out
   void *out;
@@ -63,6 +77,7 @@ struct alignas(16) PanelTarget {
   Divisor strips;           // of kPanelColumns
   std::int32_t bf16;        // the weight's dtype; else f16
   PanelProduct product[2];  // one, or two that are multiplied
+  PanelLeft left;
 };
 
 }  // namespace lyc::cuda

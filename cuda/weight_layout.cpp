@@ -220,6 +220,7 @@ class Builder {
     const bool dora = with_dora(target);
     if (device_.copy_engine && device_.shared_bytes >= kBaseSharedBytes)
       if (const auto weight = base_product(batch_, target, device_.largest_cluster)) return add(*weight);
+    if (const auto weight = panel_kronecker(batch_, target)) return add(*weight);
     if (elementwise_.takes(target)) return elementwise_.add(target);
     if (device_.copy_engine)
       if (const auto weight = stream_term(batch_, target, device_.largest_cluster, layout_.products))
@@ -241,7 +242,8 @@ class Builder {
     std::vector<LowRankTerm> terms;
     for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
 
-    if (!dora && add_panels(matrix, terms)) return;
+    if (!dora)
+      if (const auto weight = panel_low_rank(matrix, terms)) return add(*weight);
     if (device_.copy_engine && add_stream(target, sides, matrix, terms)) return;
     kind.regular = is_regular(matrix, terms, kind);
     if (dora && (!kind.regular || !magnitudes_are_rows(target, sides))) return others_.add(target);
@@ -264,18 +266,6 @@ class Builder {
   }
 
  private:
-  bool add_panels(const MatrixTarget &matrix, const std::vector<LowRankTerm> &terms) {
-    const auto found = panel_target(matrix, terms);
-    if (!found) return false;
-    const auto &[kind, target] = *found;
-    auto &groups = layout_.panels;
-    auto group =
-        std::find_if(groups.begin(), groups.end(), [&](const PanelGroup &g) { return g.kind == found->first; });
-    if (group == groups.end()) group = groups.insert(group, {kind, {}, {}});
-    cuda::add(*group, target);
-    return true;
-  }
-
   bool add_stream(const ops::WeightTarget &target, const Sides &sides, const MatrixTarget &matrix,
                   const std::vector<LowRankTerm> &terms) {
     const bool dora = with_dora(target);
@@ -295,6 +285,13 @@ class Builder {
     const NestedAxis &side = sides.out_is_row ? sides.columns.front() : sides.rows.front();
     const std::int64_t inside = weight.in > 1 ? weight.stride_in / side.strides[kOut] : weight.kernel_size();
     return {dora_parameters(adapter, weight), out == sides.out_is_row, out ? 1 : inside, out ? weight.out : weight.in};
+  }
+
+  void add(const PanelWeight &weight) {
+    auto &groups = layout_.panels;
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const PanelGroup &g) { return g.kind == weight.kind; });
+    if (group == groups.end()) group = groups.insert(group, {weight.kind, {}, {}});
+    cuda::add(*group, weight.target);
   }
 
   void add(const StreamWeight &weight) {

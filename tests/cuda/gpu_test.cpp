@@ -307,6 +307,52 @@ TEST_F(Gpu, PanelsMatchTheReference) {
         }
 }
 
+/// A Kronecker product whose right half alone is low-rank.
+TermChoice blocks_of_rank(std::int64_t rank, std::int64_t p_out, std::int64_t p_in) {
+  TermChoice term = choice_of(ops::TermKind::kKronecker, rank);
+  term.p = Half::kWhole;
+  term.p_out = p_out, term.p_in = p_in;
+  return term;
+}
+
+/// Blocks that end anywhere, in a step, at its end and behind it, one by one and side by side.
+TEST_F(Gpu, PanelsOfKroneckerProductsMatchTheReference) {
+  struct {
+    std::int64_t p_out, p_in, rows, columns;
+  } const grids[] = {{3, 5, 16, 8}, {4, 4, 20, 24}, {5, 3, 33, 40}, {7, 1, 17, 64}, {2, 2, 40, 72}, {1, 2, 100, 136}};
+  for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F16})
+    for (std::int64_t rank : {8, 16, 24, 32})
+      for (std::int64_t row_begin : {0, 5, 50}) {
+        SCOPED_TRACE(testing::Message() << dtype_name(factors) << " rank " << rank << " from row " << row_begin);
+        const auto add = [&](WeightCase &c, Shape shape, TermChoice term, bool in_place) {
+          const lyc_dtype weights = in_place ? LYC_DTYPE_BF16 : LYC_DTYPE_F16;
+          term.row_begin = row_begin;
+          term.scalar = in_place;
+          c.factor_dtype = factors;
+          c.add({shape, weights, weights, Order::kOIHW, Order::kOIHW, in_place, {{{term}}}});
+        };
+        std::vector<WeightCase> cases;
+        WeightCase all(428);
+        bool in_place = false;
+        for (const auto &grid : grids) {
+          const Shape shape{grid.p_out * grid.rows, grid.p_in * grid.columns};
+          in_place = !in_place;
+          add(all, shape, blocks_of_rank(rank, grid.p_out, grid.p_in), in_place);
+          add(cases.emplace_back(429), shape, blocks_of_rank(rank, grid.p_out, grid.p_in), in_place);
+        }
+        add(all, {48, 16, {3, 3, 1}}, blocks_of_rank(rank, 2, 2), true);
+        cases.push_back(std::move(all));
+        for (WeightCase &c : cases) {
+          for (WeightOp op : kOps) expect_reference(c, op);
+          expect_kept(c, {WeightOp::kMerge, WeightOp::kUnmerge});
+          DeviceCase device(c.batch());
+          const std::string text = Plan(*backend_, context_, device.batch()).explain();
+          EXPECT_THAT(text, HasSubstr("Kronecker products of up to")) << text;
+          EXPECT_THAT(text, HasSubstr("1 launches, 0 bytes")) << text;
+        }
+      }
+}
+
 /// What the streaming kernels take: aligned 16-bit weights with factors of one dtype, contiguous.
 class Streamed : public Gpu {
  protected:
@@ -608,6 +654,8 @@ WeightCase every_kernel_case() {
       TermChoice blocks = choice_of(TermKind::kKronecker);
       blocks.p_out = blocks.p_in = 2;
       add({40, 128}, factors, factors, blocks, axis);
+      if (axis == DoraAxis::kNone)
+        for (std::int64_t rank : {16, 32}) add({40, 128}, factors, factors, blocks_of_rank(rank, 2, 2), axis);
     }
   TermChoice whole = choice_of(TermKind::kKronecker);  // by rows in types that are no matter elsewhere
   whole.p = whole.q = Half::kWhole;
@@ -661,7 +709,7 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   DeviceCase device(c.batch());
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
-  constexpr int kPanels = 8, kStreamed = 15, kRows = 7, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24,
+  constexpr int kPanels = 11, kStreamed = 15, kRows = 7, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24,
                 kElementwise = 2, kElementwiseRows = 6, kProducts = 4;
   constexpr int kRotations = 1 + 3 + 3;  // R - I, a pass of each kind and three stages
   constexpr int kTerms = 3, kMultipliers = 1;

@@ -206,6 +206,82 @@ TEST_F(Layout, PanelsTakeWholeVectorsAlone) {
   EXPECT_TRUE(lay_out(case_.batch()).panels.empty());
 }
 
+/// Kronecker products with a whole left half, without factors of any other type.
+class Blocks : public testing::Test {
+ protected:
+  WeightLayout lay_out_one(Shape shape, TermChoice term, ops::DoraAxis axis = ops::DoraAxis::kNone,
+                           Order order = Order::kOIHW, lyc_dtype factor = LYC_DTYPE_BF16) {
+    case_ = WeightCase(1);
+    case_.factor_dtype = factor;
+    case_.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, order, order, true, {{{term}, axis}}});
+    return lay_out(case_.batch());
+  }
+
+  static TermChoice choice(std::int64_t rank, std::int64_t p_out, std::int64_t p_in) {
+    TermChoice term;
+    term.kind = ops::TermKind::kKronecker;
+    term.p = test::Half::kWhole;
+    term.rank = rank;
+    term.p_out = p_out, term.p_in = p_in;
+    return term;
+  }
+
+  WeightCase case_{1};
+};
+
+TEST_F(Blocks, OfALowRankRightHalfAreTakenByPanels) {
+  TermChoice term = choice(16, 6, 5);
+  term.row_begin = 47;
+  WeightLayout layout = lay_out_one({120, 200}, term);
+  ASSERT_EQ(layout.panels.size(), 1u);
+  EXPECT_EQ(layout.panels[0].kind, (PanelKind{StreamForm::kKronecker, 1, true}));
+  EXPECT_EQ(layout.products.workspace_size, 0u);
+  const PanelTarget target = layout.panels[0].targets.at(0);
+  EXPECT_EQ(target.rows, 120);
+  EXPECT_EQ(target.columns, 200);
+  EXPECT_EQ(target.out_row, 400);
+  EXPECT_EQ(target.product[0].row.step, 32);
+  EXPECT_EQ(target.product[0].column.step, 80);
+  EXPECT_EQ(target.left.data, case_.terms()[0].p.down.data);
+  EXPECT_EQ(target.left.row, 10);
+  EXPECT_EQ(target.left.column, 2);
+  EXPECT_EQ(target.left.rows.value, 20u);
+  EXPECT_EQ(target.left.columns.value, 40u);
+  EXPECT_EQ(target.left.row_begin, 47);
+  EXPECT_THAT(describe(layout), HasSubstr("Kronecker products of up to 16 ranks"));
+
+  layout = lay_out_one({64, 16, {3, 3, 1}}, choice(24, 2, 2), ops::DoraAxis::kNone, Order::kOIHW, LYC_DTYPE_F16);
+  ASSERT_EQ(layout.panels.size(), 1u);
+  EXPECT_EQ(layout.panels[0].kind, (PanelKind{StreamForm::kKronecker, 2, false}));
+  EXPECT_EQ(layout.panels[0].targets.at(0).left.columns.value, 72u);  // with the kernel
+}
+
+TEST_F(Blocks, ThatPanelsCannotTakeGoElsewhere) {
+  const auto takes = [&](auto... arguments) { return !lay_out_one(arguments...).panels.empty(); };
+  TermChoice computed = choice(16, 2, 2), whole = computed;
+  computed.p = test::Half::kLowRank;
+  whole.q = test::Half::kWhole;
+  const Shape shape{64, 64};
+  EXPECT_TRUE(takes(shape, choice(16, 2, 2)));
+  EXPECT_TRUE(takes(shape, choice(16, 4, 8)));    // blocks of 16 x 8
+  EXPECT_FALSE(takes(shape, choice(16, 8, 2)));   // of 8 rows
+  EXPECT_FALSE(takes(shape, choice(16, 2, 16)));  // of 4 columns
+  EXPECT_FALSE(takes(shape, choice(6, 2, 2)));
+  EXPECT_FALSE(takes(shape, choice(20, 2, 2)));
+  EXPECT_FALSE(takes(shape, choice(40, 2, 2)));
+  EXPECT_FALSE(takes(shape, computed));
+  EXPECT_FALSE(takes(shape, whole));
+  EXPECT_FALSE(takes(shape, choice(16, 2, 2), ops::DoraAxis::kOut));
+  EXPECT_FALSE(takes(shape, choice(16, 2, 2), ops::DoraAxis::kNone, Order::kHWIO));
+  EXPECT_FALSE(takes(shape, choice(16, 2, 2), ops::DoraAxis::kNone, Order::kOIHW, LYC_DTYPE_F32));
+}
+
+TEST_F(Blocks, MustFitTheWeight) {
+  lay_out_one({64, 64}, choice(16, 2, 2));
+  case_.terms()[0].row_begin = 1;
+  EXPECT_THROW(lay_out(case_.batch()), Error);
+}
+
 /// One target for the kernels of every term.
 class Terms : public testing::Test {
  protected:
