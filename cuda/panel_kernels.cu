@@ -73,22 +73,21 @@ struct Kind {
 
 // -- panels -----------------------------------------------------------------------------------------------------------
 
-/// A lane's part of a weight: 8 columns of rows from y to end, two of each group.
+/// A lane's part of a weight: 8 columns of rows from y to end, two of each group. A lane beyond the columns has others'
+/// to load and no rows to store.
 struct Panel {
   const char *base;
   char *out;
   int base_row, out_row;
   int g, q, x, y, end, last;  // last: row of the weight
-  bool inside;                // what is not can be loaded, but not stored
 
   __device__ Panel(const PanelTarget &target, int number, int rows)
       : g(static_cast<int>(threadIdx.x % 32) / 4), q(static_cast<int>(threadIdx.x % 4)) {
     const int down = divide(number, target.strips);
     const int column = (number - down * static_cast<int>(target.strips.value)) * kPanelColumns + g * kLaneColumns;
-    inside = column < target.columns;
     x = min(column, target.columns - kLaneColumns);
     y = down * rows;
-    end = min(y + rows, target.rows);
+    end = column < target.columns ? min(y + rows, target.rows) : 0;
     last = target.rows - 1;
     base = static_cast<const char *>(target.base) + x * 2;
     out = static_cast<char *>(target.out) + x * 2;
@@ -293,7 +292,7 @@ struct Words {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t place = y + 2 * panel.q + half;
-      if (panel.inside && place < panel.end)
+      if (place < panel.end)
         store_vector(reinterpret_cast<uint4 *>(panel.out + place * panel.out_row), row[half]);
     }
   }
@@ -332,7 +331,7 @@ __device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[
 #pragma unroll 1
   for (int y = panel.y;;) {
     const int next = y + K::kStep;
-    const bool more = next < panel.end;
+    const bool more = __any_sync(~0u, next < panel.end);
 #pragma unroll
     for (int n = 0; n < K::kGroups; ++n) {
       const Sums sums = products.multiply(n);
@@ -352,7 +351,7 @@ __device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[
 template <typename K>
 __device__ void work_on(const PanelRun &run, const PanelTarget &target, int number) {
   const Panel panel(target, number, run.rows);
-  if (panel.y >= panel.end) return;
+  if (panel.y > panel.last) return;
   Words words[K::kGroups];
 #pragma unroll
   for (int n = 0; n < K::kGroups; ++n)
