@@ -441,22 +441,10 @@ static_assert(sizeof(Shared) + kDynamicBytes <= kBaseSharedBytes);
 }  // namespace
 
 cudaError_t resident_base_clusters(int cluster, int *clusters) {
-  *clusters = 0;
   const auto *kernel = reinterpret_cast<const void *>(base_product_kernel);
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kDynamicBytes);
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kDynamicBytes);
   if (status != cudaSuccess) return status;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(cluster));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kDynamicBytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  status = cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
-  return status == cudaErrorInvalidClusterSize ? cudaSuccess : status;
+  return resident_clusters(kernel, kThreads, kDynamicBytes, cluster, clusters);
 }
 
 cudaError_t launch_base_products(const BaseRun &run, const Launch &on) {

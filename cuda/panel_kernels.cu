@@ -55,7 +55,7 @@ struct Pace {
 };
 constexpr Pace pace(StreamForm form, int chunks, bool alone, bool merges) {
   const int all = all_chunks(form, chunks);
-  if (all == 1 && form == StreamForm::kKronecker) return merges ? Pace{2, 7, 1} : Pace{2, 8, 2};
+  if (all == 1 && form == StreamForm::kKronecker) return merges ? Pace{2, 7, 2} : Pace{2, 7, 4};
   if (all == 1) return merges ? Pace{2, 7, 1} : Pace{4, 8, 1};
   if (all == 2 && form == StreamForm::kHadamard && alone && merges) return {4, 4, 1};
   if (all == 2) return merges ? Pace{2, 5, 2} : Pace{2, form == StreamForm::kHadamard ? 5 : 6, 4};

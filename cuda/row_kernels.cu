@@ -521,18 +521,7 @@ cudaError_t count_clusters(const Instance &instance, int cluster, int blocks, Ro
   int resident = 0;
   if (status == cudaSuccess) status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, bytes);
   if (status != cudaSuccess || resident < blocks) return status;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(cluster));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  status = cudaOccupancyMaxActiveClusters(&shape->clusters, kernel, &config);
-  return status == cudaErrorInvalidClusterSize ? cudaSuccess : status;
+  return resident_clusters(kernel, threads, bytes, cluster, &shape->clusters);
 }
 
 }  // namespace
