@@ -239,6 +239,7 @@ template <typename Base, typename Right, int kVectors>
 __device__ void merge_row(const ElementwiseRowsRun &run, const ElementwiseRows &rows, int block) {
   extern __shared__ float scales[];
   __shared__ float sums[kMostTeamWarps];  // of squares, by warp
+  __shared__ float magnitudes[kMostRowTeams];
   __shared__ Change changes[kMostRowTeams];
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(rows.team_threads.value);
   const int team = __shfl_sync(~0u, divide(thread, rows.team_threads), 0);  // which the compiler then knows to be one
@@ -248,7 +249,7 @@ __device__ void merge_row(const ElementwiseRowsRun &run, const ElementwiseRows &
   Member<Base, Right, kVectors> of_row(run, rows, y, member, scales + team * rows.left_columns);
   if (m == 0.0f) return of_row.keep();
   of_row.fetch();
-  const float magnitude = member == 0 ? element(rows.dora.magnitude, y) : 0.0f;
+  if (member == 0) magnitudes[team] = element(rows.dora.magnitude, y);
   of_row.find_scales();
   __syncthreads();
   const float sum = sum_of_warp(of_row.sum_squares(rows.dora.rule == ops::DoraRule::kPeft ? m : 1.0f));
@@ -261,7 +262,7 @@ __device__ void merge_row(const ElementwiseRowsRun &run, const ElementwiseRows &
     double inverse = dora_inverse(rows.dora, squares);
     float late = m;
     asm volatile("" : "+d"(inverse), "+f"(late));  // the rule's numbers are not in registers before
-    changes[team] = change_of(dora_factors_of(rows.dora.rule, late, magnitude, inverse), run.op);
+    changes[team] = change_of(dora_factors_of(rows.dora.rule, late, magnitudes[team], inverse), run.op);
   }
   __syncthreads();
   of_row.replace(changes[team]);
