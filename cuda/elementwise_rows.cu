@@ -242,7 +242,7 @@ __device__ void merge_row(const ElementwiseRowsRun &run, const ElementwiseRows &
   __shared__ float magnitudes[kMostRowTeams];
   __shared__ Change changes[kMostRowTeams];
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(rows.team_threads.value);
-  const int team = __shfl_sync(~0u, divide(thread, rows.team_threads), 0);  // which the compiler then knows to be one
+  const int team = __shfl_sync(~0u, divide(thread, rows.team_threads), 0);  // which the compiler sees is a warp's
   const int y = block * rows.teams + team, member = thread - team * threads;
   if (y >= rows.weight.rows) return;
   const float m = multiplier_at(run.multipliers, rows.term.multiplier_index);
