@@ -90,14 +90,23 @@ __device__ inline DoraCoefficients dora_coefficients(ops::DoraRule rule, double 
   return {m, 0.0, 1.0, 1.0};
 }
 
-/// From the sum of squares of V along a line and the magnitude that it is to have.
-__device__ inline DoraFactors dora_factors_for(const DoraParameters &dora, float m, float magnitude, double squares) {
-  const DoraCoefficients rule = dora_coefficients(dora.rule, m);
-  const double epsilon = dora.rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(dora.epsilon);
-  const double blend = rule.a + rule.b * static_cast<double>(magnitude) / (sqrt(squares) + epsilon);
+/// One over the norm of V along a line, from the sum of squares.
+__device__ inline double dora_inverse(const DoraParameters &dora, double squares) {
+  return 1.0 / (sqrt(squares) + (dora.rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(dora.epsilon)));
+}
+
+/// From that and the magnitude that the line is to have.
+__device__ inline DoraFactors dora_factors_of(ops::DoraRule of, float m, float magnitude, double inverse) {
+  const DoraCoefficients rule = dora_coefficients(of, m);
+  const double blend = rule.a + rule.b * static_cast<double>(magnitude) * inverse;
   const bool cancels = fabs(blend) > 4.0 * fabs(rule.c);
   return {static_cast<float>(blend), static_cast<float>(cancels ? -rule.c : blend - rule.c), static_cast<float>(rule.v),
           cancels ? 1.0f : 0.0f};
+}
+
+/// From the sum of squares of V along a line and the magnitude that it is to have.
+__device__ inline DoraFactors dora_factors_for(const DoraParameters &dora, float m, float magnitude, double squares) {
+  return dora_factors_of(dora.rule, m, magnitude, dora_inverse(dora, squares));
 }
 
 /// The same with the index of the magnitude.

@@ -91,40 +91,30 @@ std::int64_t share_vectors(ElementwiseTarget &entry, const ElementwiseTerm &firs
   return ceil_div(entry.threads, kElementwiseThreads * kElementwisePieces);
 }
 
+/// Teams for rows of so many vectors.
+struct Teams {
+  std::int32_t warps, vectors;  // of a team; of a thread
+};
+
+/// The smallest that have whole rows, if any have.
+std::optional<Teams> teams_for(std::int64_t vectors) {
+  for (std::int32_t warps : kRowTeamWarps)
+    for (std::int32_t of_thread : {kRowVectors[0], kRowVectors[1], kRowVectors[2]})
+      if (vectors <= std::int64_t{warps} * 32 * of_thread) return Teams{warps, of_thread};
+  for (std::int32_t warps : kWideTeamWarps)
+    if (vectors <= std::int64_t{warps} * 32 * kRowVectors[3]) return Teams{warps, kRowVectors[3]};
+  return std::nullopt;
+}
+
 /// Whether there is a kernel for it that takes vectors of 16 bytes.
 bool is_kronecker(const ElementwiseTarget &entry, const ElementwiseTerm &term) {
   const std::int64_t left_span = std::int64_t{term.left_column} * entry.columns / term.right_columns.value;
   const bool vectors = term.right_columns.value * dtype_size(entry.base_dtype) % kMostBytes == 0 &&
                        entry.row_vectors.value * kMostBytes == entry.columns * dtype_size(entry.base_dtype);
   return vectors && entry.term_count == 1 && entry.base_dtype == entry.out_dtype && term.times_base == 0 &&
-         term.left_dtype != LYC_DTYPE_NONE &&
          (term.right_dtype == LYC_DTYPE_F32 || term.right_dtype == entry.base_dtype) &&
          term.right_column == static_cast<std::int32_t>(dtype_size(term.right_dtype)) &&
-         left_span <= std::numeric_limits<std::int32_t>::max();
-}
-
-/// Of a block that takes rows of so many vectors.
-std::int32_t block_warps(std::int64_t vectors) {
-  for (int warps : kRowBlockWarps)
-    if (vectors <= std::int64_t{warps} * 32 * kHeldVectors) return warps;
-  return kRowBlockWarps[kRowWidths - 1];
-}
-
-/// Share a weight's rows among teams that leave as few threads idle as can be, the largest of those that are as good.
-void share_rows(ElementwiseRows &rows, int block_warps) {
-  const std::int64_t vectors = rows.weight.row_vectors.value;
-  std::int64_t best = 0;
-  for (std::int32_t warps = 1; warps <= block_warps; ++warps) {
-    const std::int64_t of_thread = ceil_div(vectors, std::int64_t{warps} * 32);
-    if (block_warps % warps != 0 || (of_thread > kHeldVectors && warps < block_warps)) continue;
-    const std::int64_t team_rows = std::max<std::int64_t>(1, kHeldVectors / of_thread);
-    const std::int64_t held = block_warps / warps * team_rows * vectors;  // by a block
-    if (held < best) continue;
-    best = held;
-    rows.team_warps = warps;
-    rows.team_rows = static_cast<std::int32_t>(team_rows);
-    rows.of_thread = static_cast<std::int32_t>(of_thread);
-  }
+         left_span <= std::numeric_limits<std::int32_t>::max() && teams_for(entry.row_vectors.value);
 }
 
 }  // namespace
@@ -188,18 +178,23 @@ void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {
 }
 
 void ElementwiseLayoutBuilder::add_rows(const ElementwiseTarget &entry, const DoraParameters &dora) {
-  ElementwiseRows rows{entry, layout_.terms[static_cast<std::size_t>(entry.first_term)], 0, 0, 0, dora};
-  ElementwiseRowsKind kind{LYC_DTYPE_NONE, LYC_DTYPE_NONE, 0};
+  ElementwiseRows rows{entry, layout_.terms[static_cast<std::size_t>(entry.first_term)], {}, {}, 0, 0, dora};
+  ElementwiseRowsKind kind{LYC_DTYPE_NONE, LYC_DTYPE_NONE, 0, 0};
   std::int64_t block_rows = 1;
   if (is_kronecker(entry, rows.term)) {
-    kind = {entry.base_dtype, rows.term.right_dtype, block_warps(entry.row_vectors.value)};
-    share_rows(rows, kind.block_warps);
-    block_rows = kind.block_warps / rows.team_warps * rows.team_rows;
+    const auto [warps, vectors] = *teams_for(entry.row_vectors.value);
+    rows.teams = warps < kFewestBlockWarps ? kRowBlockWarps / warps : 1;
+    rows.team_threads = divisor(warps * 32, "the number of threads");
+    rows.left_columns = entry.columns / static_cast<std::int32_t>(rows.term.right_columns.value);
+    rows.right_vectors = divisor(entry.row_vectors.value / rows.left_columns, "the number of columns");
+    kind = {entry.base_dtype, rows.term.right_dtype, warps * rows.teams, vectors};
+    block_rows = rows.teams;
   }
   auto group = std::find_if(layout_.rows.begin(), layout_.rows.end(),
                             [&](const ElementwiseRowsGroup &g) { return g.kind == kind; });
-  if (group == layout_.rows.end()) group = layout_.rows.insert(group, {kind, {}, {}});
+  if (group == layout_.rows.end()) group = layout_.rows.insert(group, {kind, {}, {}, 0});
   group->tiles.add(ceil_div(entry.rows, block_rows));
+  group->scales = std::max(group->scales, rows.teams * rows.left_columns);
   group->targets.push_back(rows);
 }
 
@@ -275,8 +270,10 @@ std::string describe(const ElementwiseLayout &layout) {
                    group.tiles.pieces, " blocks\n");
   }
   for (const ElementwiseRowsGroup &group : layout.rows)
-    text += concat("elementwise, DoRA by rows, ", group.kind.block_warps ? dtype_name(group.kind.base) : "any", ": ",
-                   group.targets.size(), " weights, ", group.tiles.pieces, " blocks\n");
+    text += concat("elementwise, DoRA by rows, ",
+                   group.kind.block_warps ? concat(dtype_name(group.kind.base), ", ", group.kind.vectors, " vectors")
+                                          : std::string("any"),
+                   ": ", group.targets.size(), " weights, ", group.tiles.pieces, " blocks\n");
   return text;
 }
 

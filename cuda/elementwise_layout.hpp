@@ -20,6 +20,7 @@ struct ElementwiseRowsGroup {
   ElementwiseRowsKind kind;
   std::vector<ElementwiseRows> targets;
   PieceCounter tiles;
+  std::int32_t scales;  // of a block, at most
 };
 
 struct ElementwiseLayout {

@@ -1,14 +1,14 @@
 // Elementwise terms with DoRA over rows, out = round(f(base, terms)): see elementwise_kernels.cu for the terms.
 //
-// Work.     One Kronecker product with contiguous rows, the usual case: a block takes some rows, side by side in
-// memory,
-//           6 KB of them or one. Its threads keep what they have loaded in registers, add up squares, and compute the
-//           term once more when the rows' norms are known: many small blocks, each at another point of that. Rows that
-//           are too wide are taken in rounds, all but the last of which are loaded again. Anything else: a block takes
-//           a row element by element, twice.
-// Traffic.  base read once, out written once: bound by DRAM, with two thirds of the issue slots busy. A row of the
-// right
-//           half, which repeats along the weight's, comes from the nearest cache.
+// Work.     One Kronecker product with contiguous rows, or a whole difference, the usual case: a row takes a team of
+//           warps, each thread of which has a few vectors of 16 bytes. They stay in registers, as they are, while their
+//           squares are added up; when the row's norm is known, the term is computed once more, since the right half
+//           is near and registers are what limits the bytes under way. Blocks are small, each at another point of that.
+//           How many vectors a thread has is decided at compile time: only the last may be absent. A weight that is
+//           alone comes as parameters, others' descriptions are copied to shared memory. Anything else: a block takes a
+//           row element by element, twice.
+// Traffic.  base read once, out written once: bound by DRAM. A row of the right half, which repeats along the weight's,
+//           comes from the nearest cache.
 // Numerics. Sums of squares go by vectors, lanes, warps: an order that depends on shapes alone. One rounding, at the
 //           store; where the multiplier is 0, rows stay bit for bit.
 #include <type_traits>
@@ -18,10 +18,6 @@
 
 namespace lyc::cuda {
 namespace {
-
-constexpr int kMostRows = kRowBlockWarps[0] * kHeldVectors;  // of a block: others than the smallest take one
-constexpr int kMostSums = kRowBlockWarps[kRowWidths - 1];    // rows times warps of a team
-static_assert(kMostRows <= kMostSums);
 
 template <typename Type>
 constexpr int kSize = std::is_same_v<Type, F32> ? 4 : 2;
@@ -106,184 +102,191 @@ __device__ Change change_of(const DoraFactors &factors, ops::WeightOp op) {
 }
 
 /// delta = what becomes of the base and of `scale` times the delta
-template <int kCount>
+template <bool kCancels, int kCount>
 __device__ void apply(const Change &change, const Floats<kCount> &base, float scale, Floats<kCount> &delta) {
   const float of_delta = change.of_delta * scale;
-  if (change.cancels) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      delta.at[i] = fmaf(change.x, fmaf(of_delta, delta.at[i], base.at[i]), change.of_base * base.at[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) delta.at[i] = fmaf(of_delta, delta.at[i], change.of_base * base.at[i]);
+  for (int i = 0; i < kCount; ++i) {
+    const float of_base = change.of_base * base.at[i];
+    delta.at[i] = kCancels ? fmaf(change.x, fmaf(of_delta, delta.at[i], base.at[i]), of_base)
+                           : fmaf(of_delta, delta.at[i], of_base);
   }
+}
+
+/// The compiler does not know that it has been so before: it computes again what it would keep in registers.
+__device__ inline void forget(uint4 &v) { asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)); }
+__device__ inline const char *forget(const char *p) {
+  asm volatile("" : "+l"(p));
+  return p;
+}
+__device__ inline int forget(int n) {
+  asm volatile("" : "+r"(n));
+  return n;
 }
 
 // -- one Kronecker product --------------------------------------------------------------------------------------------
 
-/// A block's shared memory.
-struct Shared {
-  struct Place {
-    const char *left, *right;  // where the row of the halves begins
-    char *out;
-  } places[kMostRows];
-  Change changes[kMostRows];
-  float sums[kMostSums];  // of squares, of each row and warp
-};
-
-/// What a thread does.
-template <typename Base, typename Right>
+/// What the threads of a team have to do with a row.
+template <typename Base, typename Right, int kVectors>
 class Member {
  public:
-  __device__ Member(const ElementwiseRowsRun &run, const ElementwiseRows &rows, int block, Shared &shared)
-      : run_(run), rows_(rows), shared_(shared) {
-    const int thread = static_cast<int>(threadIdx.x), team = thread / 32 / rows.team_warps;
-    teams_ = static_cast<int>(blockDim.x) / 32 / rows.team_warps;
-    threads_ = rows.team_warps * 32;
-    member_ = thread - team * threads_;
-    team_row_ = team * rows.team_rows;
-    first_ = block * teams_ * rows.team_rows;
-    rows_here_ = min(rows.team_rows, rows.weight.rows - first_ - team_row_);
+  __device__ Member(const ElementwiseRowsRun &run, const ElementwiseRows &rows, int y, int member, float *scales)
+      : run_(run), rows_(rows), member_(member), at_(rows.term, run.workspace, y), scales_(scales) {
+    base_ = reinterpret_cast<const uint4 *>(row_of(rows.weight.base, rows.weight.base_row, y));
+    out_ = reinterpret_cast<uint4 *>(const_cast<char *>(row_of(rows.weight.out, rows.weight.out_row, y)));
   }
 
-  __device__ void merge() {
-    const float m = multiplier_at(run_.multipliers, rows_.term.multiplier_index);
-    if (m == 0.0f) return keep();
-    fetch(0);
-    // Of the block's rows, the one that is this thread's to find the factors of.
-    const int thread = static_cast<int>(threadIdx.x), own = first_ + thread;
-    const bool owns = thread < teams_ * rows_.team_rows && own < rows_.weight.rows;
-    float magnitude = 1.0f;
-    if (owns) {
-      const Halves at(rows_.term, run_.workspace, own);
-      shared_.places[thread] = {at.left, at.right, place(rows_.weight.out, rows_.weight.out_row, thread)};
-      magnitude = element(rows_.dora.magnitude, own);
-    }
-    __syncthreads();
-    sum_squares(static_cast<float>(dora_coefficients(rows_.dora.rule, m).v));
-    __syncthreads();
-    if (owns) {
-      double squares = 0.0;
-      for (int warp = 0; warp < rows_.team_warps; ++warp)
-        squares += static_cast<double>(shared_.sums[thread * rows_.team_warps + warp]);
-      shared_.changes[thread] = change_of(dora_factors_for(rows_.dora, m, magnitude, squares), run_.op);
-    }
-    __syncthreads();
-    for (int round = rounds() - 1;; --round) {
-      replace(round);
-      if (round == 0) return;
-      fetch(round - 1);
-    }
+  __device__ void fetch() {
+    for_vectors([&](int k, int vector) { held_[k] = load_vector(base_ + vector); });
   }
 
- private:
-  static constexpr int kCount = kVector<Base>;
-
-  __device__ int rounds() const { return (rows_.of_thread + kHeldVectors - 1) / kHeldVectors; }
-
-  /// visit(k, row of the block, vector of the row) for each of the thread's vectors of a round.
-  template <typename Visit>
-  __device__ void for_vectors(int round, Visit visit) const {
-    const int of_thread = rows_.of_thread, vectors = static_cast<int>(rows_.weight.row_vectors.value);
-    int row = 0, vector = round * kHeldVectors * threads_ + member_;
-#pragma unroll
-    for (int k = 0; k < kHeldVectors; ++k) {
-      if (row < rows_here_ && vector < vectors) visit(k, team_row_ + row, vector);
-      vector += threads_;
-      if (of_thread == 1 || (of_thread == 2 && k % 2 == 1)) ++row, vector = member_;
-    }
-  }
-
-  __device__ char *place(const void *data, int row_bytes, int row) const {
-    return static_cast<char *>(const_cast<void *>(data)) + std::int64_t{first_ + row} * row_bytes;
-  }
-  __device__ void fetch(int round) {
-    for_vectors(round, [&](int k, int row, int vector) {
-      const char *from = place(rows_.weight.base, rows_.weight.base_row, row);
-      held_[k] = load_vector(reinterpret_cast<const uint4 *>(from) + vector);
-    });
-  }
-
-  /// visit(k, row, vector, base, delta, scale): the weight, and what times `scale` is the delta without a multiplier.
-  template <typename Visit>
-  __device__ void for_values(int round, Visit visit) const {
+  /// The team's: what its row of the right half is multiplied by, by columns of the left half, without a multiplier.
+  __device__ void find_scales() const {
     const ElementwiseTerm &term = rows_.term;
     const float weight = bare_weight(term);
-    for_vectors(round, [&](int k, int row, int vector) {
-      const int x = vector * kCount, left_x = divide(x, term.right_columns);
-      const int right_x = x - left_x * static_cast<int>(term.right_columns.value);
-      const Shared::Place at = shared_.places[row];
-      const std::uint32_t left = load_bits(at.left + left_x * term.left_column, term.left_dtype);
-      const auto delta = load_near<Right, kCount>(at.right + right_x * kSize<Right>);
-      visit(k, row, vector, widen<Base>(held_[k]), delta, weight * to_float(left, term.left_dtype));
-    });
-  }
-
-  /// Squares of V = W + v D.
-  __device__ void sum_squares(float v) {
-    float sums[kHeldVectors] = {};
-    for (int round = 0;;) {
-      for_values(round, [&](int k, int, int, const auto &base, const auto &delta, float scale) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          const float value = fmaf(v * scale, delta.at[i], base.at[i]);
-          sums[k] = fmaf(value, value, sums[k]);
-        }
-      });
-      if (++round == rounds()) break;
-      fetch(round);
-    }
-    // Of vectors, so far; now of rows.
-    if (rows_.of_thread > 1) sums[0] += sums[1], sums[1] = sums[2] + sums[3];
-    if (rows_.of_thread > 2) sums[0] += sums[1];
-#pragma unroll
-    for (int row = 0; row < kHeldVectors; ++row) {
-      if (row >= rows_.team_rows) break;
-      const float sum = sum_of_warp(sums[row]);
-      if (threadIdx.x % 32 == 0) shared_.sums[(team_row_ + row) * rows_.team_warps + member_ / 32] = sum;
+    for (int x = member_; x < rows_.left_columns; x += static_cast<int>(rows_.team_threads.value)) {
+      float left = 1.0f;
+      if (term.left_dtype != LYC_DTYPE_NONE)
+        left = to_float(load_bits(at_.left + x * term.left_column, term.left_dtype), term.left_dtype);
+      scales_[x] = weight * left;
     }
   }
 
-  __device__ void replace(int round) const {
-    for_values(round, [&](int, int row, int vector, const auto &base, auto delta, float scale) {
-      apply(shared_.changes[row], base, scale, delta);
-      store_vector(reinterpret_cast<uint4 *>(shared_.places[row].out) + vector, round_to<Base>(delta));
+  /// The thread's squares of V = W + v D.
+  __device__ float sum_squares(float v) const {
+    float sum = 0.0f;
+    for_values<kFull>([&](int, const auto &base, const auto &delta, float bare) {
+      const float scale = v * bare;
+      float squares = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const float value = fmaf(scale, delta.at[i], base.at[i]);
+        squares = fmaf(value, value, squares);
+      }
+      sum += squares;
     });
+    return sum;
+  }
+
+  __device__ void replace(Change change) {
+#pragma unroll
+    for (uint4 &held : held_) forget(held);
+    if (change.cancels)
+      replace_as<true>(change);
+    else
+      replace_as<false>(change);
   }
 
   /// What the adapter does not change: bit for bit, or nothing, of a difference.
-  __device__ void keep() {
+  __device__ void keep() const {
     const bool clears = run_.op == ops::WeightOp::kDiff;
-    if (!clears && rows_.weight.base == rows_.weight.out) return;
-    for (int round = 0; round < rounds(); ++round) {
-      fetch(round);
-      for_vectors(round, [&](int k, int row, int vector) {
-        char *to = place(rows_.weight.out, rows_.weight.out_row, row);
-        store_vector(reinterpret_cast<uint4 *>(to) + vector, clears ? make_uint4(0, 0, 0, 0) : held_[k]);
-      });
+    if (!clears && base_ == out_) return;
+    for_vectors([&](int, int vector) {
+      store_vector(out_ + vector, clears ? make_uint4(0, 0, 0, 0) : load_vector(base_ + vector));
+    });
+  }
+
+ private:
+  static constexpr int kCount = kVector<Base>, kFull = full_row_vectors(kVectors);
+
+  static __device__ const char *row_of(const void *data, int row_bytes, int y) {
+    return static_cast<const char *>(data) + std::int64_t{y} * row_bytes;
+  }
+
+  /// visit(k, vector of the row) for each of the thread's vectors, of which kSure are not asked whether they are there.
+  template <int kSure = kFull, typename Visit>
+  __device__ void for_vectors(Visit visit) const {
+    const int threads = static_cast<int>(rows_.team_threads.value), member = forget(member_);
+#pragma unroll
+    for (int k = 0; k < kVectors; ++k) {
+      const int vector = member + k * threads;
+      if (k < kSure || vector < static_cast<int>(rows_.weight.row_vectors.value)) visit(k, vector);
     }
+  }
+
+  /// visit(vector, base, delta, scale): the weight, and what times `scale` is the delta without a multiplier.
+  template <int kSure, typename Visit>
+  __device__ void for_values(Visit visit) const {
+    const char *right = forget(at_.right);
+    for_vectors<kSure>([&](int k, int vector) {
+      const int left_x = divide(vector, rows_.right_vectors);
+      const int right_x = vector - left_x * static_cast<int>(rows_.right_vectors.value);
+      const auto delta = load_near<Right, kCount>(right + std::int64_t{right_x} * (kCount * kSize<Right>));
+      visit(vector, widen<Base>(held_[k]), delta, scales_[left_x]);
+    });
+  }
+
+  /// One vector after the other, each in a branch: side by side they take more registers than there are.
+  template <bool kCancels>
+  __device__ void replace_as(const Change &change) const {
+    for_values<0>([&](int vector, const auto &base, auto delta, float scale) {
+      apply<kCancels>(change, base, scale, delta);
+      store_vector(out_ + vector, round_to<Base>(delta));
+    });
   }
 
   const ElementwiseRowsRun &run_;
   const ElementwiseRows &rows_;
-  Shared &shared_;
-  int teams_, threads_, member_;  // of the block; of a team; this thread in its own
-  int first_, team_row_;          // rows: of the weight, the block's first one; of the block, the team's
-  int rows_here_;                 // that the team has
-  uint4 held_[kHeldVectors];
+  const int member_;  // of the team
+  const Halves at_;
+  float *const scales_;
+  const uint4 *base_;
+  uint4 *out_;
+  uint4 held_[kVectors];
 };
 
-constexpr int kRegisters = 48;  // for 42 warps on a multiprocessor, each of few: all at another point of their work
+template <typename Base, typename Right, int kVectors>
+__device__ void merge_row(const ElementwiseRowsRun &run, const ElementwiseRows &rows, int block) {
+  extern __shared__ float scales[];
+  __shared__ float sums[kMostTeamWarps];  // of squares, by warp
+  __shared__ float magnitudes[kMostRowTeams];
+  __shared__ Change changes[kMostRowTeams];
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(rows.team_threads.value);
+  const int team = __shfl_sync(~0u, divide(thread, rows.team_threads), 0);  // which the compiler sees is a warp's
+  const int y = block * rows.teams + team, member = thread - team * threads;
+  if (y >= rows.weight.rows) return;
+  const float m = multiplier_at(run.multipliers, rows.term.multiplier_index);
+  Member<Base, Right, kVectors> of_row(run, rows, y, member, scales + team * rows.left_columns);
+  if (m == 0.0f) return of_row.keep();
+  of_row.fetch();
+  if (member == 0) magnitudes[team] = element(rows.dora.magnitude, y);
+  of_row.find_scales();
+  __syncthreads();
+  const float sum = sum_of_warp(of_row.sum_squares(rows.dora.rule == ops::DoraRule::kPeft ? m : 1.0f));
+  if (thread % 32 == 0) sums[thread / 32] = sum;
+  __syncthreads();
+  if (member == 0) {
+    double squares = 0.0;
+#pragma unroll 1
+    for (int warp = thread / 32; warp < (thread + threads) / 32; ++warp) squares += static_cast<double>(sums[warp]);
+    double inverse = dora_inverse(rows.dora, squares);
+    float late = m;
+    asm volatile("" : "+d"(inverse), "+f"(late));  // the rule's numbers are not in registers before
+    changes[team] = change_of(dora_factors_of(rows.dora.rule, late, magnitudes[team], inverse), run.op);
+  }
+  __syncthreads();
+  of_row.replace(changes[team]);
+}
 
-template <typename Base, typename Right>
-__global__ void __maxnreg__(kRegisters) kronecker_rows(const __grid_constant__ ElementwiseRowsRun run) {
-  __shared__ Shared shared;
+/// Of 65536: more vectors would not be more bytes under way.
+constexpr int registers_for(int vectors) { return vectors <= 4 ? 40 : 64; }
+
+template <typename Base, typename Right, int kVectors, bool kAlone>
+__global__ void __maxnreg__(registers_for(kVectors)) kronecker_rows(const __grid_constant__ ElementwiseRowsRun run) {
   begin_kernel();
-  if (run.tiles.count == 1)  // all that it takes came with the launch
-    return Member<Base, Right>(run, run.only, static_cast<int>(blockIdx.x), shared).merge();
-  const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
-  const int block = static_cast<int>(blockIdx.x - run.tiles.first[index]);
-  Member<Base, Right>(run, run.targets[index], block, shared).merge();
+  if constexpr (kAlone) {
+    merge_row<Base, Right, kVectors>(run, run.only, static_cast<int>(blockIdx.x));
+  } else {
+    __shared__ ElementwiseRows rows;
+    const int index = find_entry(run.tiles.first, run.tiles.count, blockIdx.x);
+    constexpr int kWords = sizeof(rows) / sizeof(uint4);
+    static_assert(sizeof(rows) % sizeof(uint4) == 0 && kWords <= kFewestBlockWarps * 32);
+    if (threadIdx.x < kWords)
+      reinterpret_cast<uint4 *>(&rows)[threadIdx.x] =
+          __ldg(reinterpret_cast<const uint4 *>(run.targets + index) + threadIdx.x);
+    __syncthreads();
+    merge_row<Base, Right, kVectors>(run, rows, static_cast<int>(blockIdx.x - run.tiles.first[index]));
+  }
 }
 
 // -- any terms --------------------------------------------------------------------------------------------------------
@@ -364,23 +367,46 @@ __global__ void __launch_bounds__(kAnyThreads) any_rows(const __grid_constant__ 
   for (int x = begin; x < weight.columns; x += kAnyThreads) {
     const Floats<1> base = {base_at(x)};
     Floats<1> delta = {any_terms(run, weight, y, x, base.at[0])};
-    apply(change, base, 1.0f, delta);
+    if (change.cancels)
+      apply<true>(change, base, 1.0f, delta);
+    else
+      apply<false>(change, base, 1.0f, delta);
     write_float(out_row, weight.out_dtype, x, delta.at[0]);
   }
 }
 
 using Kernel = void (*)(ElementwiseRowsRun);
 
-/// The right half is as the weight, or float32, as are halves that a run computes.
-template <typename Base>
-Kernel kernel_for(lyc_dtype right) {
-  return right == LYC_DTYPE_F32 ? kronecker_rows<Base, F32> : kronecker_rows<Base, Base>;
+template <typename Base, typename Right, int kVectors>
+Kernel kernel_for(bool alone) {
+  return alone ? kronecker_rows<Base, Right, kVectors, true> : kronecker_rows<Base, Right, kVectors, false>;
 }
 
-Kernel kernel_of(const ElementwiseRowsKind &kind) {
+template <typename Base, typename Right>
+Kernel kernel_for(int vectors, bool alone) {
+  switch (vectors) {
+    case kRowVectors[0]:
+      return kernel_for<Base, Right, kRowVectors[0]>(alone);
+    case kRowVectors[1]:
+      return kernel_for<Base, Right, kRowVectors[1]>(alone);
+    case kRowVectors[2]:
+      return kernel_for<Base, Right, kRowVectors[2]>(alone);
+    default:
+      return kernel_for<Base, Right, kRowVectors[3]>(alone);
+  }
+}
+
+/// The right half is as the weight, or float32, as are halves that a run computes.
+template <typename Base>
+Kernel kernel_for(const ElementwiseRowsKind &kind, bool alone) {
+  return kind.right == LYC_DTYPE_F32 ? kernel_for<Base, F32>(kind.vectors, alone)
+                                     : kernel_for<Base, Base>(kind.vectors, alone);
+}
+
+Kernel kernel_of(const ElementwiseRowsKind &kind, bool alone) {
   if (kind.block_warps == 0) return any_rows;
-  if (kind.base == LYC_DTYPE_F32) return kronecker_rows<F32, F32>;
-  return kind.base == LYC_DTYPE_BF16 ? kernel_for<Bf16>(kind.right) : kernel_for<F16>(kind.right);
+  if (kind.base == LYC_DTYPE_F32) return kernel_for<F32, F32>(kind.vectors, alone);
+  return kind.base == LYC_DTYPE_BF16 ? kernel_for<Bf16>(kind, alone) : kernel_for<F16>(kind, alone);
 }
 
 }  // namespace
@@ -388,7 +414,9 @@ Kernel kernel_of(const ElementwiseRowsKind &kind) {
 cudaError_t launch_elementwise_rows(const ElementwiseRowsKind &kind, const ElementwiseRowsRun &run, const Launch &on) {
   void *arguments[] = {const_cast<ElementwiseRowsRun *>(&run)};
   const int threads = kind.block_warps == 0 ? kAnyThreads : kind.block_warps * 32;
-  return launch_kernel(reinterpret_cast<const void *>(kernel_of(kind)), run.tiles.pieces, threads, 0, on, arguments);
+  const auto *kernel = reinterpret_cast<const void *>(kernel_of(kind, run.tiles.count == 1));
+  const std::size_t shared = static_cast<std::size_t>(run.scales) * sizeof(float);
+  return launch_kernel(kernel, run.tiles.pieces, threads, shared, on, arguments);
 }
 
 }  // namespace lyc::cuda

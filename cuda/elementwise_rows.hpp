@@ -11,6 +11,7 @@ struct ElementwiseRowsRun {
   const ElementwiseRows *targets;
   const ElementwiseTerm *terms;
   Schedule tiles;
+  std::int32_t scales;  // of a block, at most: what its rows of the right half are multiplied by
   ops::WeightOp op;
   Multipliers multipliers;
   const char *workspace;

@@ -59,29 +59,38 @@ inline constexpr int kElementwiseThreads = 256;
 inline constexpr int kElementwisePieces = 4;  // of a target that a block takes where it has to find the target first
 inline constexpr int kElementwiseRows = 4;    // that a thread takes
 
-// With DoRA over rows, and one Kronecker product of two halves, a block is cut into teams of warps. A thread has a few
-// vectors at a time: of one row or of as many whole rows as they make up, or, where a row is wider, some of its vectors
-// after the others.
+// With DoRA over rows, and one Kronecker product of two halves or one whole difference, a block is cut into teams of
+// warps, each of which has a row. A thread of it has so many vectors of the row, or fewer where they are its last ones:
 
-inline constexpr int kHeldVectors = 4;
-inline constexpr int kRowBlockWarps[] = {3, 6, 12, 24};  // the fewest that have the widest rows at once
-inline constexpr int kRowWidths = 4;
+inline constexpr int kRowVectors[] = {2, 3, 4, 8};
+constexpr int full_row_vectors(int vectors) {
+  return vectors == 2 ? 0 : vectors == 8 ? 5 : vectors - 1;
+}  // that all have
+
+inline constexpr int kRowTeamWarps[] = {1, 2, 3, 4, 6, 8, 12, 16, 24};  // with at most four vectors a thread
+inline constexpr int kWideTeamWarps[] = {16, 24, 32};                   // with eight
+inline constexpr int kMostTeamWarps = 32;
+inline constexpr int kRowBlockWarps = 4;  // of several teams
+inline constexpr int kMostRowTeams = kRowBlockWarps, kFewestBlockWarps = 3;
 
 /// Which kernel, and how large blocks are.
 struct ElementwiseRowsKind {
   lyc_dtype base, right;     // of the weight and of the right half, whose rows are contiguous
   std::int32_t block_warps;  // 0: any terms in any types, element by element
+  std::int32_t vectors;      // of a thread
 
   bool operator==(const ElementwiseRowsKind &o) const {
-    return base == o.base && right == o.right && block_warps == o.block_warps;
+    return base == o.base && right == o.right && block_warps == o.block_warps && vectors == o.vectors;
   }
 };
 
 struct alignas(16) ElementwiseRows {
   ElementwiseTarget weight;
-  ElementwiseTerm term;                // the first one
-  std::int32_t team_warps, team_rows;  // a block has as many teams as it has warps for
-  std::int32_t of_thread;              // vectors of a row, at most
+  ElementwiseTerm term;   // the first one
+  Divisor right_vectors;  // that make up a row of the right half
+  Divisor team_threads;
+  std::int32_t left_columns;
+  std::int32_t teams;  // of a block
   DoraParameters dora;
 };
 

@@ -204,6 +204,7 @@ class Uploader {
     for (std::size_t g = 0; g < layout.rows.size(); ++g) {
       ElementwiseRowsRun &run = plan_.elementwise_rows[g];
       run.only = layout.rows[g].targets.front();
+      run.scales = layout.rows[g].scales;
       append(layout.rows[g].targets, run.targets);
       append(layout.rows[g].tiles, run.tiles);
       append(layout.terms, run.terms);

@@ -662,6 +662,8 @@ WeightCase every_kernel_case() {
   whole.p_out = whole.p_in = 2;
   for (lyc_dtype weights : {LYC_DTYPE_BF16, LYC_DTYPE_F16}) add({40, 128}, weights, weights, whole, DoraAxis::kOut);
   add({40, 128}, LYC_DTYPE_F32, LYC_DTYPE_BF16, whole, DoraAxis::kOut);
+  for (std::int64_t columns : {576, 1008, 24592})  // with more vectors a thread, the last of them in part
+    add({6, columns}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, whole, DoraAxis::kOut);
   add({40, 128}, LYC_DTYPE_BF16, LYC_DTYPE_BF16, choice_of(TermKind::kProduct), DoraAxis::kIn);
   TermChoice rotation = choice_of(TermKind::kRotation);
   rotation.rotation.block_size = 8;
@@ -710,7 +712,7 @@ TEST_F(Gpu, EveryKernelMatchesTheReference) {
   const Plan plan(*backend_, context_, device.batch());
   // Where there is a copy engine.
   constexpr int kPanels = 11, kStreamed = 15, kRows = 7, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24,
-                kElementwise = 2, kElementwiseRows = 6, kProducts = 4;
+                kElementwise = 2, kElementwiseRows = 9, kProducts = 4;
   constexpr int kRotations = 1 + 3 + 3;  // R - I, a pass of each kind and three stages
   constexpr int kTerms = 3, kMultipliers = 1;
   EXPECT_EQ(plan.info.launches, kPanels + kStreamed + kRows + kStreamedNorms + kBaseProducts + kLowRank + kElementwise +
@@ -741,6 +743,46 @@ TEST_F(Gpu, EveryKernelForOneElementwiseTermMatchesTheReference) {
                                           << static_cast<int>(term.p) << " order " << static_cast<int>(order));
           for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) expect_reference(c, op);
           if (!reads_base(c)) expect_reference(c, WeightOp::kUnmerge);
+          expect_kept(c, {WeightOp::kMerge});
+        }
+}
+
+/// Rows with DoRA have kernels by types, by vectors of a thread and by whether a weight is alone. Rows that fill no
+/// block, vectors that fill no warp, and rows that are too wide.
+TEST_F(Gpu, EveryKernelForElementwiseRowsMatchesTheReference) {
+  using ops::TermKind;
+  const struct {
+    std::int64_t p_in, right_vectors;
+    const char *kernel;
+  } widths[] = {{5, 1, "2 vectors"},    {3, 13, "2 vectors"},  {5, 15, "3 vectors"}, {7, 23, "3 vectors"},
+                {5, 25, "4 vectors"},   {16, 24, "4 vectors"}, {5, 77, "4 vectors"}, {7, 439, "8 vectors"},
+                {3, 1400, "8 vectors"}, {1, 8193, "any"}};
+  TermChoice blocks = choice_of(TermKind::kKronecker), left = blocks, right = blocks,
+             difference = choice_of(TermKind::kProduct);
+  blocks.p = blocks.q = left.q = right.p = difference.p = Half::kWhole;  // left and right: computed, as float32
+  blocks.scalar = true;
+  std::size_t i = 0;
+  for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_BF16, LYC_DTYPE_F16})
+    for (const auto &width : widths)
+      for (TermChoice term : {blocks, left, right, difference})
+        for (int weights : {1, 2}) {
+          const std::int64_t in = width.p_in * width.right_vectors * (dtype == LYC_DTYPE_F32 ? 4 : 8);
+          term.p_out = in > 4096 ? 1 : 3, term.p_in = width.p_in;
+          WeightCase c(450);
+          Random random(451);
+          for (int weight = 0; weight < weights; ++weight)
+            c.add({{term.p_out * (weight == 0 ? 3 : 5), in},
+                   dtype,
+                   dtype,
+                   Order::kOIHW,
+                   Order::kOIHW,
+                   ++i % 2 == 0,
+                   {{{term}, ops::DoraAxis::kOut, kRules[i % 3]}}});
+          use_plain_factors(c, dtype, random);
+          SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << in << " columns, " << weights << " weights");
+          for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) expect_reference(c, op);
+          DeviceCase device(c.batch());
+          EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr(width.kernel));
           expect_kept(c, {WeightOp::kMerge});
         }
 }

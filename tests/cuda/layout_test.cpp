@@ -400,31 +400,56 @@ TEST_F(Terms, RowsThatTooFewShareAreTakenInOrder) {
   EXPECT_EQ(lay_out(case_.batch()).elementwise.groups[0].targets.at(0).step.value, 1u);
 }
 
-TEST_F(Terms, TeamsTakeTheRowsThatTheyHold) {
+TEST_F(Terms, TeamsAreAsLargeAsTheirRows) {
   TermChoice term;
   term.kind = ops::TermKind::kKronecker;
   term.p_out = term.p_in = 2;
   const struct {
     std::int64_t columns;
-    std::int32_t block, team, rows, of_thread;
-    std::uint32_t blocks;
-  } widths[] = {{64, 3, 1, 4, 1, 9},        {640, 3, 3, 4, 1, 25},     {1280, 3, 3, 2, 2, 50},
-                {1024, 3, 1, 1, 4, 34},     {3072, 3, 3, 1, 4, 100},   {3088, 6, 6, 1, 3, 100},
-                {6144, 6, 6, 1, 4, 100},    {6160, 12, 12, 1, 3, 100}, {12288, 12, 12, 1, 4, 100},
-                {24576, 24, 24, 1, 4, 100}, {24592, 24, 24, 1, 5, 100}};
-  for (const auto &[columns, block, team, rows, of_thread, blocks] : widths) {
+    std::int32_t block, vectors, teams;
+    std::uint32_t threads, blocks;
+  } widths[] = {{64, 4, 2, 4, 32, 25},       {640, 4, 3, 4, 32, 25},      {1024, 4, 4, 4, 32, 25},
+                {1280, 4, 3, 2, 64, 50},     {2048, 4, 4, 2, 64, 50},     {2304, 3, 3, 1, 96, 100},
+                {3072, 3, 4, 1, 96, 100},    {3088, 4, 4, 1, 128, 100},   {6144, 6, 4, 1, 192, 100},
+                {6160, 8, 4, 1, 256, 100},   {12288, 12, 4, 1, 384, 100}, {24576, 24, 4, 1, 768, 100},
+                {24592, 16, 8, 1, 512, 100}, {65536, 32, 8, 1, 1024, 100}};
+  const auto lay_out_rows = [&](std::int64_t columns) {
     WeightCase c(8);
     c.factor_dtype = LYC_DTYPE_BF16;
     const Shape shape{100, columns};
     c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}, ops::DoraAxis::kOut}}});
-    const WeightLayout layout = lay_out(c.batch());
-    ASSERT_EQ(layout.elementwise.rows.size(), 1u) << columns;
-    const ElementwiseRowsGroup &group = layout.elementwise.rows[0];
-    EXPECT_EQ(group.kind.block_warps, block) << columns;
-    EXPECT_EQ(group.targets[0].team_warps, team) << columns;
-    EXPECT_EQ(group.targets[0].team_rows, rows) << columns;
-    EXPECT_EQ(group.targets[0].of_thread, of_thread) << columns;
-    EXPECT_EQ(group.tiles.pieces, blocks) << columns;
+    return lay_out(c.batch()).elementwise.rows;
+  };
+  for (const auto &[columns, block, vectors, teams, threads, blocks] : widths) {
+    SCOPED_TRACE(columns);
+    const auto rows = lay_out_rows(columns);
+    ASSERT_EQ(rows.size(), 1u);
+    const ElementwiseRows &target = rows[0].targets.at(0);
+    EXPECT_EQ(rows[0].kind.block_warps, block);
+    EXPECT_EQ(rows[0].kind.vectors, vectors);
+    EXPECT_EQ(rows[0].tiles.pieces, blocks);
+    EXPECT_EQ(rows[0].scales, teams * 2);
+    EXPECT_EQ(target.teams, teams);
+    EXPECT_EQ(target.team_threads.value, threads);
+    EXPECT_EQ(target.right_vectors.value, columns / 16);
+  }
+  EXPECT_EQ(lay_out_rows(65552).at(0).kind.block_warps, 0);  // element by element
+}
+
+/// The threads of a team have as many vectors as their kernel takes for granted.
+TEST_F(Terms, RowsOfAllWidthsFillTheirTeams) {
+  TermChoice term;
+  term.kind = ops::TermKind::kKronecker;
+  term.p_out = term.p_in = 1;
+  for (std::int64_t vectors = 1; vectors <= 8192; vectors += vectors < 400 ? 1 : 61) {
+    WeightCase c(9);
+    c.factor_dtype = LYC_DTYPE_BF16;
+    const Shape shape{1, vectors * 8};
+    c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}, ops::DoraAxis::kOut}}});
+    const ElementwiseRowsGroup group = lay_out(c.batch()).elementwise.rows.at(0);
+    const std::int64_t threads = group.targets[0].team_threads.value;
+    EXPECT_LE(vectors, threads * group.kind.vectors);
+    EXPECT_GE(vectors, threads * full_row_vectors(group.kind.vectors));
   }
 }
 
