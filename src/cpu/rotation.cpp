@@ -328,7 +328,6 @@ class LineRun {
         region_(region),
         runs_(plan.runs()),
         length_(plan.run_length()),
-        run_step_(round_up(length_, kTileRows) * r_.block_size),
         matrix_step_(plan.matrices() == 1 ? 0 : plan.packed_floats()) {
     first_ = plan.along_rows ? region.column : region.row;
     const std::int64_t count = plan.along_rows ? region.columns : region.rows;
@@ -407,42 +406,24 @@ class LineRun {
   }
 
   void turn_block(std::int64_t stage, std::int64_t window, std::int64_t block) {
-    std::int64_t starts[2] = {};
-    for (std::int64_t run = 0; run < runs_; ++run) starts[run] = window + run_start(stage, block, run);
-    const float *lines = stage == 0 ? first_lines(window) : changed_lines(starts);
-    const float *left = left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_;
-    for (std::int64_t run = 0; run < runs_; ++run, left += run_step_) {
-      const bool last = stage + 1 == r_.stages && stores_;
-      k_.turn(left, lines, r_.block_size, length_, last ? lanes_ : kPanel,
-              last ? stored(stage, starts[run]) : kept(stage, starts[run]), stage == 0 ? ahead(starts[run]) : Ahead{});
-    }
+    const bool first = stage == 0, last = stage + 1 == r_.stages && stores_;
+    const std::int64_t start = window + block * (runs_ == 1 ? r_.block_size : length_);
+    if (first) load_lines(start);
+    const Lines lines = {weight(start), first ? nullptr : change(start),       gathered_,
+                         runs_,         length_,                         length_ << stage};
+    k_.turn(left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_, lines, last ? lanes_ : kPanel,
+            last ? stored(stage, start) : kept(stage, start), first ? ahead(start) : Ahead{});
   }
 
   // A block's lines as they are, which lie side by side in the first stage.
-  const float *first_lines(std::int64_t window) {
+  void load_lines(std::int64_t start) {
+    if (plan_.along_rows) return;
     const Rows &rows = region_.weight;
     const auto load = [&](std::int64_t element, std::int64_t count) {
       k_.load_panel(rows.dtype, at(rows, line(element), lane_), rows.stride, count, lanes_, weight(element));
     };
-    if (!plan_.along_rows && plan_.lines.empty())
-      load(window, r_.block_size);
-    else if (!plan_.along_rows)
-      for (std::int64_t i = 0; i < r_.block_size; ++i) load(window + i, 1);
-    return weight(window);
-  }
-
-  // And as the stage before left them.
-  const float *changed_lines(const std::int64_t *starts) {
-    const std::int64_t length = length_ * kPanel;
-    for (std::int64_t run = 0; run < runs_; ++run)
-      k_.sum(weight(starts[run]), change(starts[run]), length, gathered_ + run * length);
-    return gathered_;
-  }
-
-  // Where a run of a block begins, from its window's first element on.
-  std::int64_t run_start(std::int64_t stage, std::int64_t block, std::int64_t run) const {
-    if (r_.order == Rotation::Order::kPlain) return block * r_.block_size;
-    return (run * (std::int64_t{1} << stage) + block) * length_;
+    if (plan_.lines.empty()) return load(start, r_.block_size);
+    for (std::int64_t i = 0; i < r_.block_size; ++i) load(start + i, 1);
   }
 
   Turned kept(std::int64_t stage, std::int64_t element) const {
@@ -490,7 +471,7 @@ class LineRun {
   const float *left_;
   const Scaling scaling_;
   const Region &region_;
-  const std::int64_t runs_, length_, run_step_, matrix_step_;
+  const std::int64_t runs_, length_, matrix_step_;
   std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0;
   bool stores_;  // the last stage does
   float *tile_, *weight_factors_, *change_factors_, *gathered_, *weight_, *change_;
