@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -98,15 +99,16 @@ void cayley(const Kernels &kernels, double *q, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] -= 1.0;
 }
 
-/// sum becomes the series without I, by Horner's scheme. Three matrices in all.
-void neumann(const Kernels &kernels, const double *q, std::int64_t n, int terms, double *sum, double *next) {
-  for (std::int64_t i = 0; i < n * n; ++i) sum[i] = terms == 1 ? 0.0 : terms == 2 ? 2.0 * q[i] : q[i];
-  if (terms < 3) return;
+/// Half of the series without I, by Horner's scheme, in one of two matrices beside q.
+double *neumann(const Kernels &kernels, const double *q, std::int64_t n, int terms, double *sum, double *next) {
+  for (std::int64_t i = 0; i < n * n; ++i) sum[i] = terms == 1 ? 0.0 : terms == 2 ? q[i] : 0.5 * q[i];
+  if (terms < 3) return sum;
   for (int step = 2; step < std::max(terms, 4); ++step) {
-    for (std::int64_t i = 0; i < n * n; ++i) next[i] = 2.0 * q[i];
+    std::copy(q, q + n * n, next);
     kernels.add_matrix_product(q, sum, n, next);
-    std::copy(next, next + n * n, sum);
+    std::swap(sum, next);
   }
+  return sum;
 }
 
 // Where the matrix counts element i of the block, whose runs follow each other.
@@ -122,9 +124,12 @@ void pack_lines(const RotationPlan &plan, const float *rest, float m, std::int64
   const std::int64_t n = plan.rotation.block_size;
   const float *rows[kLines];
   for (std::int64_t i = 0; i < kLines; ++i) rows[i] = rest + place(plan, std::min(begin + i, end - 1)) * n;
-  for (std::int64_t k = 0; k < n; ++k, packed += kLines) {
-    const std::int64_t from = place(plan, k);
-    for (std::int64_t i = 0; i < kLines; ++i) packed[i] = begin + i < end ? m * rows[i][from] : 0.0f;
+  const std::int64_t length = plan.run_length();
+  const bool alternate = plan.rotation.order == Rotation::Order::kInterleave;
+  for (std::int64_t run = 0; run < n; run += length) {
+    std::int64_t from = place(plan, run);
+    for (std::int64_t k = 0; k < length; ++k, from += alternate ? 2 : 1, packed += kLines)
+      for (std::int64_t i = 0; i < kLines; ++i) packed[i] = begin + i < end ? m * rows[i][from] : 0.0f;
   }
 }
 
@@ -210,7 +215,7 @@ void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matri
             float *rest) {
   const std::int64_t n = rotation.block_size, size = n * n;
   const bool series = rotation.map == Rotation::Map::kNeumann;
-  double *q = reinterpret_cast<double *>(scratch), *result = series ? q + size : q;
+  double *const q = reinterpret_cast<double *>(scratch), *half = q;
   const Skew skew(kernels, rotation, matrix, scratch + (series ? 6 : 2) * size);
   skew.write(series ? rotation.factor : -rotation.factor, q);
   const double shrink =
@@ -218,11 +223,10 @@ void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matri
   if (shrink != 1.0)
     for (std::int64_t i = 0; i < size; ++i) q[i] *= shrink;
   if (series)
-    neumann(kernels, q, n, rotation.neumann_terms, result, result + size);
+    half = neumann(kernels, q, n, rotation.neumann_terms, q + size, q + 2 * size);
   else
     cayley(kernels, q, n);
-  const double times = series ? 1.0 : 2.0;
-  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(times * result[i]);
+  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(2.0 * half[i]);
 }
 
 void derive_packed(const Kernels &kernels, const RotationPlan &plan, std::int64_t matrix, double squares,
@@ -526,7 +530,8 @@ class RowRun {
     const std::int64_t c = column - region_.column, block = r_.block_size;
     for (std::int64_t i = 0; i < rows; ++i) k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight(i));
     const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
-    const Ahead ahead = {at(region_.weight, row + RowRun::rows(plan_), c), stride_bytes(region_.weight),
+    const bool below = row + rows < region_.rows;  // or the first rows of the next columns
+    const Ahead ahead = {at(region_.weight, below ? row + rows : 0, below ? c : c + n), stride_bytes(region_.weight),
                          n * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
     const bool sums = region_.onto == Region::Onto::kSum;
     Turned to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, stride(plan_), false};
