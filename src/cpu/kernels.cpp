@@ -1064,7 +1064,7 @@ bool streams(const Turned &to, std::int64_t unit) {
   return to.stream && whole_lines<T>(to.out, to.out_stride, unit);
 }
 
-// Rows times the lines of a block, from `column` on. Where the lines have changed, kSum adds that up for whoever comes next.
+// Rows times the lines of a block, from `column` on. Where these have changed, kSum leaves their sums to other rows.
 template <bool kSum, std::int64_t kRows>
 HWY_INLINE void multiply_lines(const float *left, const Lines &lines, std::int64_t column,
                                Floats (&sum)[kRows][kVectors], Fetch &ahead) {

@@ -60,8 +60,8 @@ struct Turned {
   bool stream;
 };
 
-/// The lines that a block turns, in rows of kPanel: `runs` of `length` lines, whose beginnings are `apart`. A line is what
-/// the weight has and, unless null, its change; `sums` takes these, all runs one after the other.
+/// The lines that a block turns, in rows of kPanel: `runs` of `length` lines, whose beginnings are `apart` lines apart.
+/// A line is what the weight has and, unless null, its change; `sums` takes these sums, one run after the other.
 struct Lines {
   const float *weight, *change;
   float *sums;
@@ -140,9 +140,9 @@ struct Kernels {
                         std::int64_t n, const Factors &factors, bool stream);
 
   // Rotations. A block, of whose panel n columns are there: each run's rows of `left` in blocks [lines][kTileRows],
-  // times the lines; `to` has its rows where the lines are. Blocks of columns, one after the
-  // other: up to kTurnedRows rows of `left`, tiles kTileApart, by panels [block][kTurned], with `step` from one block's
-  // panels to the next; added to what the rows hold if that is to `keep`. Of `to`, only where it goes.
+  // times the lines; `to` has its rows as far apart as the lines. Blocks of columns, one after the other: up to
+  // kTurnedRows rows of `left`, tiles kTileApart, by panels [block][kTurned], with `step` from one block's panels to
+  // the next; added to what the rows hold if that is to `keep`. Of `to`, only where it goes.
   void (*turn)(const float *left, const Lines &lines, std::int64_t n, const Turned &to, const Ahead &ahead);
   void (*turn_columns)(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
                        std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,

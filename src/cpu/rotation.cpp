@@ -413,8 +413,7 @@ class LineRun {
     const bool first = stage == 0, last = stage + 1 == r_.stages && stores_;
     const std::int64_t start = window + block * (runs_ == 1 ? r_.block_size : length_);
     if (first) load_lines(start);
-    const Lines lines = {weight(start), first ? nullptr : change(start),       gathered_,
-                         runs_,         length_,                         length_ << stage};
+    const Lines lines = {weight(start), first ? nullptr : change(start), gathered_, runs_, length_, length_ << stage};
     k_.turn(left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_, lines, last ? lanes_ : kPanel,
             last ? stored(stage, start) : kept(stage, start), first ? ahead(start) : Ahead{});
   }
