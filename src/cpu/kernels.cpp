@@ -1064,17 +1064,39 @@ bool streams(const Turned &to, std::int64_t unit) {
   return to.stream && whole_lines<T>(to.out, to.out_stride, unit);
 }
 
-// What is not streamed is asked for first: it may not have been read.
-template <bool kStream, typename T>
-void turn_tile(const float *left, const float *right, std::int64_t rank, const Turned &to, Fetch &ahead) {
-  T *const out = static_cast<T *>(to.out);
-  const float *const changes = to.change, *const bases = to.base;
+// Rows times the lines of a block, from `column` on. Where these have changed, kSum leaves their sums to other rows.
+template <bool kSum, std::int64_t kRows>
+HWY_INLINE void multiply_lines(const float *left, const Lines &lines, std::int64_t column,
+                               Floats (&sum)[kRows][kVectors], Fetch &ahead) {
+  if constexpr (kSum) {
+    const float *const weight = lines.weight + column, *const change = lines.change + column;
+    float *const sums = lines.sums + column;
+    const std::int64_t length = lines.length, gap = (lines.apart - length) * kPanel;
+    multiply_by(
+        lines.runs * length, sum,
+        [&](std::int64_t k, std::int64_t v) HWY_ATTR {
+          const std::int64_t to = k * kPanel + v * kLanes, from = to + (k < length ? 0 : gap);
+          const Floats line = hn::Add(load_vector(weight + from), load_vector(change + from));
+          store_vector(line, sums + to);
+          return line;
+        },
+        [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); }, ahead);
+  } else {
+    multiply(left, (lines.change ? lines.sums : lines.weight) + column, lines.runs * lines.length, sum, ahead);
+  }
+}
+
+// From row `at` of `to` on. What is not streamed is asked for first: it may not have been read.
+template <bool kSum, bool kStream, typename T>
+void turn_tile(const float *left, const Lines &lines, const Turned &to, std::int64_t at, Fetch &ahead) {
   const std::int64_t base_stride = to.base_stride, out_stride = to.out_stride;
-  if (!kStream && to.out != changes)
+  T *const out = static_cast<T *>(to.out) + at * out_stride;
+  const float *const changes = advanced(to.change, at * kPanel), *const bases = advanced(to.base, at * base_stride);
+  if (!kStream && to.out != to.change)
     for (std::int64_t i = 0; i < kTileRows; ++i) fetch<kPanel>(out + i * out_stride);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
-    multiply(left, right + column, rank, sum, ahead);
+    multiply_lines<kSum>(left, lines, column, sum, ahead);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       const float *change = advanced(changes, i * kPanel + column);
@@ -1088,11 +1110,11 @@ void turn_tile(const float *left, const float *right, std::int64_t rank, const T
   }
 }
 
-template <std::int64_t kRows>
-void multiply_part(const float *left, const float *right, std::int64_t rank, float *to, Fetch &ahead) {
+template <bool kSum, std::int64_t kRows>
+void multiply_part(const float *left, const Lines &lines, float *to, Fetch &ahead) {
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Floats sum[kRows][kVectors];
-    multiply(left, right + column, rank, sum, ahead);
+    multiply_lines<kSum>(left, lines, column, sum, ahead);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) store_vector(sum[i][v], to + i * kPanel + column + v * kLanes);
@@ -1112,44 +1134,48 @@ void write_sums(const float *sums, std::int64_t n, const float *change, const fl
 }
 
 // Fewer rows than a tile has, or fewer columns than a panel.
-template <typename T>
-void turn_part(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n,
-               const Turned &to, Fetch &ahead) {
-  constexpr decltype(&multiply_part<1>) kParts[] = {multiply_part<1>, multiply_part<2>, multiply_part<3>,
-                                                    multiply_part<4>, multiply_part<5>, multiply_part<6>};
+template <bool kSum, typename T>
+void turn_part(const float *left, const Lines &lines, std::int64_t rows, std::int64_t n, const Turned &to,
+               std::int64_t at, Fetch &ahead) {
+  constexpr decltype(&multiply_part<kSum, 1>) kParts[] = {multiply_part<kSum, 1>, multiply_part<kSum, 2>,
+                                                          multiply_part<kSum, 3>, multiply_part<kSum, 4>,
+                                                          multiply_part<kSum, 5>, multiply_part<kSum, 6>};
   float sums[kTileRows * kPanel];
-  kParts[rows - 1](left, right, rank, sums, ahead);
-  for (std::int64_t i = 0; i < rows; ++i)
-    write_sums(sums + i * kPanel, n, advanced(to.change, i * kPanel), advanced(to.base, i * to.base_stride),
-               static_cast<T *>(to.out) + i * to.out_stride, to.stream);
+  kParts[rows - 1](left, lines, sums, ahead);
+  for (std::int64_t i = 0; i < rows; ++i, ++at)
+    write_sums(sums + i * kPanel, n, advanced(to.change, at * kPanel), advanced(to.base, at * to.base_stride),
+               static_cast<T *>(to.out) + at * to.out_stride, to.stream);
+}
+
+template <bool kSum, typename T>
+HWY_INLINE void turn_rows(const float *left, const Lines &lines, std::int64_t rows, std::int64_t n, const Turned &to,
+                          std::int64_t at, bool stream, Fetch &ahead) {
+  if (rows < kTileRows || n < kPanel) return turn_part<kSum, T>(left, lines, rows, n, to, at, ahead);
+  stream ? turn_tile<kSum, true, T>(left, lines, to, at, ahead) : turn_tile<kSum, false, T>(left, lines, to, at, ahead);
 }
 
 template <typename T>
-void turn_as(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
-             const Ahead &rows_ahead) {
-  Fetch ahead(rows_ahead, rows);
-  const auto turn_tile_as = streams<T>(to, kPanel) ? turn_tile<true, T> : turn_tile<false, T>;
-  for (std::int64_t row = 0; row < rows; row += kTileRows, left += rank * kTileRows) {
-    const std::int64_t count = std::min(kTileRows, rows - row);
-    if (count == kTileRows && n == kPanel)
-      turn_tile_as(left, right, rank, to, ahead);
-    else
-      turn_part<T>(left, right, rank, count, n, to, ahead);
-    to.base = advanced(to.base, kTileRows * to.base_stride);
-    to.change = advanced(to.change, kTileRows * kPanel);
-    to.out = static_cast<T *>(to.out) + kTileRows * to.out_stride;
-  }
+void turn_as(const float *left, const Lines &lines, std::int64_t n, const Turned &to, const Ahead &rows_ahead) {
+  const std::int64_t rank = lines.runs * lines.length;
+  const bool stream = streams<T>(to, kPanel);
+  Fetch ahead(rows_ahead, rank);
+  bool sum = lines.change != nullptr;
+  for (std::int64_t run = 0; run < lines.runs; ++run)
+    for (std::int64_t row = 0; row < lines.length; row += kTileRows, left += rank * kTileRows, sum = false) {
+      const std::int64_t rows = std::min(kTileRows, lines.length - row), at = run * lines.apart + row;
+      sum ? turn_rows<true, T>(left, lines, rows, n, to, at, stream, ahead)
+          : turn_rows<false, T>(left, lines, rows, n, to, at, stream, ahead);
+    }
 }
 
-void turn(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
-          const Ahead &ahead) {
+void turn(const float *left, const Lines &lines, std::int64_t n, const Turned &to, const Ahead &ahead) {
   switch (to.dtype) {
     case LYC_DTYPE_BF16:
-      return turn_as<Bf16>(left, right, rank, rows, n, to, ahead);
+      return turn_as<Bf16>(left, lines, n, to, ahead);
     case LYC_DTYPE_F16:
-      return turn_as<F16>(left, right, rank, rows, n, to, ahead);
+      return turn_as<F16>(left, lines, n, to, ahead);
     default:
-      return turn_as<float>(left, right, rank, rows, n, to, ahead);
+      return turn_as<float>(left, lines, n, to, ahead);
   }
 }
 
@@ -1250,12 +1276,6 @@ void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows
     default:
       return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
   }
-}
-
-void sum(const float *a, const float *b, std::int64_t n, float *to) {
-  std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_vector(hn::Add(load_vector(a + i), load_vector(b + i)), to + i);
-  if (i < n) store_part(hn::Add(load_part(a + i, n - i), load_part(b + i, n - i)), n - i, to + i);
 }
 
 template <typename T>
@@ -1508,7 +1528,6 @@ constexpr Kernels kKernels = {target_name(),
                               change_weight,
                               turn,
                               turn_columns,
-                              sum,
                               load_panel,
                               invert,
                               add_matrix_product,

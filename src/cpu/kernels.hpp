@@ -60,6 +60,14 @@ struct Turned {
   bool stream;
 };
 
+/// The lines that a block turns, in rows of kPanel: `runs` of `length` lines, whose beginnings are `apart` lines apart.
+/// A line is what the weight has and, unless null, its change; `sums` takes these sums, one run after the other.
+struct Lines {
+  const float *weight, *change;
+  float *sums;
+  std::int64_t runs, length, apart;
+};
+
 /// Rows that are read next: they come while others are computed. In bytes.
 struct Ahead {
   const char *data = nullptr;
@@ -131,17 +139,14 @@ struct Kernels {
   void (*change_weight)(const WeightRows &rows, std::int64_t count, bool keep, const float *d, std::int64_t d_stride,
                         std::int64_t n, const Factors &factors, bool stream);
 
-  // Rotations. `rows` rows of a block, of whose right panel n columns are there. Blocks of columns, one after the
-  // other: up to kTurnedRows rows of `left`, tiles kTileApart, by panels [block][kTurned], with `step` from one block's
-  // panels to the next; added to what the rows hold if that is to `keep`. Of `to`, only where it goes.
-  void (*turn)(const float *left, const float *right, std::int64_t rank, std::int64_t rows, std::int64_t n, Turned to,
-               const Ahead &ahead);
+  // Rotations. A block, of whose panel n columns are there: each run's rows of `left` in blocks [lines][kTileRows],
+  // times the lines; `to` has its rows as far apart as the lines. Blocks of columns, one after the other: up to
+  // kTurnedRows rows of `left`, tiles kTileApart, by panels [block][kTurned], with `step` from one block's panels to
+  // the next; added to what the rows hold if that is to `keep`. Of `to`, only where it goes.
+  void (*turn)(const float *left, const Lines &lines, std::int64_t n, const Turned &to, const Ahead &ahead);
   void (*turn_columns)(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
                        std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,
                        const Ahead &ahead);
-
-  // a + b, element by element.
-  void (*sum)(const float *a, const float *b, std::int64_t n, float *to);
 
   // Rows of n columns as rows of a panel; what is missing is 0.
   void (*load_panel)(lyc_dtype dtype, const void *rows, std::int64_t stride, std::int64_t count, std::int64_t n,

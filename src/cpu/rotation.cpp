@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -98,15 +99,16 @@ void cayley(const Kernels &kernels, double *q, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) q[i * n + i] -= 1.0;
 }
 
-/// sum becomes the series without I, by Horner's scheme. Three matrices in all.
-void neumann(const Kernels &kernels, const double *q, std::int64_t n, int terms, double *sum, double *next) {
-  for (std::int64_t i = 0; i < n * n; ++i) sum[i] = terms == 1 ? 0.0 : terms == 2 ? 2.0 * q[i] : q[i];
-  if (terms < 3) return;
+/// Half of the series without I, by Horner's scheme, in one of two matrices beside q.
+double *neumann(const Kernels &kernels, const double *q, std::int64_t n, int terms, double *sum, double *next) {
+  for (std::int64_t i = 0; i < n * n; ++i) sum[i] = terms == 1 ? 0.0 : terms == 2 ? q[i] : 0.5 * q[i];
+  if (terms < 3) return sum;
   for (int step = 2; step < std::max(terms, 4); ++step) {
-    for (std::int64_t i = 0; i < n * n; ++i) next[i] = 2.0 * q[i];
+    std::copy(q, q + n * n, next);
     kernels.add_matrix_product(q, sum, n, next);
-    std::copy(next, next + n * n, sum);
+    std::swap(sum, next);
   }
+  return sum;
 }
 
 // Where the matrix counts element i of the block, whose runs follow each other.
@@ -122,9 +124,12 @@ void pack_lines(const RotationPlan &plan, const float *rest, float m, std::int64
   const std::int64_t n = plan.rotation.block_size;
   const float *rows[kLines];
   for (std::int64_t i = 0; i < kLines; ++i) rows[i] = rest + place(plan, std::min(begin + i, end - 1)) * n;
-  for (std::int64_t k = 0; k < n; ++k, packed += kLines) {
-    const std::int64_t from = place(plan, k);
-    for (std::int64_t i = 0; i < kLines; ++i) packed[i] = begin + i < end ? m * rows[i][from] : 0.0f;
+  const std::int64_t length = plan.run_length();
+  const bool alternate = plan.rotation.order == Rotation::Order::kInterleave;
+  for (std::int64_t run = 0; run < n; run += length) {
+    std::int64_t from = place(plan, run);
+    for (std::int64_t k = 0; k < length; ++k, from += alternate ? 2 : 1, packed += kLines)
+      for (std::int64_t i = 0; i < kLines; ++i) packed[i] = begin + i < end ? m * rows[i][from] : 0.0f;
   }
 }
 
@@ -210,7 +215,7 @@ void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matri
             float *rest) {
   const std::int64_t n = rotation.block_size, size = n * n;
   const bool series = rotation.map == Rotation::Map::kNeumann;
-  double *q = reinterpret_cast<double *>(scratch), *result = series ? q + size : q;
+  double *const q = reinterpret_cast<double *>(scratch), *half = q;
   const Skew skew(kernels, rotation, matrix, scratch + (series ? 6 : 2) * size);
   skew.write(series ? rotation.factor : -rotation.factor, q);
   const double shrink =
@@ -218,11 +223,10 @@ void derive(const Kernels &kernels, const Rotation &rotation, std::int64_t matri
   if (shrink != 1.0)
     for (std::int64_t i = 0; i < size; ++i) q[i] *= shrink;
   if (series)
-    neumann(kernels, q, n, rotation.neumann_terms, result, result + size);
+    half = neumann(kernels, q, n, rotation.neumann_terms, q + size, q + 2 * size);
   else
     cayley(kernels, q, n);
-  const double times = series ? 1.0 : 2.0;
-  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(times * result[i]);
+  for (std::int64_t i = 0; i < size; ++i) rest[i] = static_cast<float>(2.0 * half[i]);
 }
 
 void derive_packed(const Kernels &kernels, const RotationPlan &plan, std::int64_t matrix, double squares,
@@ -328,7 +332,6 @@ class LineRun {
         region_(region),
         runs_(plan.runs()),
         length_(plan.run_length()),
-        run_step_(round_up(length_, kTileRows) * r_.block_size),
         matrix_step_(plan.matrices() == 1 ? 0 : plan.packed_floats()) {
     first_ = plan.along_rows ? region.column : region.row;
     const std::int64_t count = plan.along_rows ? region.columns : region.rows;
@@ -407,42 +410,23 @@ class LineRun {
   }
 
   void turn_block(std::int64_t stage, std::int64_t window, std::int64_t block) {
-    std::int64_t starts[2] = {};
-    for (std::int64_t run = 0; run < runs_; ++run) starts[run] = window + run_start(stage, block, run);
-    const float *lines = stage == 0 ? first_lines(window) : changed_lines(starts);
-    const float *left = left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_;
-    for (std::int64_t run = 0; run < runs_; ++run, left += run_step_) {
-      const bool last = stage + 1 == r_.stages && stores_;
-      k_.turn(left, lines, r_.block_size, length_, last ? lanes_ : kPanel,
-              last ? stored(stage, starts[run]) : kept(stage, starts[run]), stage == 0 ? ahead(starts[run]) : Ahead{});
-    }
+    const bool first = stage == 0, last = stage + 1 == r_.stages && stores_;
+    const std::int64_t start = window + block * (runs_ == 1 ? r_.block_size : length_);
+    if (first) load_lines(start);
+    const Lines lines = {weight(start), first ? nullptr : change(start), gathered_, runs_, length_, length_ << stage};
+    k_.turn(left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_, lines, last ? lanes_ : kPanel,
+            last ? stored(stage, start) : kept(stage, start), first ? ahead(start) : Ahead{});
   }
 
   // A block's lines as they are, which lie side by side in the first stage.
-  const float *first_lines(std::int64_t window) {
+  void load_lines(std::int64_t start) {
+    if (plan_.along_rows) return;
     const Rows &rows = region_.weight;
     const auto load = [&](std::int64_t element, std::int64_t count) {
       k_.load_panel(rows.dtype, at(rows, line(element), lane_), rows.stride, count, lanes_, weight(element));
     };
-    if (!plan_.along_rows && plan_.lines.empty())
-      load(window, r_.block_size);
-    else if (!plan_.along_rows)
-      for (std::int64_t i = 0; i < r_.block_size; ++i) load(window + i, 1);
-    return weight(window);
-  }
-
-  // And as the stage before left them.
-  const float *changed_lines(const std::int64_t *starts) {
-    const std::int64_t length = length_ * kPanel;
-    for (std::int64_t run = 0; run < runs_; ++run)
-      k_.sum(weight(starts[run]), change(starts[run]), length, gathered_ + run * length);
-    return gathered_;
-  }
-
-  // Where a run of a block begins, from its window's first element on.
-  std::int64_t run_start(std::int64_t stage, std::int64_t block, std::int64_t run) const {
-    if (r_.order == Rotation::Order::kPlain) return block * r_.block_size;
-    return (run * (std::int64_t{1} << stage) + block) * length_;
+    if (plan_.lines.empty()) return load(start, r_.block_size);
+    for (std::int64_t i = 0; i < r_.block_size; ++i) load(start + i, 1);
   }
 
   Turned kept(std::int64_t stage, std::int64_t element) const {
@@ -490,7 +474,7 @@ class LineRun {
   const float *left_;
   const Scaling scaling_;
   const Region &region_;
-  const std::int64_t runs_, length_, run_step_, matrix_step_;
+  const std::int64_t runs_, length_, matrix_step_;
   std::int64_t first_, begin_, end_, lane_ = 0, lanes_ = 0;
   bool stores_;  // the last stage does
   float *tile_, *weight_factors_, *change_factors_, *gathered_, *weight_, *change_;
@@ -545,7 +529,8 @@ class RowRun {
     const std::int64_t c = column - region_.column, block = r_.block_size;
     for (std::int64_t i = 0; i < rows; ++i) k_.load(region_.weight.dtype, at(region_.weight, row + i, c), n, weight(i));
     const std::int64_t step = plan_.matrices() == 1 ? 0 : plan_.packed_floats();
-    const Ahead ahead = {at(region_.weight, row + RowRun::rows(plan_), c), stride_bytes(region_.weight),
+    const bool below = row + rows < region_.rows;  // or the first rows of the next columns
+    const Ahead ahead = {at(region_.weight, below ? row + rows : 0, below ? c : c + n), stride_bytes(region_.weight),
                          n * static_cast<std::int64_t>(dtype_size(region_.weight.dtype))};
     const bool sums = region_.onto == Region::Onto::kSum;
     Turned to = {nullptr, 0, nullptr, LYC_DTYPE_F32, change_, stride(plan_), false};
