@@ -90,14 +90,16 @@ HWY_INLINE void store_vector(Floats v, Bf16 *p) {
   hn::StoreU(hn::LowerHalf(half, rounded_pair(v, v)), half, reinterpret_cast<std::uint16_t *>(p));
 }
 
-// The same number, rounded by AVX512-BF16. That makes zeros of denormals, so what yields a zero goes by integers.
-// An instruction by name: the compiler is not asked for more than it has been for the rest of this file.
+// The same number, rounded by AVX512-BF16. That makes zeros of denormals: lanes with a zero are rounded by integers, no
+// others, so that what becomes of one does not depend on its neighbours. An instruction by name: the compiler is not
+// asked for more than it has been for the rest of this file.
 struct FastBf16 : Bf16 {};
 HWY_INLINE Halves rounded_at_once(Floats a, Floats b) {
   Halves rounded;
   __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded.raw) : "v"(a.raw), "v"(b.raw));
-  if (HWY_UNLIKELY(_mm512_testn_epi16_mask(rounded.raw, _mm512_set1_epi16(0x7fff)) != 0)) return rounded_pair(a, b);
-  return rounded;
+  const __mmask32 zeros = _mm512_testn_epi16_mask(rounded.raw, _mm512_set1_epi16(0x7fff));
+  if (HWY_LIKELY(zeros == 0)) return rounded;
+  return Halves{_mm512_mask_mov_epi16(rounded.raw, zeros, rounded_pair(a, b).raw)};
 }
 HWY_INLINE void store_vector(Floats v, FastBf16 *p) {
   const hn::Half<hn::Repartition<std::uint16_t, decltype(kFloats)>> half;
