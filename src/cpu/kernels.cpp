@@ -89,6 +89,22 @@ HWY_INLINE void store_vector(Floats v, Bf16 *p) {
   const hn::Half<hn::Repartition<std::uint16_t, decltype(kFloats)>> half;
   hn::StoreU(hn::LowerHalf(half, rounded_pair(v, v)), half, reinterpret_cast<std::uint16_t *>(p));
 }
+
+// The same number, rounded by AVX512-BF16. That makes zeros of denormals: lanes with a zero are rounded by integers, no
+// others, so that what becomes of one does not depend on its neighbours. An instruction by name: the compiler is not
+// asked for more than it has been for the rest of this file.
+struct FastBf16 : Bf16 {};
+HWY_INLINE Halves rounded_at_once(Floats a, Floats b) {
+  Halves rounded;
+  __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded.raw) : "v"(a.raw), "v"(b.raw));
+  const __mmask32 zeros = _mm512_testn_epi16_mask(rounded.raw, _mm512_set1_epi16(0x7fff));
+  if (HWY_LIKELY(zeros == 0)) return rounded;
+  return Halves{_mm512_mask_mov_epi16(rounded.raw, zeros, rounded_pair(a, b).raw)};
+}
+HWY_INLINE void store_vector(Floats v, FastBf16 *p) {
+  const hn::Half<hn::Repartition<std::uint16_t, decltype(kFloats)>> half;
+  hn::StoreU(hn::LowerHalf(half, rounded_at_once(v, v)), half, reinterpret_cast<std::uint16_t *>(p));
+}
 #else
 HWY_INLINE Floats load_vector(const Bf16 *p) {
   const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
@@ -169,6 +185,12 @@ HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
   hn::StoreU(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #endif
+#if HWY_TARGET == HWY_AVX3
+HWY_INLINE void store_pair(Floats a, Floats b, FastBf16 *p) {
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  hn::StoreU(rounded_at_once(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
+}
+#endif
 
 // A NaN as arithmetic yields it, where a type has no room for all of it.
 template <typename T>
@@ -192,6 +214,12 @@ HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) {
 }
 #else
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); }
+#endif
+#if HWY_TARGET == HWY_AVX3
+HWY_INLINE void stream_pair(Floats a, Floats b, FastBf16 *p) {
+  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
+  hn::Stream(rounded_at_once(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
+}
 #endif
 HWY_INLINE void stream_pair(Floats a, Floats b, F16 *p) { store_pair(a, b, p); }
 
@@ -337,10 +365,11 @@ void load(lyc_dtype dtype, const void *row, std::int64_t n, float *values) {
   }
 }
 
+template <typename Half>
 void store(const float *values, std::int64_t n, lyc_dtype dtype, void *row, bool stream) {
   switch (dtype) {
     case LYC_DTYPE_BF16:
-      return store_row(values, n, static_cast<Bf16 *>(row), stream);
+      return store_row(values, n, static_cast<Half *>(row), stream);
     case LYC_DTYPE_F16:
       return store_row(values, n, static_cast<F16 *>(row), stream);
     default:
@@ -348,11 +377,11 @@ void store(const float *values, std::int64_t n, lyc_dtype dtype, void *row, bool
   }
 }
 
-template <typename B>
+template <typename Half, typename B>
 void merge_into(const B *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out, bool stream) {
   switch (dtype) {
     case LYC_DTYPE_BF16:
-      return merge_row(base, delta, n, static_cast<Bf16 *>(out), stream);
+      return merge_row(base, delta, n, static_cast<Half *>(out), stream);
     case LYC_DTYPE_F16:
       return merge_row(base, delta, n, static_cast<F16 *>(out), stream);
     default:
@@ -360,15 +389,16 @@ void merge_into(const B *base, const float *delta, std::int64_t n, lyc_dtype dty
   }
 }
 
+template <typename Half>
 void merge(lyc_dtype base_dtype, const void *base, const float *delta, std::int64_t n, lyc_dtype dtype, void *out,
            bool stream) {
   switch (base_dtype) {
     case LYC_DTYPE_BF16:
-      return merge_into(static_cast<const Bf16 *>(base), delta, n, dtype, out, stream);
+      return merge_into<Half>(static_cast<const Bf16 *>(base), delta, n, dtype, out, stream);
     case LYC_DTYPE_F16:
-      return merge_into(static_cast<const F16 *>(base), delta, n, dtype, out, stream);
+      return merge_into<Half>(static_cast<const F16 *>(base), delta, n, dtype, out, stream);
     default:
-      return merge_into(static_cast<const float *>(base), delta, n, dtype, out, stream);
+      return merge_into<Half>(static_cast<const float *>(base), delta, n, dtype, out, stream);
   }
 }
 
@@ -525,12 +555,13 @@ void merge_product_as(const float *left, const float *right, std::int64_t rank, 
   merge_into(left, right, rank, panels, rows, times, times_stride, factors);
 }
 
+template <typename Half>
 void merge_product(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
                    const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
                    bool stream) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_product_as<Bf16>(left, right, rank, panels, rows, times, times_stride, factors, stream);
+      return merge_product_as<Half>(left, right, rank, panels, rows, times, times_stride, factors, stream);
     case LYC_DTYPE_F16:
       return merge_product_as<F16>(left, right, rank, panels, rows, times, times_stride, factors, stream);
     default:
@@ -796,12 +827,13 @@ void merge_kronecker_as(const Segments &parts, const WeightRows &row, std::int64
   merge_into(parts, base, n, static_cast<T *>(row.out), stream);
 }
 
+template <typename Half>
 void merge_kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                      const WeightRows &row, bool stream) {
   const Segments parts(p, q, split, begin, n);
   switch (row.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_kronecker_as<Bf16>(parts, row, n, stream);
+      return merge_kronecker_as<Half>(parts, row, n, stream);
     case LYC_DTYPE_F16:
       return merge_kronecker_as<F16>(parts, row, n, stream);
     default:
@@ -1033,12 +1065,12 @@ void change_weight_as(const WeightRows &rows, std::int64_t count, const float *d
   change_rows(rows, count, d, d_stride, n, factors, stream);
 }
 
-template <bool kKeep>
+template <bool kKeep, typename Half>
 void change_weight_to(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
                       const Factors &factors, bool stream) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return change_weight_as<kKeep, Bf16>(rows, count, d, d_stride, n, factors, stream);
+      return change_weight_as<kKeep, Half>(rows, count, d, d_stride, n, factors, stream);
     case LYC_DTYPE_F16:
       return change_weight_as<kKeep, F16>(rows, count, d, d_stride, n, factors, stream);
     default:
@@ -1046,9 +1078,10 @@ void change_weight_to(const WeightRows &rows, std::int64_t count, const float *d
   }
 }
 
+template <typename Half>
 void change_weight(const WeightRows &rows, std::int64_t count, bool keep, const float *d, std::int64_t d_stride,
                    std::int64_t n, const Factors &factors, bool stream) {
-  const auto change = keep && !d ? change_weight_to<true> : change_weight_to<false>;
+  const auto change = keep && !d ? change_weight_to<true, Half> : change_weight_to<false, Half>;
   change(rows, count, d, d_stride, n, factors, stream);
 }
 
@@ -1168,10 +1201,11 @@ void turn_as(const float *left, const Lines &lines, std::int64_t n, const Turned
     }
 }
 
+template <typename Half>
 void turn(const float *left, const Lines &lines, std::int64_t n, const Turned &to, const Ahead &ahead) {
   switch (to.dtype) {
     case LYC_DTYPE_BF16:
-      return turn_as<Bf16>(left, lines, n, to, ahead);
+      return turn_as<Half>(left, lines, n, to, ahead);
     case LYC_DTYPE_F16:
       return turn_as<F16>(left, lines, n, to, ahead);
     default:
@@ -1265,12 +1299,13 @@ void turn_columns_as(const float *left, std::int64_t left_stride, std::int64_t r
   }
 }
 
+template <typename Half>
 void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
                   std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,
                   const Ahead &ahead) {
   switch (to.dtype) {
     case LYC_DTYPE_BF16:
-      return turn_columns_as<Bf16>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
+      return turn_columns_as<Half>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
     case LYC_DTYPE_F16:
       return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
     default:
@@ -1505,33 +1540,43 @@ constexpr const char *target_name() {
                                   : "baseline";
 }
 
+// What is stored as bf16 is a `Half`.
+template <typename Half>
+constexpr Kernels kernels_with(const char *name) {
+  return {name,
+          load,
+          store<Half>,
+          merge<Half>,
+          flush,
+          product,
+          periodic_product,
+          merge_product<Half>,
+          project,
+          scaled,
+          kronecker,
+          merge_kronecker<Half>,
+          row_squares,
+          column_squares,
+          product_squares,
+          change,
+          changes,
+          change_weight<Half>,
+          turn<Half>,
+          turn_columns<Half>,
+          load_panel,
+          invert,
+          add_matrix_product,
+          transpose};
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
-constexpr Kernels kKernels = {target_name(),
-                              load,
-                              store,
-                              merge,
-                              flush,
-                              product,
-                              periodic_product,
-                              merge_product,
-                              project,
-                              scaled,
-                              kronecker,
-                              merge_kronecker,
-                              row_squares,
-                              column_squares,
-                              product_squares,
-                              change,
-                              changes,
-                              change_weight,
-                              turn,
-                              turn_columns,
-                              load_panel,
-                              invert,
-                              add_matrix_product,
-                              transpose};
+constexpr Kernels kKernels = kernels_with<Bf16>(target_name());
+#if HWY_TARGET == HWY_AVX3
+extern const Kernels kBf16Kernels;
+constexpr Kernels kBf16Kernels = kernels_with<FastBf16>("AVX-512-BF16");
+#endif
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -1547,7 +1592,7 @@ struct Candidate {
 
 constexpr Candidate kCandidates[] = {
 #if HWY_TARGETS & HWY_AVX3
-    {kAvx512, &N_AVX3::kKernels},
+    {kAvx512Bf16, &N_AVX3::kBf16Kernels}, {kAvx512, &N_AVX3::kKernels},
 #endif
 #if HWY_TARGETS & HWY_AVX2
     {kAvx2, &N_AVX2::kKernels},

@@ -32,7 +32,7 @@ constexpr unsigned kSse4Bits =
     1u << 0 | 1u << 1 | 1u << 9 | 1u << 19 | 1u << 20 | 1u << 25;                       // 3, pclmul, s3, 4.1, 4.2, aes
 constexpr unsigned kAvx2Bits = 1u << 3 | 1u << 5 | 1u << 8;                             // bmi1, avx2, bmi2
 constexpr unsigned kAvx512Bits = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;  // f, dq, cd, bw, vl
-constexpr unsigned kLzcnt = 1u << 5;
+constexpr unsigned kLzcnt = 1u << 5, kBf16 = 1u << 5;
 constexpr unsigned kYmmState = 0x6, kZmmState = 0xe6;
 
 }  // namespace
@@ -45,7 +45,9 @@ std::uint32_t instruction_sets() {
   if (!has(basic.c, kOsxsave | kAvx | kF16c | kFma) || !has(saved_state(), kYmmState)) return sets;
   if (!has(extended.b, kAvx2Bits) || !has(amd.c, kLzcnt)) return sets;
   sets |= kAvx2;
-  if (has(extended.b, kAvx512Bits) && has(saved_state(), kZmmState)) sets |= kAvx512;
+  if (!has(extended.b, kAvx512Bits) || !has(saved_state(), kZmmState)) return sets;
+  sets |= kAvx512;
+  if (extended.a >= 1 && has(Cpuid(7, 1).a, kBf16)) sets |= kAvx512Bf16;  // a: the last subleaf
   return sets;
 }
 #elif defined(__aarch64__)

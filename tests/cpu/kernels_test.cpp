@@ -70,6 +70,28 @@ TEST_P(CpuKernels, StoresAsTheScalarConversions) {
   }
 }
 
+// A processor's own rounding may drop denormals: one in each lane of a pair of vectors, others being normal, or zero.
+TEST_P(CpuKernels, RoundsDenormalsWhereverTheyAre) {
+  constexpr std::int64_t kSome = 2 * kRepeated;
+  test::Random random(7);
+  for (std::uint32_t low : {1u, 0x7fffu, 0x8000u, 0x8001u, 0x18000u, 0x3fffffu, 0x7f7fffu, 0x7f8000u, 0x7fffffu})
+    for (std::uint32_t sign : {0u, 0x80000000u})
+      for (float others : {0.0f, 1.0f})
+        for (std::int64_t lane = 0; lane < kSome; ++lane) {
+          float values[kSome], zeros[kSome] = {};
+          for (float &value : values) value = others * static_cast<float>(random.normal());
+          values[lane] = from_bits(sign | low);
+          std::uint16_t got[2][kSome];
+          k_.store(values, kSome, LYC_DTYPE_BF16, got[0], false);
+          k_.merge(LYC_DTYPE_F32, values, zeros, kSome, LYC_DTYPE_BF16, got[1], true);
+          k_.flush();
+          for (std::int64_t i = 0; i < kSome; ++i) {
+            ASSERT_EQ(got[0][i], float_to_bf16(values[i])) << low << " " << lane << " " << i;
+            ASSERT_EQ(bf16_to_float(got[1][i]), bf16_to_float(got[0][i]));
+          }
+        }
+}
+
 TEST_P(CpuKernels, RowsTouchNothingBeyondTheirEnd) {
   for (std::int64_t n = 0; n < 70; ++n) {
     std::vector<float> base(static_cast<std::size_t>(n), 1.0f), delta(static_cast<std::size_t>(n), 2.0f);
