@@ -112,6 +112,7 @@ class Uploader {
 
   template <typename T>
   void append(const std::vector<T> &array, const T *&pointer) {
+    if (array.empty()) return;
     point(pointer, block_.append(array));
   }
 
@@ -235,7 +236,9 @@ class Uploader {
     append(products.rotation_blocks, plan_.rotation_blocks);
     append(products.dora_factors, plan_.factors);
     append(products.dora_factor_blocks, plan_.factor_blocks);
-    for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
+    const bool any = !products.contractions[0].empty() || !products.contractions[1].empty();
+    plan_.contractions.resize(any ? kContractionStages : 0);
+    for (std::size_t stage = 0; stage < plan_.contractions.size(); ++stage) {
       const std::vector<Contraction> &contractions = products.contractions[stage];
       if (contractions.empty()) continue;
       const std::size_t all = block_.append(contractions);
@@ -307,9 +310,9 @@ char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
 }
 
 void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
-  for (std::size_t stage = 0; stage < kContractionStages; ++stage)
+  for (const auto &stage : plan.contractions)
     for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
-      if (const ContractionRun &run = plan.contractions[stage][kind]; run.schedule.pieces > 0)
+      if (const ContractionRun &run = stage[kind]; run.schedule.pieces > 0)
         check(launch_contractions(static_cast<ContractionKind>(kind), run, workspace, on), "launching small products");
 }
 
