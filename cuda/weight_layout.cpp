@@ -28,9 +28,9 @@ struct Side {
 };
 
 /// What is O, or what is not.
-Side make_side(const ops::WeightTarget &target, const std::vector<Part> &parts, bool is_out) {
+Side make_side(const ops::WeightTarget &target, const std::vector<Part> &parts, const AxisOrder &order, bool is_out) {
   Side side;
-  for (int axis : axes_by_stride(target.out)) {
+  for (int axis : order) {
     if ((axis == kOutAxis) != is_out) continue;
     const std::size_t level = side.axes.size();
     const auto continues = [&](const Operand &t) {
@@ -94,7 +94,7 @@ struct Sides {
 Sides choose_sides(const ops::WeightTarget &target, const std::vector<Part> &parts) {
   const AxisOrder order = axes_by_stride(target.out);
   const bool out_is_row = order.empty() || order[0] != kOutAxis;
-  return {make_side(target, parts, out_is_row), make_side(target, parts, !out_is_row), out_is_row};
+  return {make_side(target, parts, order, out_is_row), make_side(target, parts, order, !out_is_row), out_is_row};
 }
 
 Matrix make_matrix(const Operand &operand, const Sides &sides, const MatrixTarget &target, int vector) {
@@ -108,8 +108,8 @@ Matrix make_matrix(const Operand &operand, const Sides &sides, const MatrixTarge
 
 Factor make_factor(const Source &source, std::int64_t rank_stride, const Side &side) {
   const Operand &t = source.operand;
-  return {t.data,      t.dtype,           source.in_workspace, 0, rank_stride, strides_of(side, t), 0, source.stage,
-          source.contraction};
+  return {t.data, t.dtype,      source.in_workspace, 0, rank_stride, strides_of(side, t),
+          0,      source.stage, source.contraction};
 }
 
 constexpr int kRankVector = 4;  // ranks that one thread takes at a time
@@ -179,8 +179,9 @@ LowRankTerm make_term(const Part &part, const Sides &sides, const MatrixTarget &
 
 class Builder {
  public:
-  Builder(const ops::WeightBatch &batch, const DeviceFeatures &device)
+  Builder(const ops::WeightBatch &batch, const DeviceFeatures &device, WeightLayout &layout)
       : batch_(batch),
+        layout_(layout),
         elementwise_(batch, layout_.products, layout_.elementwise),
         others_(batch, device.shared_bytes, layout_.products, layout_.others),
         device_(device) {}
@@ -230,10 +231,9 @@ class Builder {
     group.chunk_capacity = std::max(group.chunk_capacity, std::min(chunks_of(terms), max_chunks(kind)));
   }
 
-  WeightLayout take() {
+  void finish() {
     others_.finish();
     layout_.reads_base |= layout_.elementwise.reads_base || layout_.others.reads_base;
-    return std::move(layout_);
   }
 
  private:
@@ -358,7 +358,7 @@ class Builder {
   }
 
   const ops::WeightBatch &batch_;
-  WeightLayout layout_;
+  WeightLayout &layout_;
   ElementwiseLayoutBuilder elementwise_;
   TermLayoutBuilder others_;
   const DeviceFeatures device_;
@@ -387,9 +387,11 @@ double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resid
 }  // namespace
 
 WeightLayout lay_out(const ops::WeightBatch &batch, const DeviceFeatures &device) {
-  Builder builder(batch, device);
+  WeightLayout layout;
+  Builder builder(batch, device, layout);
   for (std::int64_t t = 0; t < batch.target_count; ++t) builder.add(batch.targets[t]);
-  return builder.take();
+  builder.finish();
+  return layout;
 }
 
 void schedule(TargetGroup &group, std::int64_t resident_warps) {
