@@ -126,19 +126,19 @@ bool ElementwiseLayoutBuilder::takes(const ops::WeightTarget &target) const {
 /// Whether all that a thread reads and writes are whole vectors of so many columns.
 bool ElementwiseLayoutBuilder::takes_vectors(const ops::WeightTarget &target, std::int64_t vector) const {
   const bool turned = is_turned(target);
-  const Operand out = seen(target.out, turned), base = seen(target.base, turned);
-  const bool wide = base.dtype == LYC_DTYPE_F32 || out.dtype == LYC_DTYPE_F32;
-  if (target.adapter_count == 0 || (wide && vector > 4) || columns_of(out) % vector != 0 ||
-      !has_plain_rows(out, vector) || (base.data && !has_plain_rows(base, vector)))
-    return false;
   const ops::Adapter *adapters = batch_.adapters + target.first_adapter;
-  return std::all_of(adapters, adapters + target.adapter_count, [&](const ops::Adapter &adapter) {
+  const bool takes_terms = std::all_of(adapters, adapters + target.adapter_count, [&](const ops::Adapter &adapter) {
     const bool by_row = target.adapter_count == 1 && adapter.dora_axis == ops::DoraAxis::kOut && !turned;
     const ops::Term *terms = batch_.terms + adapter.first_term;
     return !adapter.replaces && (adapter.dora_axis == ops::DoraAxis::kNone || by_row) && adapter.term_count > 0 &&
            std::all_of(terms, terms + adapter.term_count,
                        [&](const ops::Term &term) { return takes_term(term, turned, vector); });
   });
+  if (!takes_terms || target.adapter_count == 0) return false;
+  const Operand out = seen(target.out, turned), base = seen(target.base, turned);
+  const bool wide = base.dtype == LYC_DTYPE_F32 || out.dtype == LYC_DTYPE_F32;
+  return !(wide && vector > 4) && columns_of(out) % vector == 0 && has_plain_rows(out, vector) &&
+         (!base.data || has_plain_rows(base, vector));
 }
 
 void ElementwiseLayoutBuilder::add(const ops::WeightTarget &target) {

@@ -32,12 +32,12 @@ struct ElementwiseLayout {
 
 class ElementwiseLayoutBuilder {
  public:
-  ElementwiseLayoutBuilder(const ops::WeightBatch &batch, Products &products) : batch_(batch), products_(products) {}
+  ElementwiseLayoutBuilder(const ops::WeightBatch &batch, Products &products, ElementwiseLayout &layout)
+      : batch_(batch), products_(products), layout_(layout) {}
 
   /// Whether its terms and its memory are what these kernels take.
   bool takes(const ops::WeightTarget &target) const;
   void add(const ops::WeightTarget &target);
-  ElementwiseLayout take() { return std::move(layout_); }
 
  private:
   bool takes_vectors(const ops::WeightTarget &target, std::int64_t vector) const;
@@ -46,7 +46,7 @@ class ElementwiseLayoutBuilder {
 
   const ops::WeightBatch &batch_;
   Products &products_;
-  ElementwiseLayout layout_;
+  ElementwiseLayout &layout_;
 };
 
 /// The only target of a group, if the kernel for one alone takes it.

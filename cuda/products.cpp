@@ -17,7 +17,7 @@ constexpr std::uint64_t kAlignment = 256;
 
 /// Contiguous strides in the memory order of `weight`.
 Operand laid_out_alike(Operand t, const Operand &weight) {
-  std::vector<int> order = axes_by_stride(weight);
+  AxisOrder order = axes_by_stride(weight);
   for (int axis = kAxes - 1; axis >= 0; --axis)
     if (std::find(order.begin(), order.end(), axis) == order.end()) order.push_back(axis);
   std::int64_t step = 1;
@@ -351,12 +351,16 @@ Operand rows_from(Operand operand, std::int64_t begin) {
   return operand;
 }
 
-std::vector<int> axes_by_stride(const Operand &t) {
-  std::vector<int> axes;
-  for (int axis = kAxes - 1; axis >= 0; --axis)
-    if (extent(t, axis) > 1) axes.push_back(axis);
-  std::stable_sort(axes.begin(), axes.end(), [&](int a, int b) { return stride(t, a) < stride(t, b); });
-  return axes;
+AxisOrder axes_by_stride(const Operand &t) {
+  AxisOrder order;
+  for (int axis = kAxes - 1; axis >= 0; --axis) {
+    if (extent(t, axis) <= 1) continue;
+    const auto behind = [&](std::int64_t step, int other) { return step < stride(t, other); };
+    int *const place = std::upper_bound(order.begin(), order.end(), stride(t, axis), behind);
+    order.push_back(axis);
+    std::rotate(place, order.end() - 1, order.end());
+  }
+  return order;
 }
 
 Vector rescale_of(const ops::Rotation &rotation, std::int64_t row_begin) {

@@ -97,8 +97,26 @@ bool has_even_columns(const ops::Operand &t);     // it is
 inline bool has_plain_columns(const ops::Operand &t) { return has_even_columns(t) && column_step(t) == 1; }
 /// Without the first `begin` rows.
 ops::Operand rows_from(ops::Operand operand, std::int64_t begin);
+
+/// Some of a weight's axes in some order.
+class AxisOrder {
+ public:
+  void push_back(int axis) { axes_[size_++] = axis; }
+  bool empty() const { return size_ == 0; }
+  std::size_t size() const { return size_; }
+  int operator[](std::size_t i) const { return axes_[i]; }
+  const int *begin() const { return axes_; }
+  const int *end() const { return axes_ + size_; }
+  int *begin() { return axes_; }
+  int *end() { return axes_ + size_; }
+
+ private:
+  int axes_[kAxes] = {};
+  std::size_t size_ = 0;
+};
+
 /// All axes of more than one element, those with the smallest steps first.
-std::vector<int> axes_by_stride(const ops::Operand &t);
+AxisOrder axes_by_stride(const ops::Operand &t);
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 

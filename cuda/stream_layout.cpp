@@ -294,9 +294,7 @@ class TermBuilder {
   std::optional<StreamWeight> build() {
     const bool same = !target_.base.data || target_.base.dtype == target_.out.dtype;
     if (!same || (turned_ && target_.out.kernel_size() != 1)) return std::nullopt;
-    if (term_.kind == ops::TermKind::kKronecker) return kronecker();
-    if (term_.kind == ops::TermKind::kRotation) return rotation(batch_.rotations[term_.rotation]);
-    return std::nullopt;
+    return term_.kind == ops::TermKind::kKronecker ? kronecker() : rotation(batch_.rotations[term_.rotation]);
   }
 
  private:
@@ -420,6 +418,8 @@ std::optional<StreamWeight> stream_term(const ops::WeightBatch &batch, const ops
   if (target.adapter_count != 1) return std::nullopt;
   const ops::Adapter &adapter = batch.adapters[target.first_adapter];
   if (adapter.term_count != 1 || adapter.replaces) return std::nullopt;
+  const ops::TermKind kind = batch.terms[adapter.first_term].kind;
+  if (kind != ops::TermKind::kKronecker && kind != ops::TermKind::kRotation) return std::nullopt;
   return TermBuilder(batch, target, largest_cluster, products).build();
 }
 

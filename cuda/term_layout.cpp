@@ -18,7 +18,7 @@ class Frame {
  public:
   explicit Frame(const Operand &out) : out_(out) {
     order_ = axes_by_stride(out);
-    out_is_row_ = order_.empty() || order_.front() != kOutAxis;
+    out_is_row_ = order_.empty() || order_[0] != kOutAxis;
     for (int axis : order_)
       if (axis != kOutAxis) side_.push_back(axis);
   }
@@ -91,7 +91,7 @@ class Frame {
 
   const Operand out_;
   bool out_is_row_ = true;
-  std::vector<int> order_, side_;
+  AxisOrder order_, side_;
 };
 
 /// Cones of a pass of so many stages on the tensor cores, in groups of as many atoms as the longest pass has in one.
@@ -353,7 +353,7 @@ class TargetBuilder {
 }  // namespace
 
 /// Every stage and every pass has an entry for every rotation.
-TermLayout TermLayoutBuilder::take() {
+void TermLayoutBuilder::finish() {
   for (std::size_t pass = 0; pass < layout_.passes.size(); ++pass)
     for (const RotationTask &task : products_.rotations) {
       const int first = static_cast<int>(pass) * task.fused, stages = std::min(task.fused, task.stages - first);
@@ -373,7 +373,6 @@ TermLayout TermLayoutBuilder::take() {
       const bool turns = task.staged && task.fused == 0 && static_cast<int>(stage) < task.stages;
       layout_.stages[stage].add(turns ? turned : 0);
     }
-  return std::move(layout_);
 }
 
 void TermLayoutBuilder::add(const ops::WeightTarget &target) {

@@ -24,17 +24,17 @@ struct TermLayout {
 class TermLayoutBuilder {
  public:
   /// Blocks of threads can have `shared_bytes` of shared memory.
-  TermLayoutBuilder(const ops::WeightBatch &batch, int shared_bytes, Products &products)
-      : batch_(batch), shared_bytes_(shared_bytes), products_(products) {}
+  TermLayoutBuilder(const ops::WeightBatch &batch, int shared_bytes, Products &products, TermLayout &layout)
+      : batch_(batch), shared_bytes_(shared_bytes), products_(products), layout_(layout) {}
 
   void add(const ops::WeightTarget &target);
-  TermLayout take();
+  void finish();  // after the last one
 
  private:
   const ops::WeightBatch &batch_;
   const int shared_bytes_;
   Products &products_;
-  TermLayout layout_;
+  TermLayout &layout_;
 };
 
 std::string describe(const TermLayout &layout);

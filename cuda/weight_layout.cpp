@@ -1,7 +1,6 @@
 #include "weight_layout.hpp"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 
 #include "base/dtype.hpp"
@@ -12,35 +11,6 @@ namespace {
 
 using ops::Operand;
 
-enum TensorIndex { kBase, kOut, kFirstFactor };  // the factors of a side follow, one for each term
-
-/// An axis of a weight, with its stride in every tensor that has it.
-struct NestedAxis {
-  std::int64_t extent;
-  std::vector<std::int64_t> strides;
-};
-
-/// Sort by the output's strides, drop axes of one element, and join neighbours where all tensors are contiguous.
-std::vector<NestedAxis> simplify(std::vector<NestedAxis> axes) {
-  const NestedAxis single{1, std::vector<std::int64_t>(axes.front().strides.size(), 1)};
-  axes.erase(std::remove_if(axes.begin(), axes.end(), [](const NestedAxis &a) { return a.extent == 1; }), axes.end());
-  std::stable_sort(axes.begin(), axes.end(),
-                   [](const NestedAxis &a, const NestedAxis &b) { return a.strides[kOut] < b.strides[kOut]; });
-  std::vector<NestedAxis> joined;
-  for (NestedAxis &axis : axes) {
-    const auto continues = [&](const NestedAxis &inner) {
-      return std::equal(axis.strides.begin(), axis.strides.end(), inner.strides.begin(),
-                        [&](std::int64_t stride, std::int64_t step) { return stride == step * inner.extent; });
-    };
-    if (!joined.empty() && continues(joined.back()))
-      joined.back().extent *= axis.extent;
-    else
-      joined.push_back(std::move(axis));
-  }
-  if (joined.empty()) joined.push_back(single);
-  return joined;
-}
-
 /// A product as it meets its target: the rows of `up` that the target takes, and whose multiplier counts.
 struct Part {
   const ops::Term *term;
@@ -49,40 +19,53 @@ struct Part {
   Role role;
 };
 
-std::vector<NestedAxis> out_axes(const ops::WeightTarget &target, const std::vector<Part> &parts) {
-  NestedAxis axis{target.out.out, {target.base.stride_out, target.out.stride_out}};
-  for (const Part &part : parts) axis.strides.push_back(part.up.operand.stride_out);
-  return simplify({axis});
-}
+/// Rows or columns of a weight as nested levels, the innermost first: the output's axes of more than one element, by
+/// their strides, neighbours joined where all tensors are contiguous.
+struct Side {
+  int levels = 1;
+  std::int64_t extent[kMaxLevels] = {1, 1, 1, 1};
+  AxisOrder axes;  // that lead along the levels; none: all is one element
+};
 
-std::vector<NestedAxis> in_axes(const ops::WeightTarget &target, const std::vector<Part> &parts) {
-  const Operand &base = target.base, &out = target.out;
-  std::vector<NestedAxis> axes;
-  for (int k = ops::kMaxKernelDims - 1; k >= 0; --k) {
-    axes.push_back({out.kernel[k], {base.stride_kernel[k], out.stride_kernel[k]}});
-    for (const Part &part : parts) axes.back().strides.push_back(part.down.operand.stride_kernel[k]);
+/// What is O, or what is not.
+Side make_side(const ops::WeightTarget &target, const std::vector<Part> &parts, const AxisOrder &order, bool is_out) {
+  Side side;
+  for (int axis : order) {
+    if ((axis == kOutAxis) != is_out) continue;
+    const std::size_t level = side.axes.size();
+    const auto continues = [&](const Operand &t) {
+      return stride(t, axis) == stride(t, side.axes[level - 1]) * side.extent[level - 1];
+    };
+    const auto part_continues = [&](const Part &part) { return continues((is_out ? part.up : part.down).operand); };
+    if (level > 0 && continues(target.base) && continues(target.out) &&
+        std::all_of(parts.begin(), parts.end(), part_continues)) {
+      side.extent[level - 1] *= extent(target.out, axis);
+      continue;
+    }
+    side.extent[level] = extent(target.out, axis);
+    side.axes.push_back(axis);
+    side.levels = static_cast<int>(side.axes.size());
   }
-  axes.push_back({out.in, {base.stride_in, out.stride_in}});
-  for (const Part &part : parts) axes.back().strides.push_back(part.down.operand.stride_in);
-  return simplify(std::move(axes));
+  return side;
 }
 
-Axis make_axis(const std::vector<NestedAxis> &nested) {
-  Axis axis{1, static_cast<std::int32_t>(nested.size()), {1, 1, 1, 1}};
+Axis make_axis(const Side &side) {
+  Axis axis{1, side.levels, {1, 1, 1, 1}};
   std::int64_t size = 1;
-  for (std::size_t l = 0; l < nested.size(); ++l) {
-    size *= nested[l].extent;
+  for (int l = 0; l < side.levels; ++l) {
+    size *= side.extent[l];
     require(size <= std::numeric_limits<std::int32_t>::max(), "a weight has ", size,
             " rows or columns, at most 2^31-1");
-    axis.extent[l] = static_cast<std::int32_t>(nested[l].extent);
+    axis.extent[l] = static_cast<std::int32_t>(side.extent[l]);
   }
   axis.size = static_cast<std::int32_t>(size);
   return axis;
 }
 
-AxisStrides strides_of(const std::vector<NestedAxis> &nested, std::size_t tensor) {
+AxisStrides strides_of(const Side &side, const Operand &t) {
   AxisStrides strides{};
-  for (std::size_t l = 0; l < nested.size(); ++l) strides.level[l] = nested[l].strides[tensor];
+  if (side.axes.empty()) strides.level[0] = 1;
+  for (std::size_t l = 0; l < side.axes.size(); ++l) strides.level[l] = stride(t, side.axes[l]);
   return strides;
 }
 
@@ -101,25 +84,21 @@ std::int32_t step_bytes(const Axis &axis, const AxisStrides &strides, lyc_dtype 
 
 bool contiguous(const Axis &axis, const AxisStrides &strides) { return axis.levels == 1 && strides.level[0] == 1; }
 
-/// The matrix a weight becomes: which nested axes are rows and which are columns.
+/// The matrix a weight becomes.
 struct Sides {
-  std::vector<NestedAxis> rows, columns;
+  Side rows, columns;
   bool out_is_row;
 };
 
 /// Columns are the side that holds the output's smallest stride.
 Sides choose_sides(const ops::WeightTarget &target, const std::vector<Part> &parts) {
-  const auto out = out_axes(target, parts), in = in_axes(target, parts);
-  const auto stride = [](const std::vector<NestedAxis> &side) {
-    return side.front().extent == 1 ? std::numeric_limits<std::int64_t>::max() : side.front().strides[kOut];
-  };
-  if (stride(out) < stride(in)) return {in, out, false};
-  return {out, in, true};
+  const AxisOrder order = axes_by_stride(target.out);
+  const bool out_is_row = order.empty() || order[0] != kOutAxis;
+  return {make_side(target, parts, order, out_is_row), make_side(target, parts, order, !out_is_row), out_is_row};
 }
 
-Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tensor, const MatrixTarget &target,
-                   int vector) {
-  Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, tensor), strides_of(sides.columns, tensor), 0};
+Matrix make_matrix(const Operand &operand, const Sides &sides, const MatrixTarget &target, int vector) {
+  Matrix matrix{operand.data, operand.dtype, 0, strides_of(sides.rows, operand), strides_of(sides.columns, operand), 0};
   const auto bytes = static_cast<std::int64_t>(dtype_size(operand.dtype)) * vector;
   matrix.vectors = operand.data && contiguous(target.columns, matrix.column) && multiples_of(matrix.row, vector) &&
                    aligned(operand.data, bytes);
@@ -127,10 +106,9 @@ Matrix make_matrix(const Operand &operand, const Sides &sides, TensorIndex tenso
   return matrix;
 }
 
-Factor make_factor(const Source &source, std::int64_t rank_stride, const std::vector<NestedAxis> &nested,
-                   std::size_t part) {
+Factor make_factor(const Source &source, std::int64_t rank_stride, const Side &side) {
   const Operand &t = source.operand;
-  return {t.data, t.dtype,      source.in_workspace, 0, rank_stride, strides_of(nested, kFirstFactor + part),
+  return {t.data, t.dtype,      source.in_workspace, 0, rank_stride, strides_of(side, t),
           0,      source.stage, source.contraction};
 }
 
@@ -182,13 +160,10 @@ bool is_regular(const MatrixTarget &target, const std::vector<LowRankTerm> &term
          std::all_of(terms.begin(), terms.end(), direct);
 }
 
-LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides &sides, const MatrixTarget &target,
-                      int vector) {
-  const Part &part = parts[p];
+LowRankTerm make_term(const Part &part, const Sides &sides, const MatrixTarget &target, int vector) {
   const ops::Term &term = *part.term;
-  Factor row = make_factor(part.up, part.up.operand.stride_in, sides.out_is_row ? sides.rows : sides.columns, p);
-  Factor column =
-      make_factor(part.down, part.down.operand.stride_out, sides.out_is_row ? sides.columns : sides.rows, p);
+  Factor row = make_factor(part.up, part.up.operand.stride_in, sides.out_is_row ? sides.rows : sides.columns);
+  Factor column = make_factor(part.down, part.down.operand.stride_out, sides.out_is_row ? sides.columns : sides.rows);
   if (!sides.out_is_row) std::swap(row, column);
   find_vectors(row, column, target.columns, vector);
   row.row_bytes = step_bytes(target.rows, row.axis, row.dtype);
@@ -204,13 +179,12 @@ LowRankTerm make_term(const std::vector<Part> &parts, std::size_t p, const Sides
 
 class Builder {
  public:
-  Builder(const ops::WeightBatch &batch, const DeviceFeatures &device)
+  Builder(const ops::WeightBatch &batch, const DeviceFeatures &device, WeightLayout &layout)
       : batch_(batch),
-        elementwise_(batch, layout_.products),
-        others_(batch, device.shared_bytes, layout_.products),
-        device_(device) {
-    for (int k = 0; k < kKernelKinds; ++k) groups_[k].kind = kernel_kind(k);
-  }
+        layout_(layout),
+        elementwise_(batch, layout_.products, layout_.elementwise),
+        others_(batch, device.shared_bytes, layout_.products, layout_.others),
+        device_(device) {}
 
   void add(const ops::WeightTarget &target) {
     if (target.out.numel() == 0) return;
@@ -237,10 +211,11 @@ class Builder {
     MatrixTarget matrix{};
     matrix.rows = make_axis(sides.rows);
     matrix.columns = make_axis(sides.columns);
-    matrix.base = make_matrix(target.base, sides, kBase, matrix, vector);
-    matrix.out = make_matrix(target.out, sides, kOut, matrix, vector);
+    matrix.base = make_matrix(target.base, sides, matrix, vector);
+    matrix.out = make_matrix(target.out, sides, matrix, vector);
     std::vector<LowRankTerm> terms;
-    for (std::size_t p = 0; p < parts.size(); ++p) terms.push_back(make_term(parts, p, sides, matrix, vector));
+    terms.reserve(parts.size());
+    for (const Part &part : parts) terms.push_back(make_term(part, sides, matrix, vector));
 
     if (!dora)
       if (const auto weight = panel_low_rank(matrix, terms)) return add(*weight);
@@ -251,21 +226,26 @@ class Builder {
     matrix.first_term = static_cast<std::int32_t>(layout_.terms.size());
     matrix.term_count = static_cast<std::int32_t>(terms.size());
     layout_.terms.insert(layout_.terms.end(), terms.begin(), terms.end());
-    TargetGroup &group = groups_[index_of(kind)];
+    TargetGroup &group = group_of(kind);
     group.targets.push_back(matrix);
     group.chunk_capacity = std::max(group.chunk_capacity, std::min(chunks_of(terms), max_chunks(kind)));
   }
 
-  WeightLayout take() {
-    for (TargetGroup &group : groups_)
-      if (!group.targets.empty()) layout_.groups.push_back(std::move(group));
-    layout_.elementwise = elementwise_.take();
-    layout_.others = others_.take();
+  void finish() {
+    others_.finish();
     layout_.reads_base |= layout_.elementwise.reads_base || layout_.others.reads_base;
-    return std::move(layout_);
   }
 
  private:
+  /// In the order of kernels.
+  TargetGroup &group_of(KernelKind kind) {
+    auto &groups = layout_.groups;
+    const auto group = std::find_if(groups.begin(), groups.end(),
+                                    [&](const TargetGroup &g) { return index_of(g.kind) >= index_of(kind); });
+    if (group != groups.end() && index_of(group->kind) == index_of(kind)) return *group;
+    return *groups.insert(group, {kind, {}, {}});
+  }
+
   bool add_stream(const ops::WeightTarget &target, const Sides &sides, const MatrixTarget &matrix,
                   const std::vector<LowRankTerm> &terms) {
     const bool dora = with_dora(target);
@@ -282,8 +262,8 @@ class Builder {
     const ops::Adapter &adapter = batch_.adapters[target.first_adapter];
     const Operand &weight = target.out;
     const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
-    const NestedAxis &side = sides.out_is_row ? sides.columns.front() : sides.rows.front();
-    const std::int64_t inside = weight.in > 1 ? weight.stride_in / side.strides[kOut] : weight.kernel_size();
+    const Side &side = sides.out_is_row ? sides.columns : sides.rows;
+    const std::int64_t inside = weight.in > 1 ? weight.stride_in / stride(weight, side.axes[0]) : weight.kernel_size();
     return {dora_parameters(adapter, weight), out == sides.out_is_row, out ? 1 : inside, out ? weight.out : weight.in};
   }
 
@@ -378,10 +358,9 @@ class Builder {
   }
 
   const ops::WeightBatch &batch_;
-  WeightLayout layout_;
+  WeightLayout &layout_;
   ElementwiseLayoutBuilder elementwise_;
   TermLayoutBuilder others_;
-  std::array<TargetGroup, kKernelKinds> groups_;
   const DeviceFeatures device_;
 };
 
@@ -408,9 +387,11 @@ double cost(const TargetGroup &group, std::int64_t tile_rows, std::int64_t resid
 }  // namespace
 
 WeightLayout lay_out(const ops::WeightBatch &batch, const DeviceFeatures &device) {
-  Builder builder(batch, device);
+  WeightLayout layout;
+  Builder builder(batch, device, layout);
   for (std::int64_t t = 0; t < batch.target_count; ++t) builder.add(batch.targets[t]);
-  return builder.take();
+  builder.finish();
+  return layout;
 }
 
 void schedule(TargetGroup &group, std::int64_t resident_warps) {

@@ -112,6 +112,7 @@ class Uploader {
 
   template <typename T>
   void append(const std::vector<T> &array, const T *&pointer) {
+    if (array.empty()) return;
     point(pointer, block_.append(array));
   }
 
@@ -193,6 +194,7 @@ class Uploader {
 
   void append_elementwise() {
     const ElementwiseLayout &layout = plan_.layout.elementwise;
+    if (layout.terms.empty()) return;
     for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
       plan_.flat[k] = flat_target(layout, elementwise_kind(static_cast<int>(k)));
       if (plan_.flat[k] || layout.groups[k].targets.empty()) continue;
@@ -236,7 +238,9 @@ class Uploader {
     append(products.rotation_blocks, plan_.rotation_blocks);
     append(products.dora_factors, plan_.factors);
     append(products.dora_factor_blocks, plan_.factor_blocks);
-    for (std::size_t stage = 0; stage < kContractionStages; ++stage) {
+    const bool any = !products.contractions[0].empty() || !products.contractions[1].empty();
+    plan_.contractions.resize(any ? kContractionStages : 0);
+    for (std::size_t stage = 0; stage < plan_.contractions.size(); ++stage) {
       const std::vector<Contraction> &contractions = products.contractions[stage];
       if (contractions.empty()) continue;
       const std::size_t all = block_.append(contractions);
@@ -308,9 +312,9 @@ char *products_of(const WeightPlan &plan, const ops::RunOptions &options) {
 }
 
 void run_products(const WeightPlan &plan, char *workspace, const Launch &on) {
-  for (std::size_t stage = 0; stage < kContractionStages; ++stage)
+  for (const auto &stage : plan.contractions)
     for (std::size_t kind = 0; kind < kContractionKinds; ++kind)
-      if (const ContractionRun &run = plan.contractions[stage][kind]; run.schedule.pieces > 0)
+      if (const ContractionRun &run = stage[kind]; run.schedule.pieces > 0)
         check(launch_contractions(static_cast<ContractionKind>(kind), run, workspace, on), "launching small products");
 }
 
@@ -326,8 +330,8 @@ void run_elementwise(const WeightPlan &plan, ops::WeightOp op, const Multipliers
                      const Launch &on) {
   for (std::size_t k = 0; k < kElementwiseKinds; ++k) {
     if (plan.flat[k]) check(launch_flat(*plan.flat[k], op, multipliers, workspace, on), "launching a weight kernel");
+    if (plan.elementwise[k].tiles.pieces == 0) continue;
     ElementwiseRun run = plan.elementwise[k];
-    if (run.tiles.pieces == 0) continue;
     run.op = op;
     run.multipliers = multipliers;
     run.workspace = workspace;
@@ -355,27 +359,31 @@ void run_elementwise_rows(const WeightPlan &plan, ops::WeightOp op, const Multip
   }
 }
 
-void run_streams(const WeightPlan &plan, StreamPass pass, const StreamRun &run, const Launch &on) {
+void run_streams(const WeightPlan &plan, StreamPass pass, ops::WeightOp op, const Multipliers &multipliers,
+                 char *workspace, const Launch &on) {
   for (std::size_t g = 0; g < plan.streams.size(); ++g) {
     const StreamKind &kind = plan.layout.streams[g].kind;
     if (pass == StreamPass::kNorms && !norms_apart(kind)) continue;
     if (kind.form == StreamForm::kRotation) {
       TurnRun turn = plan.turns[g];
-      turn.op = run.op;
-      turn.multipliers = run.multipliers;
-      turn.workspace = run.workspace;
+      turn.op = op;
+      turn.multipliers = multipliers;
+      turn.workspace = workspace;
       check(launch_turns(kind.bf16_factors, turn, on), "launching rotations");
       continue;
     }
-    const StreamRun now{run.op, pass, run.multipliers, run.workspace};
+    const StreamRun run{op, pass, multipliers, workspace};
     const cudaError_t status = kind.cluster > 0
-                                   ? launch_rows(kind, plan.row_shapes[g], plan.streams[g], plan.only[g], now, on)
-                                   : launch_stream(kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], now, on);
+                                   ? launch_rows(kind, plan.row_shapes[g], plan.streams[g], plan.only[g], run, on)
+                                   : launch_stream(kind, plan.streams[g], plan.only[g], plan.stream_blocks[g], run, on);
     check(status, "launching a streaming kernel");
   }
 }
 
-void run_rotations(const WeightPlan &plan, const RotationRun &run, const Launch &on) {
+void run_rotations(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, char *workspace,
+                   const Launch &on) {
+  if (plan.layout.products.rotations.empty()) return;
+  const RotationRun run{plan.rotations, workspace, op, multipliers};
   if (plan.limited_rotations > 0 || plan.rotation_blocks.pieces > 0)
     check(launch_rotations(run, plan.limited_rotations, plan.rotation_blocks, on), "launching rotations");
   for (std::size_t stage = 0; stage < plan.stages.size(); ++stage)
@@ -390,11 +398,13 @@ void run_rotations(const WeightPlan &plan, const RotationRun &run, const Launch 
 }
 
 /// Sums of squares of what DoRA normalises, and the factors that they give.
-void run_norms(const WeightPlan &plan, const TermRun &run, const StreamRun &streams, const Launch &on) {
+void run_norms(const WeightPlan &plan, ops::WeightOp op, const Multipliers &multipliers, char *workspace,
+               const Launch &on) {
   if (plan.factor_blocks.pieces == 0) return;
-  run_streams(plan, StreamPass::kNorms, streams, on);
-  if (plan.norms.pieces > 0) check(launch_norms(run, plan.norms, on), "launching norms");
-  check(launch_factors(plan.factors, plan.factor_blocks, run.multipliers, run.workspace, on), "launching norms");
+  run_streams(plan, StreamPass::kNorms, op, multipliers, workspace, on);
+  if (plan.norms.pieces > 0)
+    check(launch_norms({plan.terms, workspace, op, multipliers}, plan.norms, on), "launching norms");
+  check(launch_factors(plan.factors, plan.factor_blocks, multipliers, workspace, on), "launching norms");
 }
 
 void check_run(const WeightPlan &plan, const ops::RunOptions &options) {
@@ -474,20 +484,19 @@ void run(WeightPlan &plan, const ops::RunOptions &options) {
   const Launch on{static_cast<cudaStream_t>(options.stream), plan.context->encode_map != nullptr};
   const Multipliers multipliers = place_multipliers(plan, options, on);
   char *workspace = products_of(plan, options);
-  const TermRun terms{plan.terms, workspace, options.op, multipliers};
-  const StreamRun streams{options.op, StreamPass::kMerge, multipliers, workspace};
   run_products(plan, workspace, on);
-  run_rotations(plan, {plan.rotations, workspace, options.op, multipliers}, on);
-  run_norms(plan, terms, streams, on);
+  run_rotations(plan, options.op, multipliers, workspace, on);
+  run_norms(plan, options.op, multipliers, workspace, on);
   run_panels(plan, options.op, multipliers, on);
-  run_streams(plan, StreamPass::kMerge, streams, on);
+  run_streams(plan, StreamPass::kMerge, options.op, multipliers, workspace, on);
   run_base_products(plan, options.op, multipliers, on);
   for (std::size_t g = 0; g < plan.tables.size(); ++g)
     check(launch_low_rank(plan.layout.groups[g].kind, {plan.tables[g], options.op, multipliers, workspace}, on),
           "launching a weight kernel");
   run_elementwise(plan, options.op, multipliers, workspace, on);
   run_elementwise_rows(plan, options.op, multipliers, workspace, on);
-  if (plan.tiles.pieces > 0) check(launch_terms(terms, plan.tiles, on), "launching a weight kernel");
+  if (plan.tiles.pieces > 0)
+    check(launch_terms({plan.terms, workspace, options.op, multipliers}, plan.tiles, on), "launching a weight kernel");
 }
 
 std::string explain(const WeightPlan &plan) {

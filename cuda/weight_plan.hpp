@@ -41,7 +41,7 @@ struct WeightPlan {
   std::int32_t limited_rotations = 0;
   std::vector<Schedule> stages;
   std::vector<std::array<Schedule, kConeKinds>> passes;
-  std::array<std::array<ContractionRun, kContractionKinds>, kContractionStages> contractions{};  // no pieces: none
+  std::vector<std::array<ContractionRun, kContractionKinds>> contractions;  // of stages, if any; no pieces: none
   std::int32_t multiplier_count = 0;
   ops::WeightPlanInfo info{};
 };

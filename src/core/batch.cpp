@@ -74,14 +74,16 @@ bool same_target(const BatchItem &a, const BatchItem &b) {
 std::vector<std::size_t> target_order(const std::vector<BatchItem> &items) {
   std::vector<std::size_t> order(items.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return std::less<const void *>()(items[a].out.data, items[b].out.data);
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    const void *first = items[a].out.data, *second = items[b].out.data;
+    return first == second ? a < b : std::less<const void *>()(first, second);
   });
   return order;
 }
 
 /// No target may write what another one reads or writes.
 void check_disjoint(const std::vector<ops::WeightTarget> &targets) {
+  if (targets.size() < 2) return;
   struct View {
     const ops::Operand *operand;
     std::size_t target;
