@@ -292,8 +292,7 @@ struct Words {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t place = y + 2 * panel.q + half;
-      if (place < panel.end)
-        store_vector(reinterpret_cast<uint4 *>(panel.out + place * panel.out_row), row[half]);
+      if (place < panel.end) store_vector(reinterpret_cast<uint4 *>(panel.out + place * panel.out_row), row[half]);
     }
   }
 
