@@ -1065,6 +1065,53 @@ TEST_F(Gpu, RunsInStreamOrderWithoutWaiting) {
   EXPECT_EQ(device.all_bytes(), want);
 }
 
+TEST_F(Gpu, TakesTheStreamsThatHaveNoHandle) {
+  WeightCase c = plain_case(100, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false);
+  DeviceCase device(c.batch());
+  Plan plan(*backend_, context_, device.batch());
+  plan.run(WeightOp::kMerge, c.multipliers.data());
+  const auto want = device.all_bytes();
+  for (cudaStream_t stream : {cudaStreamLegacy, cudaStreamPerThread}) {
+    device.reset();
+    plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
+    ok(cudaStreamSynchronize(stream));
+    EXPECT_EQ(device.all_bytes(), want);
+  }
+}
+
+/// From a thread for each, which has chosen another one.
+TEST_F(Gpu, DevicesWorkSideBySide) {
+  int count = 0;
+  ok(cudaGetDeviceCount(&count));
+  if (count < 2) GTEST_SKIP() << "skipped: one GPU";
+  const auto merged = [&](int ordinal, int chosen) {
+    ok(cudaSetDevice(ordinal));
+    WeightCase c = plain_case(100, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false);
+    DeviceCase device(c.batch());
+    ok(cudaSetDevice(chosen));
+    const ops::BackendContextOptions options = {ordinal, 0};
+    ops::BackendContext *context = nullptr;
+    EXPECT_EQ(backend_->context_create(&options, &context, nullptr), LYC_OK);
+    {
+      Plan plan(*backend_, context, device.batch());
+      plan.run(WeightOp::kMerge, c.multipliers.data());
+    }
+    backend_->context_destroy(context);
+    int now = -1;
+    ok(cudaGetDevice(&now));
+    EXPECT_EQ(now, chosen);
+    ok(cudaSetDevice(ordinal));
+    ok(cudaDeviceSynchronize());
+    return device.all_bytes();
+  };
+  const auto want = merged(0, 0);
+  std::vector<std::thread> threads;
+  for (int ordinal = 0; ordinal < count; ++ordinal)
+    threads.emplace_back([&, ordinal] { EXPECT_EQ(merged(ordinal, (ordinal + 1) % count), want) << ordinal; });
+  for (std::thread &thread : threads) thread.join();
+  ok(cudaSetDevice(0));
+}
+
 TEST_F(Gpu, TwoRunsGiveTheSameBits) {
   for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
     WeightCase c = plain_case(110, LYC_DTYPE_BF16, factors, Order::kOIHW, false);
