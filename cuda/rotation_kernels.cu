@@ -224,7 +224,8 @@ __global__ void __launch_bounds__(kRotationThreads)
     rest_of_block(task, made, q, q + size);
     rest = made;
     __syncthreads();
-    if (task.staged && made != stored) for_elements(b, b, [&](int i, int j) { stored[i * b + j] = made[i * b + j]; });
+    if (task.quads == 0 && made != stored)
+      for_elements(b, b, [&](int i, int j) { stored[i * b + j] = made[i * b + j]; });
   }
   if (task.quads > 0 && warp == 0)
     pack_matrix(task, block, run.workspace, [&](int j, int i) { return rest[j * b + i]; });

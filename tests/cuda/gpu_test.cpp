@@ -556,6 +556,29 @@ TEST_F(Streamed, RotationsOfBlocksMatchTheReference) {
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
 }
 
+TEST_F(Streamed, RotationsOfBlocksOfEveryKindMatchTheReference) {
+  using ops::Rotation;
+  int number = 0;
+  for (std::int64_t block : {2, 4, 8, 16, 32})
+    for (Rotation::Limit limited : {Rotation::Limit::kNone, Rotation::Limit::kBlock, Rotation::Limit::kTogether})
+      for (Rotation::Map map : {Rotation::Map::kCayley, Rotation::Map::kNeumann})
+        for (Rotation::Storage storage : {Rotation::Storage::kSquare, Rotation::Storage::kTriangle}) {
+          TermChoice term;
+          term.kind = ops::TermKind::kRotation;
+          term.rotation.block_size = block;
+          term.rotation.limited = limited;
+          term.rotation.map = map;
+          term.rotation.storage = storage;
+          term.rotation.shared = number % 3 == 0;
+          term.rotation.rescale = number % 4 == 0;
+          term.rotation.factor = 0.3;
+          term.rotation.limit = 0.7;
+          add({block * (block == 32 ? 3 : 5), 72 + 8 * (number++ % 9)}, {term});
+        }
+  for (ops::Term &term : case_.terms()) term.coefficient = 1.0;
+  expect_all({WeightOp::kMerge, WeightOp::kDiff});
+}
+
 TEST_F(Streamed, FactorsThatARunComputesMatchTheReference) {
   TermChoice tucker, product, glora;
   tucker.p = tucker.q = Half::kTucker;
