@@ -42,6 +42,11 @@ struct Place {
   int x, j, y, i;
 };
 
+/// A map that is soon wanted.
+__device__ inline void prefetch(const TensorMap &map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 /// A box of a matrix.
 __device__ inline void copy_in(std::uint32_t to, const TensorMap &map, int x, int y, Barrier barrier) {
   asm volatile(
@@ -102,6 +107,13 @@ __device__ uint4 load_matrices(std::uint32_t at) {
                  : "=r"(m.x), "=r"(m.y), "=r"(m.z), "=r"(m.w)
                  : "r"(at));
   return m;
+}
+
+/// What load_matrices<false>() would load, back.
+__device__ inline void store_matrices(std::uint32_t at, uint4 m) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(m.x), "r"(m.y),
+               "r"(m.z), "r"(m.w)
+               : "memory");
 }
 
 // Where the copy engine puts 16 bytes of a row: it swaps them about so that columns do not share banks.

@@ -188,7 +188,7 @@ RotationTask Products::rotation(const ops::Rotation &rotation, std::int32_t mult
   const Operand &x = rotation.generators;
   check(x, "generators");
   task.generators = vector_of(x);
-  task.generator_stride = x.stride_in;
+  task.generator_stride = narrow(x.stride_in, "a generator's stride");
   return task;
 }
 

@@ -175,6 +175,19 @@ __device__ void pack_matrix(const RotationTask &task, std::int64_t matrix, char 
     pack_matrix<3>(task, matrix, workspace, rest);
 }
 
+/// R - I of a block whose generators are in shared memory, in their place.
+template <int kSize>
+__device__ void turn_in_place(SmallBlock &shared, const RotationTask &task, const char *workspace) {
+  Fragment<kSize> rest;
+  turn_less_identity<kSize>(rest, shared, task, task.block_size, workspace);
+  __syncwarp();
+#pragma unroll
+  for (int a = 0; a < kSize / 8; ++a)
+#pragma unroll
+    for (int c = 0; c < kSize / 4; ++c) shared[row_of(a)][column_of(c)] = rest[a][c];
+  __syncwarp();
+}
+
 /// R - I of blocks that a warp can invert, or that has been computed before, a warp each.
 __device__ void small_rests(const RotationRun &run, const RotationTask &task, std::int64_t matrix, SmallBlock &shared) {
   const int b = task.block_size, lane = static_cast<int>(threadIdx.x % 32);
@@ -184,11 +197,11 @@ __device__ void small_rests(const RotationRun &run, const RotationTask &task, st
     pack_matrix(task, matrix, run.workspace, [&](int j, int i) { return __ldg(rest + j * b + i); });
     return;
   }
-  load_generators(shared, task, matrix);
+  load_generators(shared, task, matrix, b);
   if (b <= 24)
-    turn_less_identity<24>(shared, task, b, b, run.workspace);
+    turn_in_place<24>(shared, task, run.workspace);
   else
-    turn_less_identity<32>(shared, task, b, b, run.workspace);
+    turn_in_place<32>(shared, task, run.workspace);
   if (task.quads > 0) {
     pack_matrix(task, matrix, run.workspace, [&](int j, int i) { return shared[j][i]; });
     return;

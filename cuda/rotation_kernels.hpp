@@ -36,13 +36,16 @@ struct TurnTable {
 struct TurnRun {
   TurnTarget only;  // where the table has no targets
   TurnTable table;
+  std::uint32_t blocks, boxes, longer;  // boxes of each block of threads; the first `longer` have one more
+  std::int32_t depth;                   // of a warp's ring
   ops::WeightOp op;
   Multipliers multipliers;
   char *workspace;
 };
 
-/// Let the kernel have its shared memory; turn all targets of the table, or `only`.
-cudaError_t allow_turns(bool bf16);
+/// Let the kernel have all shared memory that a block can have, which gives the depth of its rings; turn all targets of
+/// the table, or `only`.
+cudaError_t fit_turns(bool bf16, int shared_bytes, std::int32_t *depth);
 cudaError_t launch_turns(bool bf16, const TurnRun &run, const Launch &on);
 
 /// Let the kernel of launch_cones() have the shared memory that any pass takes.

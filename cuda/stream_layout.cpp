@@ -459,7 +459,7 @@ std::int32_t groups_of(const StreamTarget &target, bool alone, std::int64_t all_
 PieceCounter pieces_of_turns(const StreamGroup &group) {
   PieceCounter pieces;
   for (const StreamWeight &weight : group.weights)
-    pieces.add(ceil_div(weight.target.rows, kTurnRows) * ceil_div(weight.target.columns, kTurnBoxes * kBoxColumns));
+    pieces.add(ceil_div(weight.target.rows, kTurnRows) * ceil_div(weight.target.columns, kBoxColumns));
   return pieces;
 }
 

@@ -167,7 +167,7 @@ struct RotationTask {
   std::int64_t begin;
   float factor, limit;
   Vector generators;              // of a block, from block to block
-  std::int64_t generator_stride;  // from element to element
+  std::int32_t generator_stride;  // from element to element
   const float *prepared;          // R - I; null = computed into `rests`
   std::uint64_t rests, scratch;   // offsets into the workspace; scratch: two matrices for each stage and block
   std::uint64_t squares;          // |Q|^2 over all stages and blocks
@@ -211,7 +211,7 @@ inline constexpr int kCoreStaged = 4096;   // floats of the core that it has at 
 inline constexpr int kTallRows = 8;        // of a long matrix, that a block takes at a time
 inline constexpr int kMostTallTiles = 24;  // of so many rows, that a block takes
 inline constexpr int kRestsTogether = 8;   // blocks whose R - I are computed by a warp each, in one block of threads
-inline constexpr int kTurnRows = 32, kTurnBoxes = 12;  // that a block of threads turns where the copy engine moves them
+inline constexpr int kTurnRows = 32;       // that are turned by one factor, where the copy engine moves them
 inline constexpr int kMaxStages = 24;
 inline constexpr int kMagnitudesPerBlock = 32;
 inline constexpr int kContractionStages = 2;  // the second one reads what the first one wrote

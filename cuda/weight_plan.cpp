@@ -171,7 +171,12 @@ class Uploader {
   void append_turns(const StreamGroup &group, TurnRun &run) {
     const std::vector<TurnTarget> targets = encode_turns(*plan_.context, group);
     run.only = targets.front();
-    append(pieces_of_turns(group), run.table.pieces);
+    const PieceCounter boxes = pieces_of_turns(group);
+    append(boxes, run.table.pieces);
+    check(fit_turns(group.kind.bf16_factors, plan_.context->shared_bytes, &run.depth), "cudaFuncSetAttribute");
+    run.blocks = std::min(boxes.pieces, static_cast<std::uint32_t>(plan_.context->multiprocessors));
+    run.boxes = boxes.pieces / run.blocks;
+    run.longer = boxes.pieces % run.blocks;
     if (targets.size() > 1) append(targets, run.table.targets);
   }
 
@@ -453,7 +458,6 @@ WeightPlan *prepare(Context &context, const ops::WeightBatch &batch) {
     StreamGroup &group = plan->layout.streams[g];
     int blocks = 0;
     if (turns_rows(group)) {
-      check(allow_turns(group.kind.bf16_factors), "cudaFuncSetAttribute");
       plan->stream_blocks.push_back(0);
       continue;
     }

@@ -579,6 +579,21 @@ TEST_F(Streamed, RotationsOfBlocksOfEveryKindMatchTheReference) {
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
 }
 
+/// Alone: fewer boxes than multiprocessors, fewer than warps of a block, and so many that rings go round.
+TEST_F(Streamed, SingleRotationsOfBlocksMatchTheReference) {
+  TermChoice term;
+  term.kind = ops::TermKind::kRotation;
+  term.rotation.block_size = 32;
+  term.rotation.factor = 0.3;
+  for (Shape shape : {Shape{32, 8}, Shape{96, 200}, Shape{960, 1048}, Shape{2080, 8232}}) {
+    WeightCase c(701);
+    c.factor_dtype = LYC_DTYPE_BF16;
+    c.add({shape, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, Order::kOIHW, true, {{{term}}}});
+    c.terms().back().coefficient = 1.0;
+    expect_reference(c, WeightOp::kMerge);
+  }
+}
+
 TEST_F(Streamed, FactorsThatARunComputesMatchTheReference) {
   TermChoice tucker, product, glora;
   tucker.p = tucker.q = Half::kTucker;
