@@ -87,75 +87,44 @@ __device__ inline float inverse_of(float pivot) {
   return fmaf(inverse, fmaf(-pivot, inverse, 1.0f), inverse);
 }
 
-/// F of I + F becomes that of its inverse I + F' by Gauss and Jordan, two pivots at a time: nothing cancels where F is
-/// small. Determinants are 1 at least where F is skew-symmetric. A step takes the pivots' rows and columns from the
-/// lanes that have them; the next pivots are on their way while it goes on. After four steps the next eight rows and
-/// columns become the first, so that registers have fixed numbers.
+/// F of I + F becomes that of its inverse I + F' by Gauss and Jordan: nothing cancels where F is small. Pivots are
+/// never small where F is skew-symmetric. A step takes the pivot's row and column from the lanes that have them; after
+/// eight of them the next eight rows and columns become the first, so that registers have fixed numbers.
 template <int kSize>
 __device__ void invert(Fragment<kSize> &f) {
   constexpr int kRows = kSize / 8, kColumns = kSize / 4;
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-  const auto from = [](float value, int source) { return __shfl_sync(~0u, value, source); };
-  float a = from(f[0][0], 0), b = from(f[0][1], 0), c = from(f[0][0], 4), d = from(f[0][1], 4);
 #pragma unroll 1
   for (int eight = 0; eight < kRows; ++eight) {
 #pragma unroll 1
-    for (int two = 0; two < 4; ++two) {
-      float row[2][kColumns], column[2][kRows];
+    for (int two = 0; two < 4; ++two)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
+        const int k = 2 * two + e;
+        const float inverse = inverse_of(1.0f + __shfl_sync(~0u, f[0][e], 4 * k + two));
+        float row[kColumns], by[kRows];
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) row[e][j] = from(f[0][j], 8 * two + 4 * e + q);
+        for (int c = 0; c < kColumns; ++c) row[c] = __shfl_sync(~0u, f[0][c], 4 * k + q);
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) column[e][i] = from(f[i][e], 4 * g + two);
-      }
-      const float bc = b * c, inverse = inverse_of(fmaf(1.0f + a, 1.0f + d, -bc));
-      const float p[2][2] = {{(1.0f + d) * inverse, -b * inverse}, {-c * inverse, (1.0f + a) * inverse}};
-      const float less[2] = {(bc - a * (1.0f + d)) * inverse, (bc - d * (1.0f + a)) * inverse};  // p[e][e] - 1
-      const bool own = g / 2 == two, second = g % 2 != 0;
-      float by[2][kRows];
+        for (int a = 0; a < kRows; ++a) by[a] = -inverse * __shfl_sync(~0u, f[a][e], 4 * g + two);
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
+        for (int c = 0; c < kColumns; ++c) {
+          f[0][c] = fmaf(g == k ? inverse : by[0], row[c], g == k ? 0.0f : f[0][c]);
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) by[e][i] = -fmaf(column[0][i], p[0][e], column[1][i] * p[1][e]);
-      const float first[2] = {!own     ? by[0][0]
-                              : second ? p[1][0]
-                                       : p[0][0],
-                              !own     ? by[1][0]
-                              : second ? p[1][1]
-                                       : p[0][1]};
-      const auto update = [&](int i, int j) {
-        const float with = i == 0 && own ? 0.0f : f[i][j];
-        f[i][j] = fmaf(i == 0 ? first[0] : by[0][i], row[0][j], fmaf(i == 0 ? first[1] : by[1][i], row[1][j], with));
-      };
-      update(0, 0), update(0, 1), update(1, 2), update(1, 3);
-      const float x = two < 3 ? f[0][0] : f[1][2], y = two < 3 ? f[0][1] : f[1][3];
-      const int next = (two + 1) % 4 * 9;
-      a = from(x, next), b = from(y, next), c = from(x, next + 4), d = from(y, next + 4);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i)
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j)
-          if ((i > 0 || j > 1) && (i != 1 || j / 2 != 1)) update(i, j);
-      const bool own_column = q == two;
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-          const float pivots = second ? (e == 0 ? p[1][0] : less[1]) : (e == 0 ? less[0] : p[0][1]);
-          const float value = i == 0 && own ? pivots : by[e][i];
-          f[i][e] = own_column ? value : f[i][e];
+          for (int a = 1; a < kRows; ++a) f[a][c] = fmaf(by[a], row[c], f[a][c]);
         }
-    }
+#pragma unroll
+        for (int a = 0; a < kRows; ++a) f[a][e] = q == two ? by[a] : f[a][e];
+      }
     Fragment<kSize> next;
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
+    for (int a = 0; a < kRows; ++a)
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) next[i][j] = f[(i + 1) % kRows][(j + 2) % kColumns];
+      for (int c = 0; c < kColumns; ++c) next[a][c] = f[(a + 1) % kRows][(c + 2) % kColumns];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
+    for (int a = 0; a < kRows; ++a)
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) f[i][j] = next[i][j];
+      for (int c = 0; c < kColumns; ++c) f[a][c] = next[a][c];
   }
 }
 
