@@ -8,8 +8,9 @@
 //
 // Work.     A warp takes a panel, 64 columns of some rows, and goes down it a few rows at a time. All that it needs is
 //           in registers: the column factors of the panel, and of a step the base and the row factors, on their way
-//           while the step before is computed. Warps share nothing but the caches; there is no shared memory and no
-//           barrier. Panels follow each other in the order of memory; blocks end, and the next ones go on from there.
+//           while the step before is computed. Where column factors leave room for few warps, the base comes two steps
+//           ahead, through shared memory. Warps share nothing but the caches; there is no barrier. Panels follow each
+//           other in the order of memory; blocks end, and the next ones go on from there.
 // Traffic.  base read once, out written once, 16 bytes for each thread and access: bound by DRAM, which likes that
 //           order. Factors come from the caches: rank / (rows of a panel) of the base's bytes along columns, rank / 256
 //           along rows, which the warps of a block share. So panels are low where ranks are few, and there is one for
@@ -49,9 +50,10 @@ __device__ int rank_of(int chunk, int q) {
 
 /// What an instance is made for, by trial on an H200. Column factors take 16 registers a chunk.
 struct Pace {
-  int groups;  // of 8 rows, that are a step
-  int blocks;  // wanted on a multiprocessor
-  int steps;   // of a panel of a target alone; 0: so many that all panels are at work at once
+  int groups;     // of 8 rows, that are a step
+  int blocks;     // wanted on a multiprocessor
+  int steps;      // of a panel of a target alone; 0: so many that all panels are at work at once
+  int ahead = 1;  // steps that the base is on its way before it is needed; 1: in registers
 };
 constexpr Pace pace(StreamForm form, int chunks, bool alone, bool merges) {
   const int all = all_chunks(form, chunks);
@@ -59,16 +61,19 @@ constexpr Pace pace(StreamForm form, int chunks, bool alone, bool merges) {
   if (all == 1) return merges ? Pace{2, 7, 1} : Pace{4, 8, 1};
   if (all == 2 && form == StreamForm::kHadamard && alone && merges) return {4, 4, 1};
   if (all == 2) return merges ? Pace{2, 5, 2} : Pace{2, form == StreamForm::kHadamard ? 5 : 6, 4};
-  return {2, all > 4 ? 2 : form == StreamForm::kHadamard ? 3 : 4, 0};
+  if (all > 4) return {2, 2, 0, merges ? 2 : 1};
+  return {2, form == StreamForm::kHadamard ? 3 : 4, 0};
 }
 
 /// An instance's properties as a type; the same one where the pace is.
-template <StreamForm kForm, int kMostChunks, bool kBf16, bool kWithBase, int kGroupsOfStep, int kBlocksWanted>
+template <StreamForm kForm, int kMostChunks, bool kBf16, bool kWithBase, int kGroupsOfStep, int kBlocksWanted,
+          int kStepsAhead>
 struct Kind {
   static constexpr bool kHadamard = kForm == StreamForm::kHadamard, kKronecker = kForm == StreamForm::kKronecker;
   static constexpr bool kBf16Factors = kBf16, kMerges = kWithBase;
   static constexpr int kChunks = kMostChunks, kAll = all_chunks(kForm, kChunks);
   static constexpr int kGroups = kGroupsOfStep, kStep = kGroups * 8, kBlocks = kBlocksWanted;
+  static constexpr int kAhead = kStepsAhead;
 };
 
 // -- panels -----------------------------------------------------------------------------------------------------------
@@ -313,6 +318,85 @@ struct Words {
   }
 };
 
+/// What a panel has of the base, step after step: each group of rows is taken, and that of a later step asked for. With
+/// few warps on a multiprocessor it waits in shared memory, each lane's in places of its own, so nobody waits for
+/// others; otherwise it is in registers.
+template <typename K, bool kInRegisters = K::kAhead == 1>
+class Base {
+ public:
+  __device__ explicit Base(const Panel &panel) {
+#pragma unroll
+    for (int n = 0; n < K::kGroups; ++n) fetch(panel, n, panel.y);
+  }
+  __device__ Words take(int group) const { return words_[group]; }
+  /// What comes after the step from y on.
+  __device__ void fetch_after(const Panel &panel, int group, int y) {
+    if (__any_sync(~0u, y + K::kStep < panel.end)) fetch(panel, group, y + K::kStep);
+  }
+
+ private:
+  __device__ void fetch(const Panel &panel, int group, int y) {
+    if (K::kMerges) words_[group].load(panel, y + 8 * group);
+  }
+
+  Words words_[K::kGroups];
+};
+
+template <typename K>
+class Base<K, false> {
+ public:
+  __device__ explicit Base(const Panel &panel)
+      : first_(static_cast<std::uint32_t>(__cvta_generic_to_shared(places_of_block())) + threadIdx.x * kBytes) {
+#pragma unroll
+    for (int step = 0; step < K::kAhead; ++step)
+#pragma unroll
+      for (int n = 0; n < K::kGroups; ++n) fetch(panel, n, panel.y + step * K::kStep);
+  }
+
+  __device__ Words take(int group) const {
+    asm volatile("cp.async.wait_group %0;" ::"n"(K::kAhead * K::kGroups - 1) : "memory");
+    Words words;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint4 &v = words.row[half];
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                   : "r"(place(group, half))
+                   : "memory");
+    }
+    return words;
+  }
+  __device__ void fetch_after(const Panel &panel, int group, int y) { fetch(panel, group, y + K::kAhead * K::kStep); }
+
+ private:
+  static constexpr int kBytes = 16;
+
+  static __device__ uint4 *places_of_block() {
+    __shared__ uint4 places[K::kAhead * K::kGroups * 2 * kThreads];
+    return places;
+  }
+  __device__ std::uint32_t place(int group, int half) const {
+    return first_ + ((step_ * K::kGroups + group) * 2 + half) * (kThreads * kBytes);
+  }
+
+  /// Into the places of the step that has been taken.
+  __device__ void fetch(const Panel &panel, int group, int y) {
+    if (y < panel.end)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::int64_t row = panel.row(y + 8 * group + 2 * panel.q + half);
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place(group, half)),
+                     "l"(panel.base + row * panel.base_row)
+                     : "memory");
+      }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    if (group == K::kGroups - 1) step_ = step_ + 1 < K::kAhead ? step_ + 1 : 0;
+  }
+
+  std::uint32_t first_;
+  int step_ = 0;
+};
+
 /// What a multiplier of 0 leaves: base's bits, or no difference.
 __device__ inline void keep(const Panel &panel, bool merges) {
   if (merges && panel.base == panel.out) return;
@@ -325,8 +409,7 @@ __device__ inline void keep(const Panel &panel, bool merges) {
 }
 
 template <typename K>
-__device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[K::kGroups], float scale,
-                      lyc_dtype dtype) {
+__device__ void merge(const Panel &panel, Products<K> &products, Base<K> &base, float scale, lyc_dtype dtype) {
 #pragma unroll 1
   for (int y = panel.y;;) {
     const int next = y + K::kStep;
@@ -337,9 +420,10 @@ __device__ void merge(const Panel &panel, Products<K> &products, Words (&words)[
       if (more) products.load_rows(panel, n, next + 8 * n);
       const int first = y + 8 * n + 2 * panel.q;
       const float2 scales = make_float2(products.scale_of(first, scale), products.scale_of(first + 1, scale));
-      with_type<false>(dtype, [&](auto type) { words[n].template add<decltype(type), K::kMerges>(sums, scales); });
-      words[n].store(panel, y + 8 * n);
-      if (K::kMerges && more) words[n].load(panel, next + 8 * n);
+      Words words = base.take(n);
+      with_type<false>(dtype, [&](auto type) { words.template add<decltype(type), K::kMerges>(sums, scales); });
+      words.store(panel, y + 8 * n);
+      base.fetch_after(panel, n, y);
     }
     if (!more) return;
     products.go_to(panel, next);
@@ -351,17 +435,14 @@ template <typename K>
 __device__ void work_on(const PanelRun &run, const PanelTarget &target, int number) {
   const Panel panel(target, number, run.rows);
   if (panel.y > panel.last) return;
-  Words words[K::kGroups];
-#pragma unroll
-  for (int n = 0; n < K::kGroups; ++n)
-    if (K::kMerges) words[n].load(panel, panel.y + 8 * n);  // before there is anything else to wait for
+  Base<K> base(panel);  // before there is anything else to wait for
   const PanelProduct &product = target.product[0];
   const float multiplier = multiplier_at(run.multipliers, product.multiplier_index);
   if (multiplier == 0.0f) return keep(panel, K::kMerges);
   Products<K> products(target, panel);
   float scale = multiplier * product.coefficient * element(product.scalar, 0);
   if (run.op == ops::WeightOp::kUnmerge) scale = -scale;
-  merge<K>(panel, products, words, scale, target.bf16 ? LYC_DTYPE_BF16 : LYC_DTYPE_F16);
+  merge<K>(panel, products, base, scale, target.bf16 ? LYC_DTYPE_BF16 : LYC_DTYPE_F16);
 }
 
 __host__ __device__ inline bool travels_alone(const PanelRun &run) { return run.blocks.count == 1; }
@@ -387,7 +468,8 @@ template <std::size_t kIndex, bool kAlone, bool kMerges>
 constexpr Kernel instance() {
   constexpr PanelKind kKind = kPanelKinds[kIndex];
   constexpr Pace kPace = pace(kKind.form, kKind.chunks, kAlone, kMerges);
-  return panel_kernel<Kind<kKind.form, kKind.chunks, kKind.bf16_factors, kMerges, kPace.groups, kPace.blocks>>;
+  return panel_kernel<
+      Kind<kKind.form, kKind.chunks, kKind.bf16_factors, kMerges, kPace.groups, kPace.blocks, kPace.ahead>>;
 }
 
 template <std::size_t... kIndex>
