@@ -113,7 +113,7 @@ class Builder {
     if (f_.whole && embedding) add_table(last, as_matrix(target.base, false));
     for (std::int32_t i = 0; i < adapter.term_count; ++i)
       embedding ? add_embedding_term(adapter.first_term + i, last) : add_term(adapter.first_term + i, last, base);
-    if (!embedding && (f_.whole || base_used_)) last.sources.push_back(base);
+    if (!embedding && (f_.whole || base_used_)) last.sources.insert(last.sources.begin(), base);
     add_sum(std::move(last));
     return finish();
   }
@@ -479,21 +479,30 @@ class Builder {
   void add_sum(Sum sum) {
     sum.positions = sum.to.tensor.positions();
     sum.positions_in_rows = sum.to.tensor.data && sum.to.tensor.stride_channel == 1;
-    std::int64_t depth = 0;
-    for (const Source &source : sum.sources) depth += source.depth();
-    const std::int64_t across = std::max<std::int64_t>(1, depth * sum.groups);
+    std::int64_t steps = 0;
+    for (Source &source : sum.sources) {
+      source.pairs = context_.kernels.pair_product && multiplies_pairs(source);
+      steps += source.steps();
+    }
+    const std::int64_t across = std::max<std::int64_t>(1, steps * sum.groups);
     const std::int64_t fitting = std::clamp(kPackedFloats / across, kPositions, kMaxPositions);
     const std::int64_t blocks = std::max<std::int64_t>(1, ceil_div(sum.positions, fitting));
     sum.block = round_up(std::max<std::int64_t>(1, ceil_div(sum.positions, blocks)), kPositions);
     Layout scratch;
     for (const Source &source : sum.sources)
-      sum.packed_at.push_back(scratch.take(multiply(sum.block, source.depth() * sum.groups)));
+      sum.packed_at.push_back(scratch.take(multiply(sum.block, source.steps() * sum.groups)));
     sum.packed_size = scratch.size();
     sum.thread_size = thread_floats(sum);
     const auto threads = static_cast<Position>(context_.pool.threads());
     recipe_.scratch = std::max(recipe_.scratch, sum.packed_size + threads * sum.thread_size);
     add_price(sum, blocks);
     recipe_.sums.push_back(std::move(sum));
+  }
+
+  /// Bf16 on both sides, as the caller has it.
+  static bool multiplies_pairs(const Source &source) {
+    return source.x.tensor.dtype == LYC_DTYPE_BF16 && source.weight.dtype == LYC_DTYPE_BF16 &&
+           (source.scaling.kind == Scaling::Kind::kPlain || source.scaling.kind == Scaling::Kind::kRows);
   }
 
   static Position thread_floats(const Sum &sum) {
@@ -503,11 +512,11 @@ class Builder {
   void add_price(const Sum &sum, std::int64_t blocks) {
     const double positions = static_cast<double>(sum.positions * sum.groups);
     for (const Source &source : sum.sources) {
-      const double depth = static_cast<double>(source.depth());
+      const double depth = static_cast<double>(source.depth()), steps = static_cast<double>(source.steps());
       const double weights = depth * static_cast<double>(sum.outputs * (source.shared ? 1 : sum.groups));
       const double element = static_cast<double>(dtype_size(source.weight.dtype));
-      recipe_.price += positions * depth * static_cast<double>(round_up(sum.outputs, kTileRows));
-      recipe_.price += kPricePerByte * (weights * element * static_cast<double>(blocks) + 8.0 * positions * depth);
+      recipe_.price += positions * steps * static_cast<double>(round_up(sum.outputs, kTileRows));
+      recipe_.price += kPricePerByte * (weights * element * static_cast<double>(blocks) + 8.0 * positions * steps);
     }
     recipe_.price += kPricePerByte * 8.0 * positions * static_cast<double>(sum.outputs);
   }
@@ -577,7 +586,7 @@ std::string explain(const ops::ForwardPlan &plan) {
     text += concat("sum ", sum.positions, " positions (", sum.block, " at a time) x ", sum.groups * sum.outputs,
                    " outputs, groups ", sum.groups, ":");
     for (const Source &source : sum.sources)
-      text += concat(source.adapter ? " adapter" : " weight", " depth ", source.depth());
+      text += concat(source.adapter ? " adapter" : " weight", " depth ", source.depth(), source.pairs ? " by pairs" : "");
     text += sum.has_addend ? " and what was made before\n" : "\n";
   }
   return text;

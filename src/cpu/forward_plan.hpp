@@ -7,6 +7,9 @@
 // A sum goes through its positions block by block. Of a block all activations are packed, window by window (never more
 // than kPackedFloats of them); then threads take tiles of outputs, packing the weights as they go, kDepth deep, which
 // are read once for each block. Partial sums over kDepth, added in order, so results do not depend on threads.
+//
+// Where activations and weights are bf16 and the kernels multiply pairs of them, a step of the depth is a pair in the
+// place of a float32, at an odd end with a zero. Everything but the packing is the same.
 #pragma once
 
 #include <memory>
@@ -18,7 +21,7 @@
 
 namespace lyc::cpu {
 
-inline constexpr std::int64_t kDepth = 256;             // of the packed weights: they stay in the second cache
+inline constexpr std::int64_t kDepth = 256;             // steps of packed weights: they stay in the second cache
 inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows and panels end there
 inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
 inline constexpr std::int64_t kPackedFloats = std::int64_t{8} << 20;
@@ -33,9 +36,10 @@ struct View {
   std::int64_t stride_group = 0;
 };
 
-/// What multiplies a source's weights. With c = coefficient * scalar * multiplier of the term:
+/// What multiplies a source's weights, or its products. With c = coefficient * scalar * multiplier of the term:
 ///   kPlain    nothing          kTerm  c, and diagonal and mask by column
 ///   kRows     one + c v[row]   kColumns  one + c v[input]
+/// Rows are scaled when the products are there, so their source is the first of its sum.
 struct Scaling {
   enum class Kind { kPlain, kTerm, kRows, kColumns } kind = Kind::kPlain;
   std::int32_t term = -1;
@@ -53,12 +57,14 @@ struct Source {
   bool taps_outside = false;  // along the depth: tap * inputs + channel, otherwise channel * taps + tap
   Matrix weight;              // outputs x depth; data null: at weight_at
   Position weight_at = 0;
+  bool pairs = false;    // of bf16, a step of the depth each
   bool shared = false;   // by all groups
   bool adapter = false;  // the adapter's: left out at multiplier 0
   Scaling scaling;
 
   std::int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
   std::int64_t depth() const { return inputs * taps(); }
+  std::int64_t steps() const { return pairs ? ceil_div(depth(), 2) : depth(); }
 };
 
 struct Sum {

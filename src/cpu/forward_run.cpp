@@ -37,7 +37,25 @@ void interleave(const float *rows, std::int64_t stride, std::int64_t count, std:
     for (std::int64_t i = 0; i < count; ++i) to[k * height + i] = rows[i * stride + k];
 }
 
-/// Where windows of a source begin, and the values under them, as float32.
+/// Steps k .. k + steps - 1 of a source's depth, from what read(k, n, values) has of it: numbers, or pairs.
+template <typename Read>
+void read_steps(const Source &source, std::int64_t k, std::int64_t steps, float *values, Read read) {
+  if (!source.pairs) return read(k, steps, values);
+  auto *halves = reinterpret_cast<std::uint16_t *>(values);
+  const std::int64_t n = std::min(2 * steps, source.depth() - 2 * k);
+  read(2 * k, n, halves);
+  if (n < 2 * steps) halves[n] = 0;
+}
+
+/// n pairs of a and b.
+void zip(const std::uint16_t *a, const std::uint16_t *b, std::int64_t n, float *pairs) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t pair = a[i] | std::uint32_t{b[i]} << 16;
+    std::memcpy(pairs + i, &pair, sizeof pair);
+  }
+}
+
+/// Where windows of a source begin, and the values under them: as float32, or bf16 as it is.
 class Windows {
  public:
   Windows(const Source &source, const Activation &positions, const Kernels &kernels, float *workspace)
@@ -51,7 +69,8 @@ class Windows {
   bool by_position() const { return a_.stride_channel == 1; }
 
   /// Depth k .. k + n - 1 of one position.
-  void at_position(std::int64_t group, std::int64_t position, std::int64_t k, std::int64_t n, float *values) const {
+  template <typename Value>
+  void at_position(std::int64_t group, std::int64_t position, std::int64_t k, std::int64_t n, Value *values) const {
     const Place place = place_of(position);
     if (s_.taps() == 1) return channels(group, place, 0, k, n, values);
     while (n > 0) {
@@ -62,7 +81,8 @@ class Windows {
   }
 
   /// Positions position .. position + n - 1 of one place in the window.
-  void at_depth(std::int64_t group, std::int64_t position, std::int64_t n, std::int64_t k, float *values) const {
+  template <typename Value>
+  void at_depth(std::int64_t group, std::int64_t position, std::int64_t n, std::int64_t k, Value *values) const {
     const std::int64_t taps = s_.taps();
     const std::int64_t tap = s_.taps_outside ? k / s_.inputs : k % taps;
     const std::int64_t channel = s_.taps_outside ? k % s_.inputs : k / taps;
@@ -122,29 +142,37 @@ class Windows {
     return true;
   }
 
+  template <typename Value>
   void channels(std::int64_t group, const Place &place, std::int64_t tap, std::int64_t channel, std::int64_t n,
-                float *values) const {
+                Value *values) const {
     std::int64_t at = 0;
-    if (!offset(place, tap, -1, at)) return std::fill(values, values + n, 0.0f);
+    if (!offset(place, tap, -1, at)) return std::fill(values, values + n, Value{});
     at += group * s_.x.stride_group + channel * a_.stride_channel;
     strided(x_ + at * size_, a_.stride_channel, n, values);
   }
 
-  void line(const char *x, const Place &place, std::int64_t tap, std::int64_t n, float *values) const {
+  template <typename Value>
+  void line(const char *x, const Place &place, std::int64_t tap, std::int64_t n, Value *values) const {
     std::int64_t at = 0;
-    if (!offset(place, tap, inner_, at)) return std::fill(values, values + n, 0.0f);
+    if (!offset(place, tap, inner_, at)) return std::fill(values, values + n, Value{});
     const std::int64_t first = index(place, tap, inner_), step = s_.window.stride[inner_], extent = a_.space[inner_];
     const std::int64_t begin = std::clamp<std::int64_t>(first < 0 ? ceil_div(-first, step) : 0, 0, n);
     const std::int64_t end = std::clamp<std::int64_t>(extent > first ? ceil_div(extent - first, step) : 0, begin, n);
-    std::fill(values, values + begin, 0.0f);
-    std::fill(values + end, values + n, 0.0f);
+    std::fill(values, values + begin, Value{});
+    std::fill(values + end, values + n, Value{});
     if (begin == end) return;
     at += (first + begin * step) * a_.stride_space[inner_];
     strided(x + at * size_, step * a_.stride_space[inner_], end - begin, values + begin);
   }
 
-  void strided(const char *from, std::int64_t stride, std::int64_t n, float *values) const {
-    if (stride == 1) return k_.load(a_.dtype, from, n, values);
+  void neighbours(const char *from, std::int64_t n, float *values) const { k_.load(a_.dtype, from, n, values); }
+  static void neighbours(const char *from, std::int64_t n, std::uint16_t *values) {
+    std::memcpy(values, from, static_cast<std::size_t>(n) * sizeof *values);
+  }
+
+  template <typename Value>
+  void strided(const char *from, std::int64_t stride, std::int64_t n, Value *values) const {
+    if (stride == 1) return neighbours(from, n, values);
     Matrix matrix = {const_cast<char *>(from), a_.dtype, {}, {}};
     matrix.columns.add(n, stride);
     load(k_, matrix, 0, 0, n, values);
@@ -298,39 +326,57 @@ class ForwardRunner {
   }
 
   float *packed(const Sum &sum, std::size_t source, std::int64_t group) const {
-    return scratch_ + sum.packed_at[source] + static_cast<Position>(group * sum.block * sum.sources[source].depth());
+    return scratch_ + sum.packed_at[source] + static_cast<Position>(group * sum.block * sum.sources[source].steps());
   }
 
   void pack_windows(const Sum &sum, std::size_t index, std::int64_t begin, std::int64_t count) {
     const Source &source = sum.sources[index];
     const Windows windows(source, sum.to.tensor, k_, workspace_);
-    const std::int64_t height = side(sum), depth = source.depth(), blocks = ceil_div(count, height);
+    const std::int64_t height = side(sum), blocks = ceil_div(count, height);
     pool_.parallel_for(sum.groups * blocks, [&](std::int64_t item, int worker) {
       const std::int64_t group = item / blocks, block = item % blocks;
       const std::int64_t first = begin + block * height, n = std::min(height, begin + count - first);
-      float *to = packed(sum, index, group) + block * height * depth;
+      float *to = packed(sum, index, group) + block * height * source.steps();
       if (windows.by_position())
-        pack_by_position(windows, group, first, n, height, depth, scratch(sum, worker).gather, to);
+        pack_by_position(source, windows, group, first, n, height, scratch(sum, worker).gather, to);
+      else if (source.pairs)
+        zip_by_depth(source, windows, group, first, n, height, to);
       else
-        pack_by_depth(windows, group, first, n, height, depth, to);
+        pack_by_depth(source, windows, group, first, n, height, to);
     });
   }
 
-  static void pack_by_position(const Windows &windows, std::int64_t group, std::int64_t first, std::int64_t n,
-                               std::int64_t height, std::int64_t depth, float *buffer, float *to) {
+  static void pack_by_position(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
+                               std::int64_t n, std::int64_t height, float *buffer, float *to) {
     const std::int64_t most = height == kPanel ? kPanel : kDepth, stride = most + 16;
-    for (std::int64_t k = 0; k < depth; k += most) {
-      const std::int64_t part = std::min(most, depth - k);
-      for (std::int64_t i = 0; i < n; ++i) windows.at_position(group, first + i, k, part, buffer + i * stride);
+    for (std::int64_t k = 0; k < source.steps(); k += most) {
+      const std::int64_t part = std::min(most, source.steps() - k);
+      for (std::int64_t i = 0; i < n; ++i)
+        read_steps(source, k, part, buffer + i * stride, [&](std::int64_t at, std::int64_t length, auto *values) {
+          windows.at_position(group, first + i, at, length, values);
+        });
       interleave(buffer, stride, n, height, part, to + k * height);
     }
   }
 
-  static void pack_by_depth(const Windows &windows, std::int64_t group, std::int64_t first, std::int64_t n,
-                            std::int64_t height, std::int64_t depth, float *to) {
-    for (std::int64_t k = 0; k < depth; ++k, to += height) {
+  static void pack_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
+                            std::int64_t n, std::int64_t height, float *to) {
+    for (std::int64_t k = 0; k < source.depth(); ++k, to += height) {
       windows.at_depth(group, first, n, k, to);
       std::fill(to + n, to + height, 0.0f);
+    }
+  }
+
+  static void zip_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
+                           std::int64_t n, std::int64_t height, float *to) {
+    std::uint16_t a[kPanel] = {}, b[kPanel] = {};
+    for (std::int64_t k = 0; k < source.depth(); k += 2, to += height) {
+      windows.at_depth(group, first, n, k, a);
+      if (k + 1 < source.depth())
+        windows.at_depth(group, first, n, k + 1, b);
+      else
+        std::fill(b, b + n, std::uint16_t{0});
+      zip(a, b, height, to);
     }
   }
 
@@ -363,17 +409,18 @@ class ForwardRunner {
     for (std::size_t i = 0; i < sum.sources.size(); ++i) {
       const Source &source = sum.sources[i];
       if (!counts(source)) continue;
-      for (std::int64_t k = 0; k < source.depth(); k += kDepth) {
-        const std::int64_t depth = std::min(kDepth, source.depth() - k);
-        pack_weights(sum, source, range, k, depth, scratch);
-        multiply(sum, i, range, k, depth, scratch, first);
+      for (std::int64_t k = 0; k < source.steps(); k += kDepth) {
+        const std::int64_t steps = std::min(kDepth, source.steps() - k);
+        pack_weights(sum, source, range, k, steps, scratch);
+        multiply(sum, i, range, k, steps, scratch, first);
         first = false;
       }
+      if (source.scaling.kind == Scaling::Kind::kRows) scale_outputs(sum, source.scaling, range, scratch);
     }
     finish(sum, range, scratch, first);
   }
 
-  void pack_weights(const Sum &sum, const Source &source, const Range &range, std::int64_t k, std::int64_t depth,
+  void pack_weights(const Sum &sum, const Source &source, const Range &range, std::int64_t k, std::int64_t steps,
                     const Scratch &scratch) const {
     Matrix weight = source.weight;
     if (!weight) weight.data = reinterpret_cast<char *>(workspace_ + source.weight_at);
@@ -382,39 +429,49 @@ class ForwardRunner {
     const std::int64_t most = sum.positions_in_rows ? kPanel : kDepth, stride = most + 16;
     for (std::int64_t block = 0; block < range.outputs; block += height) {
       const std::int64_t n = std::min(height, range.outputs - block);
-      for (std::int64_t part = 0; part < depth; part += most) {
-        const std::int64_t length = std::min(most, depth - part);
+      for (std::int64_t part = 0; part < steps; part += most) {
+        const std::int64_t length = std::min(most, steps - part);
         for (std::int64_t i = 0; i < n; ++i) {
           float *values = scratch.gather + i * stride;
-          load(k_, weight, row + block + i, k + part, length, values);
-          scale(source.scaling, row + block + i, k + part, length, values);
+          read_steps(source, k + part, length, values, [&](std::int64_t at, std::int64_t count, auto *to) {
+            load(k_, weight, row + block + i, at, count, to);
+          });
+          scale(source.scaling, k + part, length, values);
         }
-        interleave(scratch.gather, stride, n, height, length, scratch.weights + (block * depth + part * height));
+        interleave(scratch.gather, stride, n, height, length, scratch.weights + (block * steps + part * height));
       }
     }
   }
 
-  void scale(const Scaling &scaling, std::int64_t row, std::int64_t k, std::int64_t n, float *values) const {
-    if (scaling.kind == Scaling::Kind::kPlain) return;
-    const float *factors = workspace_ + scaling.at;
-    if (scaling.kind == Scaling::Kind::kRows)
-      for (std::int64_t i = 0; i < n; ++i) values[i] *= factors[row];
-    else
-      for (std::int64_t i = 0; i < n; ++i) values[i] *= factors[k + i];
+  void scale(const Scaling &scaling, std::int64_t k, std::int64_t n, float *values) const {
+    if (scaling.kind == Scaling::Kind::kPlain || scaling.kind == Scaling::Kind::kRows) return;
+    const float *factors = workspace_ + scaling.at + k;
+    for (std::int64_t i = 0; i < n; ++i) values[i] *= factors[i];
   }
 
-  void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t depth,
+  void scale_outputs(const Sum &sum, const Scaling &scaling, const Range &range, const Scratch &scratch) const {
+    const float *factors = workspace_ + scaling.at + range.group * sum.outputs + range.output;
+    const std::int64_t rows = sum.positions_in_rows ? range.positions : range.outputs;
+    const std::int64_t columns = sum.positions_in_rows ? range.outputs : range.positions;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      float *values = scratch.tile + i * tile_stride(sum, range);
+      for (std::int64_t j = 0; j < columns; ++j) values[j] *= factors[sum.positions_in_rows ? j : i];
+    }
+  }
+
+  void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t steps,
                 const Scratch &scratch, bool first) const {
-    const std::int64_t all = sum.sources[index].depth(), stride = tile_stride(sum, range), height = side(sum);
+    const std::int64_t all = sum.sources[index].steps(), stride = tile_stride(sum, range), height = side(sum);
+    const auto product = sum.sources[index].pairs ? k_.pair_product : k_.product;
     const float *windows = packed(sum, index, range.group) + range.first * all + k * height;
     for (std::int64_t p = 0; p < range.positions; p += height) {
       if (sum.positions_in_rows) {
-        k_.product(windows + p * all, scratch.weights, depth, 1, {scratch.tile + p * stride, stride, nullptr, first});
+        product(windows + p * all, scratch.weights, steps, 1, {scratch.tile + p * stride, stride, nullptr, first});
         continue;
       }
       for (std::int64_t o = 0; o < range.outputs; o += kTileRows)
-        k_.product(scratch.weights + o * depth, windows + p * all, depth, 1,
-                   {scratch.tile + o * stride + p, stride, nullptr, first});
+        product(scratch.weights + o * steps, windows + p * all, steps, 1,
+                {scratch.tile + o * stride + p, stride, nullptr, first});
     }
   }
 

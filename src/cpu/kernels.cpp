@@ -444,9 +444,25 @@ struct NoFetch {
   HWY_INLINE void next() {}
 };
 
-// `factor(k, i)` is the left factor, `row(k, v)` the right one. The first step begins the sums: one clears no
-// registers, and a processor that has to copy zeros into them would take a tenth more time.
-template <std::int64_t kRows, std::int64_t kCount, typename Row, typename Factor, typename Next>
+// One step of a sum. The first one begins it: one clears no registers, and a processor that has to copy zeros into them
+// would take a tenth more time.
+struct Numbers {
+  static HWY_INLINE Floats first(Floats a, Floats b) { return hn::Mul(a, b); }
+  static HWY_INLINE Floats next(Floats a, Floats b, Floats sum) { return hn::MulAdd(a, b, sum); }
+};
+#if HWY_TARGET == HWY_AVX3
+// Pairs of bf16 in the place of float32: two exact products, added in float32. Denormals count as zero.
+struct Pairs {
+  static HWY_INLINE Floats first(Floats a, Floats b) { return next(a, b, hn::Zero(kFloats)); }
+  static HWY_INLINE Floats next(Floats a, Floats b, Floats sum) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+    return sum;
+  }
+};
+#endif
+
+// `factor(k, i)` is the left factor, `row(k, v)` the right one.
+template <typename Step, std::int64_t kRows, std::int64_t kCount, typename Row, typename Factor, typename Next>
 HWY_INLINE void multiply_by(std::int64_t rank, Floats (&sum)[kRows][kCount], Row row, Factor factor, Next &shared) {
   Next fetch = shared;
   const auto step = [&](std::int64_t k, auto add) HWY_ATTR {
@@ -466,16 +482,16 @@ HWY_INLINE void multiply_by(std::int64_t rank, Floats (&sum)[kRows][kCount], Row
       for (std::int64_t v = 0; v < kCount; ++v) sum[i][v] = hn::Zero(kFloats);
     return;
   }
-  step(0, [](Floats a, Floats b, Floats) HWY_ATTR { return hn::Mul(a, b); });
+  step(0, [](Floats a, Floats b, Floats) HWY_ATTR { return Step::first(a, b); });
   for (std::int64_t k = 1; k < rank; ++k)
-    step(k, [](Floats a, Floats b, Floats c) HWY_ATTR { return hn::MulAdd(a, b, c); });
+    step(k, [](Floats a, Floats b, Floats c) HWY_ATTR { return Step::next(a, b, c); });
   shared = fetch;
 }
 
-template <std::int64_t kRows, typename Next>
+template <typename Step = Numbers, std::int64_t kRows, typename Next>
 HWY_INLINE void multiply(const float *HWY_RESTRICT left, const float *HWY_RESTRICT right, std::int64_t rank,
                          Floats (&sum)[kRows][kVectors], Next &fetch) {
-  multiply_by(
+  multiply_by<Step>(
       rank, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(right + k * kPanel + v * kLanes); },
       [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, left[k * kTileRows + i]); }, fetch);
 }
@@ -484,12 +500,12 @@ HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int
   return right + column / kPanel * (rank * kPanel) + column % kPanel;
 }
 
-template <bool kFirst, bool kTimes>
+template <bool kFirst, bool kTimes, typename Step = Numbers>
 void product_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile tile) {
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
     NoFetch none;
-    multiply(left, right_at(right, rank, column), rank, sum, none);
+    multiply<Step>(left, right_at(right, rank, column), rank, sum, none);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
@@ -577,6 +593,13 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
                     : product_tile<false, false>(left, right, rank, panels, tile);
 }
 
+#if HWY_TARGET == HWY_AVX3
+void pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels, const Tile &tile) {
+  tile.first ? product_tile<true, false, Pairs>(left, right, pairs, panels, tile)
+             : product_tile<false, false, Pairs>(left, right, pairs, panels, tile);
+}
+#endif
+
 // kTileRows rows of `count` vectors that lie `apart` and share their left factors.
 template <bool kFirst>
 HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, const float *const *right,
@@ -585,7 +608,7 @@ HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, 
   const auto spread = hn::SetTableIndices(kFloats, lanes);
   Sums sum;
   NoFetch none;
-  multiply_by(
+  multiply_by<Numbers>(
       rank, sum,
       [&](std::int64_t k, std::int64_t v)
           HWY_ATTR { return hn::TableLookupLanes(load_vector(right[v] + k * right_stride), spread); },
@@ -1105,7 +1128,7 @@ HWY_INLINE void multiply_lines(const float *left, const Lines &lines, std::int64
     const float *const weight = lines.weight + column, *const change = lines.change + column;
     float *const sums = lines.sums + column;
     const std::int64_t length = lines.length, gap = (lines.apart - length) * kPanel;
-    multiply_by(
+    multiply_by<Numbers>(
         lines.runs * length, sum,
         [&](std::int64_t k, std::int64_t v) HWY_ATTR {
           const std::int64_t to = k * kPanel + v * kLanes, from = to + (k < length ? 0 : gap);
@@ -1228,7 +1251,7 @@ HWY_INLINE void multiply_columns(const float *const *left, const float *right, s
   const float *rows[kTileRows];
   HWY_UNROLL(6)
   for (std::int64_t i = 0; i < kTileRows; ++i) rows[i] = left[i];
-  multiply_by(
+  multiply_by<Numbers>(
       block, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panels[v] + k * kTurned); },
       [&](std::int64_t k, std::int64_t i)
           HWY_ATTR { return hn::Set(kFloats, rows[i % kTileRows][i / kTileRows * kTileApart + k]); },
@@ -1542,13 +1565,14 @@ constexpr const char *target_name() {
 
 // What is stored as bf16 is a `Half`.
 template <typename Half>
-constexpr Kernels kernels_with(const char *name) {
+constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product) pairs = nullptr) {
   return {name,
           load,
           store<Half>,
           merge<Half>,
           flush,
           product,
+          pairs,
           periodic_product,
           merge_product<Half>,
           project,
@@ -1576,6 +1600,8 @@ constexpr Kernels kKernels = kernels_with<Bf16>(target_name());
 #if HWY_TARGET == HWY_AVX3
 extern const Kernels kBf16Kernels;
 constexpr Kernels kBf16Kernels = kernels_with<FastBf16>("AVX-512-BF16");
+extern const Kernels kPairKernels;
+constexpr Kernels kPairKernels = kernels_with<FastBf16>("AVX-512-BF16-pairs", pair_product);
 #endif
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
@@ -1592,7 +1618,7 @@ struct Candidate {
 
 constexpr Candidate kCandidates[] = {
 #if HWY_TARGETS & HWY_AVX3
-    {kAvx512Bf16, &N_AVX3::kBf16Kernels}, {kAvx512, &N_AVX3::kKernels},
+    {kFastPairs, &N_AVX3::kPairKernels}, {kAvx512Bf16, &N_AVX3::kBf16Kernels}, {kAvx512, &N_AVX3::kKernels},
 #endif
 #if HWY_TARGETS & HWY_AVX2
     {kAvx2, &N_AVX2::kKernels},

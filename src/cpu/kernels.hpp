@@ -94,7 +94,12 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // The same with factors of which the left one repeats itself along the columns, and the right one stays the same for
+  // The same with pairs of bf16 in the place of float32, the first one in the lower half: twice the rank, and denormals
+  // count as zero. Without tile.times. Null where it is no faster.
+  void (*pair_product)(const float *left, const float *right, std::int64_t pairs, std::int64_t panels,
+                       const Tile &tile);
+
+  // As product, with factors of which the left one repeats itself along the columns, and the right one stays the same for
   // a period: those of rank r, row i and column c are left[(r * kTileRows + i) * left_stride + (begin + c) % period]
   // and right[r * right_stride + (begin + c) / period]. kRepeated more than a period, and than columns, are there.
   void (*periodic_product)(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,

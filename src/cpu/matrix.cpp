@@ -170,6 +170,16 @@ void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::i
        [&](std::int64_t i, const char *element) { values[i] = to_float(matrix.dtype, element); });
 }
 
+void load(const Kernels &, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
+          std::uint16_t *values) {
+  if (matrix.contiguous()) {
+    std::memcpy(values, matrix.at(row, column), static_cast<std::size_t>(n) * sizeof *values);
+    return;
+  }
+  walk(matrix, row, column, n,
+       [&](std::int64_t i, const char *element) { std::memcpy(values + i, element, sizeof *values); });
+}
+
 void store(const Kernels &kernels, const float *values, std::int64_t n, const Matrix &matrix, std::int64_t row,
            std::int64_t column, bool stream) {
   if (matrix.contiguous()) return kernels.store(values, n, matrix.dtype, matrix.at(row, column), stream);

@@ -72,6 +72,9 @@ class Frame {
 /// Elements row, column .. column + n - 1, converted to float32, and back.
 void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
           float *values);
+/// Of a 16-bit type, as they are.
+void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
+          std::uint16_t *values);
 void store(const Kernels &kernels, const float *values, std::int64_t n, const Matrix &matrix, std::int64_t row,
            std::int64_t column, bool stream);
 

@@ -33,6 +33,7 @@ constexpr unsigned kSse4Bits =
 constexpr unsigned kAvx2Bits = 1u << 3 | 1u << 5 | 1u << 8;                             // bmi1, avx2, bmi2
 constexpr unsigned kAvx512Bits = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;  // f, dq, cd, bw, vl
 constexpr unsigned kLzcnt = 1u << 5, kBf16 = 1u << 5;
+constexpr unsigned kAuth = 0x68747541, kEnti = 0x69746e65, kCamd = 0x444d4163;  // "AuthenticAMD"
 constexpr unsigned kYmmState = 0x6, kZmmState = 0xe6;
 
 }  // namespace
@@ -47,7 +48,10 @@ std::uint32_t instruction_sets() {
   sets |= kAvx2;
   if (!has(extended.b, kAvx512Bits) || !has(saved_state(), kZmmState)) return sets;
   sets |= kAvx512;
-  if (extended.a >= 1 && has(Cpuid(7, 1).a, kBf16)) sets |= kAvx512Bf16;  // a: the last subleaf
+  if (extended.a < 1 || !has(Cpuid(7, 1).a, kBf16)) return sets;  // a: the last subleaf
+  sets |= kAvx512Bf16;
+  const Cpuid vendor(0, 0);
+  if (vendor.b == kAuth && vendor.d == kEnti && vendor.c == kCamd) sets |= kFastPairs;
   return sets;
 }
 #elif defined(__aarch64__)
