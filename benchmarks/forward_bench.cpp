@@ -98,7 +98,7 @@ int main(int argc, char **argv) {
     for (Method method : all) {
       if (!method.adapter.terms.empty() && !complete(method, layer.weight)) continue;
       for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
-        if ((std::string(method.name) + " " + layer.name).rfind(filter, 0) == 0)
+        if ((std::string(method.name) + " " + layer.name + " " + dtype_name(dtype)).rfind(filter, 0) == 0)
           measure(context, fma, method, layer, dtype);
     }
   return 0;

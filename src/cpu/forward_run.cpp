@@ -30,11 +30,10 @@ Axes channel_axes(const Activation &tensor, std::int64_t channels) {
 }
 
 /// rows x depth values, `stride` apart, as [depth][height], the form of packed factors; rows that are missing are 0.
-void interleave(const float *rows, std::int64_t stride, std::int64_t count, std::int64_t height, std::int64_t depth,
-                float *to) {
+void interleave(const Kernels &kernels, const float *rows, std::int64_t stride, std::int64_t count, std::int64_t height,
+                std::int64_t depth, float *to) {
   if (count < height) std::fill(to, to + depth * height, 0.0f);
-  for (std::int64_t k = 0; k < depth; ++k)
-    for (std::int64_t i = 0; i < count; ++i) to[k * height + i] = rows[i * stride + k];
+  kernels.transpose(rows, stride, count, depth, to, height);
 }
 
 /// Steps k .. k + steps - 1 of a source's depth, from what read(k, n, values) has of it: numbers, or pairs.
@@ -346,8 +345,8 @@ class ForwardRunner {
     });
   }
 
-  static void pack_by_position(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
-                               std::int64_t n, std::int64_t height, float *buffer, float *to) {
+  void pack_by_position(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
+                        std::int64_t n, std::int64_t height, float *buffer, float *to) const {
     const std::int64_t most = height == kPanel ? kPanel : kDepth, stride = most + 16;
     for (std::int64_t k = 0; k < source.steps(); k += most) {
       const std::int64_t part = std::min(most, source.steps() - k);
@@ -355,7 +354,7 @@ class ForwardRunner {
         read_steps(source, k, part, buffer + i * stride, [&](std::int64_t at, std::int64_t length, auto *values) {
           windows.at_position(group, first + i, at, length, values);
         });
-      interleave(buffer, stride, n, height, part, to + k * height);
+      interleave(k_, buffer, stride, n, height, part, to + k * height);
     }
   }
 
@@ -438,7 +437,7 @@ class ForwardRunner {
           });
           scale(source.scaling, k + part, length, values);
         }
-        interleave(scratch.gather, stride, n, height, length, scratch.weights + (block * steps + part * height));
+        interleave(k_, scratch.gather, stride, n, height, length, scratch.weights + (block * steps + part * height));
       }
     }
   }
