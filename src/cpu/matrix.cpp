@@ -47,18 +47,30 @@ void from_float(float value, lyc_dtype dtype, char *element) {
   dtype == LYC_DTYPE_F32 ? std::memcpy(element, &value, 4) : std::memcpy(element, &half, 2);
 }
 
-// visit(i, element) for columns column + i, where they do not lie side by side: walks along the innermost axis.
+// visit(i, element, length) for columns column + i .. that follow each other along the innermost axis.
+template <typename Visit>
+void for_runs(const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n, Visit visit) {
+  const Axes &axes = matrix.columns;
+  const std::int64_t extent = axes.count ? axes.extent[axes.count - 1] : 1;
+  for (std::int64_t i = 0, length = 0; i < n; i += length) {
+    length = std::min(n - i, extent - (column + i) % extent);
+    visit(i, matrix.at(row, column + i), length);
+  }
+}
+
+bool runs_lie_dense(const Matrix &matrix) {
+  return matrix.columns.count > 0 && matrix.columns.stride[matrix.columns.count - 1] == 1;
+}
+
+// visit(i, element) for each column where they do not lie side by side.
 template <typename Visit>
 void walk(const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n, Visit visit) {
   const Axes &axes = matrix.columns;
   const std::int64_t size = static_cast<std::int64_t>(dtype_size(matrix.dtype));
-  const std::int64_t extent = axes.count ? axes.extent[axes.count - 1] : 1;
   const std::int64_t step = axes.count ? axes.stride[axes.count - 1] * size : 0;
-  for (std::int64_t i = 0; i < n;) {
-    char *element = matrix.at(row, column + i);
-    const std::int64_t end = std::min(n, i + extent - (column + i) % extent);
-    for (; i < end; ++i, element += step) visit(i, element);
-  }
+  for_runs(matrix, row, column, n, [&](std::int64_t i, char *element, std::int64_t length) {
+    for (const std::int64_t end = i + length; i < end; ++i, element += step) visit(i, element);
+  });
 }
 
 }  // namespace
@@ -166,6 +178,10 @@ std::vector<std::int64_t> Frame::inner_indices(const ops::Operand &operand) cons
 void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
           float *values) {
   if (matrix.contiguous()) return kernels.load(matrix.dtype, matrix.at(row, column), n, values);
+  if (runs_lie_dense(matrix))
+    return for_runs(matrix, row, column, n, [&](std::int64_t i, const char *run, std::int64_t length) {
+      kernels.load(matrix.dtype, run, length, values + i);
+    });
   walk(matrix, row, column, n,
        [&](std::int64_t i, const char *element) { values[i] = to_float(matrix.dtype, element); });
 }
@@ -183,6 +199,10 @@ void load(const Kernels &, const Matrix &matrix, std::int64_t row, std::int64_t 
 void store(const Kernels &kernels, const float *values, std::int64_t n, const Matrix &matrix, std::int64_t row,
            std::int64_t column, bool stream) {
   if (matrix.contiguous()) return kernels.store(values, n, matrix.dtype, matrix.at(row, column), stream);
+  if (runs_lie_dense(matrix))
+    return for_runs(matrix, row, column, n, [&](std::int64_t i, char *run, std::int64_t length) {
+      kernels.store(values + i, length, matrix.dtype, run, stream);
+    });
   walk(matrix, row, column, n, [&](std::int64_t i, char *element) { from_float(values[i], matrix.dtype, element); });
 }
 
