@@ -232,7 +232,7 @@ class Builder {
   // Rows of a table, gathered, go into the sum.
   void add_table(Sum &sum, const Matrix &table) {
     sum.has_addend = true;
-    sum.addend = scratch_view(f_.y, table.columns.size());
+    sum.addend = scratch_view(f_.y, table.columns.size(), table.columns.size());
     recipe_.gathers.push_back({table, 0, sum.addend, false});
   }
 
@@ -283,50 +283,62 @@ class Builder {
     last.sources.push_back(out);
   }
 
-  // h[i1] = Q x[i1], as so many groups; y[o1, o2] = sum_i1 P[o1, i1] h[i1, o2], as OQ groups.
+  // h[i1] = Q x[i1], as so many groups; y[o1, o2] = sum_i1 P[o1, i1] h[i1, o2], o2 a part of the position.
   void add_kronecker(std::int32_t index, Sum &last) {
     if (f_.layer.groups != 1) refuse("the groups of a convolution cut a Kronecker product");
     if (last.has_addend) refuse("several Kronecker products");
     const ops::Term &term = f_.weights.terms[index];
-    const Operand p = extents(term.p), q = extents(term.q);
-    const bool outside = taps_outside(x_, q);
-    const Operand p_out = scratch_matrix(p.out, p.in), q_out = scratch_like(q, outside);
-    const Position p_at = rebuild_product(term.p, p_out), q_at = rebuild_product(term.q, q_out);
-
+    const std::int64_t p_in = term.p.in(), p_out = term.p.out(), q_out = term.q.out();
     Sum first;
-    first.groups = p.in;
-    first.outputs = q.out;
-    first.to = scratch_view(f_.y, p.in * q.out);
-    first.to.stride_group = q.out * first.to.tensor.stride_channel;
+    first.groups = p_in;
+    first.outputs = q_out;
+    first.to = scratch_view(f_.y, p_in * q_out, q_out);
+    first.to.stride_group = q_out * first.to.tensor.stride_channel;
     View parts = x_;
-    parts.stride_group = q.in * parts.tensor.stride_channel;
-    Source inner = source(parts, q, q_out, true);
-    inner.weight.data = nullptr;
-    inner.weight_at = q_at;
+    parts.stride_group = term.q.in() * parts.tensor.stride_channel;
+    Source inner = half(parts, term.q, true);
     inner.shared = inner.adapter = true;
     first.sources.push_back(inner);
     first.adapter = true;
-    View hidden = first.to;
+    const View hidden = by_place(first.to, q_out);
     add_sum(std::move(first));
 
     Sum second;
-    second.groups = q.out;
-    second.outputs = p.out;
-    second.to = scratch_view(f_.y, p.out * q.out);
-    View all = second.to;
-    second.to.stride_group = second.to.tensor.stride_channel;
-    second.to.tensor.stride_channel *= q.out;
-    hidden.stride_group = hidden.tensor.stride_channel;
-    hidden.tensor.stride_channel *= q.out;
-    Source outer = scaled(source(hidden, p, p_out, false), index);
-    outer.weight.data = nullptr;
-    outer.weight_at = p_at;
-    outer.shared = true;
-    second.sources.push_back(outer);
+    second.outputs = p_out;
+    const View all = scratch_view(f_.y, p_out * q_out, q_out);
+    second.to = by_place(all, q_out);
+    second.sources.push_back(scaled(half(hidden, term.p, false), index));
     second.adapter = true;
     add_sum(std::move(second));
     last.has_addend = last.addend_is_adapters = true;
     last.addend = all;
+  }
+
+  // One of its factors: where it is if it is whole, otherwise rebuilt.
+  Source half(const View &x, const ops::Product &product, bool window) {
+    const Operand shape = extents(product);
+    if (product.whole()) return source(x, shape, product.down, window);
+    const Operand out = scratch_like(shape, taps_outside(x, shape));
+    Source result = source(x, shape, out, window);
+    result.weight.data = nullptr;
+    result.weight_at = rebuild_product(product, out);
+    return result;
+  }
+
+  // What is between, its channels a * parts + b as channels a at positions that have b, too.
+  static View by_place(View view, std::int64_t parts) {
+    Activation &t = view.tensor;
+    const std::int64_t positions = t.positions(), step = t.stride_channel;
+    const bool by_channel = step >= positions;
+    t.batch = by_channel ? parts : positions;
+    t.stride_batch = by_channel ? step : t.channels;
+    t.space[0] = by_channel ? positions : parts;
+    t.stride_space[0] = 1;
+    for (int d = 1; d < ops::kMaxKernelDims; ++d) t.space[d] = 1;
+    t.channels /= parts;
+    t.stride_channel = parts * step;
+    view.stride_group = 0;
+    return view;
   }
 
   // (v o W) x, v by row or by column: where the base is read, it is multiplied.
@@ -352,7 +364,7 @@ class Builder {
     Sum sum;
     sum.groups = f_.layer.groups;
     sum.outputs = p.out();
-    sum.to = scratch_view(f_.x, f_.x.channels);
+    sum.to = scratch_view(f_.x, f_.x.channels, p.out());
     sum.to.stride_group = p.out() * sum.to.tensor.stride_channel;
     const Operand &last = p.whole() ? p.down : p.up;
     Source turned = scaled(source(hidden, last, last, false), index);
@@ -383,7 +395,7 @@ class Builder {
     const ops::Term &term = f_.weights.terms[index];
     if (term.kind != TermKind::kProduct || term.p.whole() || term.p.tucker())
       refuse("only low-rank products split into rows of a table");
-    Gather gather = {as_matrix(term.p.up, false), 0, scratch_view(f_.y, term.p.rank()), true};
+    Gather gather = {as_matrix(term.p.up, false), 0, scratch_view(f_.y, term.p.rank(), term.p.rank()), true};
     recipe_.gathers.push_back(gather);
     Operand down = term.p.down;
     std::swap(down.out, down.in);
@@ -414,21 +426,23 @@ class Builder {
     return sum;
   }
 
-  /// float32 activations, channel after channel, with the positions of another tensor.
-  View scratch_view(const Activation &like, std::int64_t channels) {
+  /// float32 activations with the positions of another tensor: position after position as there, or channel after
+  /// channel, also where `outputs` that are made at a time would leave a part of their panels empty.
+  View scratch_view(const Activation &like, std::int64_t channels, std::int64_t outputs) {
     View view;
     view.tensor = like;
     view.tensor.data = nullptr;
     view.tensor.dtype = LYC_DTYPE_F32;
     view.tensor.channels = channels;
-    std::int64_t step = 1;
+    const bool by_position = like.stride_channel == 1 && outputs >= kPanel;
+    std::int64_t step = by_position ? channels : 1;
     for (int d = ops::kMaxKernelDims - 1; d >= 0; --d) {
       view.tensor.stride_space[d] = step;
       step *= like.space[d];
     }
     view.tensor.stride_batch = step;
-    view.tensor.stride_channel = step * like.batch;
-    view.at = layout_.take(static_cast<Position>(view.tensor.stride_channel * channels));
+    view.tensor.stride_channel = by_position ? 1 : step * like.batch;
+    view.at = layout_.take(static_cast<Position>(like.positions() * channels));
     return view;
   }
 
@@ -462,7 +476,7 @@ class Builder {
     Sum sum;
     sum.groups = groups;
     sum.outputs = weight.out;
-    sum.to = scratch_view(positions, groups * weight.out);
+    sum.to = scratch_view(positions, groups * weight.out, weight.out);
     sum.to.stride_group = weight.out * sum.to.tensor.stride_channel;
     View from = x;
     from.stride_group = weight.in * x.tensor.stride_channel;
@@ -478,7 +492,7 @@ class Builder {
 
   void add_sum(Sum sum) {
     sum.positions = sum.to.tensor.positions();
-    sum.positions_in_rows = sum.to.tensor.data && sum.to.tensor.stride_channel == 1;
+    sum.positions_in_rows = sum.to.tensor.stride_channel == 1;
     std::int64_t steps = 0;
     for (Source &source : sum.sources) {
       source.pairs = context_.kernels.pair_product && multiplies_pairs(source);
@@ -511,11 +525,12 @@ class Builder {
 
   void add_price(const Sum &sum, std::int64_t blocks) {
     const double positions = static_cast<double>(sum.positions * sum.groups);
+    const double outputs = static_cast<double>(round_up(sum.outputs, sum.positions_in_rows ? kPanel : kTileRows));
     for (const Source &source : sum.sources) {
       const double depth = static_cast<double>(source.depth()), steps = static_cast<double>(source.steps());
       const double weights = depth * static_cast<double>(sum.outputs * (source.shared ? 1 : sum.groups));
       const double element = static_cast<double>(dtype_size(source.weight.dtype));
-      recipe_.price += positions * steps * static_cast<double>(round_up(sum.outputs, kTileRows));
+      recipe_.price += positions * steps * outputs;
       recipe_.price += kPricePerByte * (weights * element * static_cast<double>(blocks) + 8.0 * positions * steps);
     }
     recipe_.price += kPricePerByte * 8.0 * positions * static_cast<double>(sum.outputs);

@@ -54,6 +54,10 @@ void zip(const std::uint16_t *a, const std::uint16_t *b, std::int64_t n, float *
   }
 }
 
+struct Place {
+  std::int64_t batch, space[ops::kMaxKernelDims];
+};
+
 /// Where windows of a source begin, and the values under them: as float32, or bf16 as it is.
 class Windows {
  public:
@@ -71,22 +75,21 @@ class Windows {
   template <typename Value>
   void at_position(std::int64_t group, std::int64_t position, std::int64_t k, std::int64_t n, Value *values) const {
     const Place place = place_of(position);
-    if (s_.taps() == 1) return channels(group, place, 0, k, n, values);
+    if (s_.taps() == 1) return channels(group, place, reach_of(0), k, n, values);
     while (n > 0) {
       const std::int64_t part = std::min(n, s_.inputs - k % s_.inputs);
-      channels(group, place, k / s_.inputs, k % s_.inputs, part, values);
+      channels(group, place, reach_of(k / s_.inputs), k % s_.inputs, part, values);
       k += part, n -= part, values += part;
     }
   }
 
-  /// Positions position .. position + n - 1 of one place in the window.
+  /// Of n positions from `place` on, one place in the window.
   template <typename Value>
-  void at_depth(std::int64_t group, std::int64_t position, std::int64_t n, std::int64_t k, Value *values) const {
+  void at_depth(std::int64_t group, Place place, std::int64_t n, std::int64_t k, Value *values) const {
     const std::int64_t taps = s_.taps();
-    const std::int64_t tap = s_.taps_outside ? k / s_.inputs : k % taps;
+    const Reach tap = reach_of(s_.taps_outside ? k / s_.inputs : k % taps);
     const std::int64_t channel = s_.taps_outside ? k % s_.inputs : k / taps;
     const char *x = x_ + (group * s_.x.stride_group + channel * a_.stride_channel) * size_;
-    Place place = place_of(position);
     while (n > 0) {
       const std::int64_t run = std::min(n, to_.space[inner_] - place.space[inner_]);
       line(x, place, tap, run, values);
@@ -94,11 +97,6 @@ class Windows {
       next_line(place);
     }
   }
-
- private:
-  struct Place {
-    std::int64_t batch, space[ops::kMaxKernelDims];
-  };
 
   Place place_of(std::int64_t position) const {
     Place place{};
@@ -110,6 +108,21 @@ class Windows {
     return place;
   }
 
+ private:
+  /// From a position's first index into x to a tap's, along each axis.
+  struct Reach {
+    std::int64_t along[ops::kMaxKernelDims];
+  };
+
+  Reach reach_of(std::int64_t tap) const {
+    Reach reach{};
+    for (int d = ops::kMaxKernelDims - 1; d >= 0; --d) {
+      reach.along[d] = tap % s_.kernel[d] * s_.window.dilation[d] - s_.window.padding[d];
+      tap /= s_.kernel[d];
+    }
+    return reach;
+  }
+
   void next_line(Place &place) const {
     place.space[inner_] = 0;
     for (int d = inner_ - 1; d >= 0; --d) {
@@ -119,18 +132,13 @@ class Windows {
     ++place.batch;
   }
 
-  std::int64_t tap_along(std::int64_t tap, int axis) const {
-    for (int d = ops::kMaxKernelDims - 1; d > axis; --d) tap /= s_.kernel[d];
-    return tap % s_.kernel[axis];
-  }
-
   // Index into x along an axis; outside it where that is negative or beyond.
-  std::int64_t index(const Place &place, std::int64_t tap, int d) const {
-    return place.space[d] * s_.window.stride[d] - s_.window.padding[d] + tap_along(tap, d) * s_.window.dilation[d];
+  std::int64_t index(const Place &place, const Reach &tap, int d) const {
+    return place.space[d] * s_.window.stride[d] + tap.along[d];
   }
 
   // Offset along all axes but `without`; false where the window is outside.
-  bool offset(const Place &place, std::int64_t tap, int without, std::int64_t &offset) const {
+  bool offset(const Place &place, const Reach &tap, int without, std::int64_t &offset) const {
     offset = place.batch * a_.stride_batch;
     for (int d = 0; d < ops::kMaxKernelDims; ++d) {
       if (d == without) continue;
@@ -142,7 +150,7 @@ class Windows {
   }
 
   template <typename Value>
-  void channels(std::int64_t group, const Place &place, std::int64_t tap, std::int64_t channel, std::int64_t n,
+  void channels(std::int64_t group, const Place &place, const Reach &tap, std::int64_t channel, std::int64_t n,
                 Value *values) const {
     std::int64_t at = 0;
     if (!offset(place, tap, -1, at)) return std::fill(values, values + n, Value{});
@@ -151,7 +159,7 @@ class Windows {
   }
 
   template <typename Value>
-  void line(const char *x, const Place &place, std::int64_t tap, std::int64_t n, Value *values) const {
+  void line(const char *x, const Place &place, const Reach &tap, std::int64_t n, Value *values) const {
     std::int64_t at = 0;
     if (!offset(place, tap, inner_, at)) return std::fill(values, values + n, Value{});
     const std::int64_t first = index(place, tap, inner_), step = s_.window.stride[inner_], extent = a_.space[inner_];
@@ -252,13 +260,14 @@ class ForwardRunner {
     Matrix table = gather.table;
     if (!table) table.data = reinterpret_cast<char *>(workspace_ + gather.table_at);
     const std::int64_t positions = f_.x.positions(), columns = table.columns.size();
-    float *to = workspace_ + gather.to.at;
+    const Matrix to = {reinterpret_cast<char *>(workspace_ + gather.to.at), LYC_DTYPE_F32,
+                       position_axes(gather.to.tensor), channel_axes(gather.to.tensor, columns)};
     pool_.parallel_for(positions, [&](std::int64_t p, int) {
       float values[kPanel];
       for (std::int64_t c = 0; c < columns; c += kPanel) {
         const std::int64_t n = std::min(kPanel, columns - c);
         load(k_, table, index_at(p), c, n, values);
-        for (std::int64_t i = 0; i < n; ++i) to[(c + i) * positions + p] = values[i];
+        store(k_, values, n, to, p, c, false);
       }
     });
   }
@@ -360,19 +369,21 @@ class ForwardRunner {
 
   static void pack_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
                             std::int64_t n, std::int64_t height, float *to) {
+    const Place place = windows.place_of(first);
     for (std::int64_t k = 0; k < source.depth(); ++k, to += height) {
-      windows.at_depth(group, first, n, k, to);
+      windows.at_depth(group, place, n, k, to);
       std::fill(to + n, to + height, 0.0f);
     }
   }
 
   static void zip_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
                            std::int64_t n, std::int64_t height, float *to) {
+    const Place place = windows.place_of(first);
     std::uint16_t a[kPanel] = {}, b[kPanel] = {};
     for (std::int64_t k = 0; k < source.depth(); k += 2, to += height) {
-      windows.at_depth(group, first, n, k, a);
+      windows.at_depth(group, place, n, k, a);
       if (k + 1 < source.depth())
-        windows.at_depth(group, first, n, k + 1, b);
+        windows.at_depth(group, place, n, k + 1, b);
       else
         std::fill(b, b + n, std::uint16_t{0});
       zip(a, b, height, to);
