@@ -219,6 +219,40 @@ TEST_P(CpuKernels, SquaresByRowAndByColumn) {
     }
 }
 
+TEST_P(CpuKernels, ProductsOfPairs) {
+  if (!k_.pair_product) GTEST_SKIP() << "no pairs";
+  test::Random random(6);
+  constexpr std::int64_t kPanels = 2, kColumns = kPanels * kPanel;
+  for (std::int64_t pairs : {0, 1, 2, 37})
+    for (bool first : {false, true}) {
+      const auto fill = [&](std::int64_t count, std::vector<double> &numbers, std::vector<float> &words) {
+        for (std::int64_t i = 0; i < count; ++i) {
+          const std::uint16_t a = float_to_bf16(static_cast<float>(random.normal()));
+          const std::uint16_t b = float_to_bf16(static_cast<float>(random.normal()));
+          numbers.push_back(static_cast<double>(bf16_to_float(a)));
+          numbers.push_back(static_cast<double>(bf16_to_float(b)));
+          words.push_back(from_bits(a | std::uint32_t{b} << 16));
+        }
+      };
+      std::vector<double> left, right;
+      std::vector<float> left_words, right_words, tile(kTileRows * kColumns, 1.0f);
+      fill(pairs * kTileRows, left, left_words);
+      fill(pairs * kColumns, right, right_words);
+      k_.pair_product(left_words.data(), right_words.data(), pairs, kPanels, {tile.data(), kColumns, nullptr, first});
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        for (std::int64_t c = 0; c < kColumns; ++c) {
+          double want = first ? 0.0 : 1.0;
+          for (std::int64_t k = 0; k < pairs; ++k)
+            for (std::int64_t half = 0; half < 2; ++half)
+              want += left[static_cast<std::size_t>(2 * (k * kTileRows + i) + half)] *
+                      right[static_cast<std::size_t>(
+                          2 * (c / kPanel * pairs * kPanel + k * kPanel + c % kPanel) + half)];
+          ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kColumns + c)]), want, 1e-4)
+              << pairs << " " << i << " " << c;
+        }
+    }
+}
+
 TEST_P(CpuKernels, PeriodicProductsRepeatTheirLeftFactor) {
   test::Random random(5);
   constexpr std::int64_t kRank = 3, kPanels = 11, kColumns = kPanels * kPanel;
