@@ -601,7 +601,8 @@ std::string explain(const ops::ForwardPlan &plan) {
     text += concat("sum ", sum.positions, " positions (", sum.block, " at a time) x ", sum.groups * sum.outputs,
                    " outputs, groups ", sum.groups, ":");
     for (const Source &source : sum.sources)
-      text += concat(source.adapter ? " adapter" : " weight", " depth ", source.depth(), source.pairs ? " by pairs" : "");
+      text +=
+          concat(source.adapter ? " adapter" : " weight", " depth ", source.depth(), source.pairs ? " by pairs" : "");
     text += sum.has_addend ? " and what was made before\n" : "\n";
   }
   return text;

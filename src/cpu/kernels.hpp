@@ -94,17 +94,17 @@ struct Kernels {
   // All kTileRows rows of `panels` panels.
   void (*product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile);
 
-  // The same with pairs of bf16 in the place of float32, the first one in the lower half: twice the rank, and denormals
-  // count as zero. Without tile.times. Null where it is no faster.
-  void (*pair_product)(const float *left, const float *right, std::int64_t pairs, std::int64_t panels,
-                       const Tile &tile);
-
-  // As product, with factors of which the left one repeats itself along the columns, and the right one stays the same for
+  // The same with factors of which the left one repeats itself along the columns, and the right one stays the same for
   // a period: those of rank r, row i and column c are left[(r * kTileRows + i) * left_stride + (begin + c) % period]
   // and right[r * right_stride + (begin + c) / period]. kRepeated more than a period, and than columns, are there.
   void (*periodic_product)(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
                            const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
                            const Tile &tile);
+
+  // As product, with pairs of bf16 in the place of float32, the first one in the lower half: twice the rank. Denormals
+  // count as zero. Without tile.times. Null where it is no faster.
+  void (*pair_product)(const float *left, const float *right, std::int64_t pairs, std::int64_t panels,
+                       const Tile &tile);
 
   // As product, straight from registers onto the weight, or as change_weight with factors that vary by column.
   void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,

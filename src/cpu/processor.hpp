@@ -5,8 +5,8 @@
 
 namespace lyc::cpu {
 
-/// Bits for the instruction sets that kernels are compiled for. kFastPairs: AVX512-BF16 whose dot products take no longer
-/// than the multiply-add, for twice the work. AMD's do; on Intel's Xeons they take four times as long.
+/// Bits for the instruction sets that kernels are compiled for. kFastPairs: AVX512-BF16 whose dot products are as fast
+/// as the multiply-add, for twice the work. AMD's are; on Intel's Xeons they take twice as long, so nothing is won.
 enum InstructionSet : std::uint32_t {
   kBaseline = 1,
   kSse4 = 2,

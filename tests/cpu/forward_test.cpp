@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <limits>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "cpu/context.hpp"
 #include "cpu/forward_plan.hpp"
@@ -78,8 +80,8 @@ double windowed(const LayerCase &c, const Operand &x, const Shape &y, std::int64
                 std::int64_t k) {
   std::int64_t index = 0, step = 1;
   for (int d = ops::kMaxKernelDims - 1; d >= 0; --d) {
-    const std::int64_t at = p % y.kernel[d] * c.layer.stride[d] - c.layer.padding[d] +
-                            k % c.weight.kernel[d] * c.layer.dilation[d];
+    const std::int64_t at =
+        p % y.kernel[d] * c.layer.stride[d] - c.layer.padding[d] + k % c.weight.kernel[d] * c.layer.dilation[d];
     if (at < 0 || at >= x.kernel[d]) return 0.0;
     index += at * step;
     step *= x.kernel[d], p /= y.kernel[d], k /= c.weight.kernel[d];
@@ -110,8 +112,10 @@ std::vector<double> reference(const LayerCase &c, const Operand &x, const std::v
 class Call {
  public:
   Call(const LayerCase &layer, lyc_dtype x_type, lyc_dtype w_type, lyc_dtype y_type, Order order = Order::kOIHW)
-      : layer_(layer), x(arena_.random(layer.x, x_type, random_, 1.0, order)),
-        weight(arena_.random(layer.weight, w_type, random_, 1.0)), y(arena_.tensor(result_shape(layer), y_type, order)) {
+      : layer_(layer),
+        x(arena_.random(layer.x, x_type, random_, 1.0, order)),
+        weight(arena_.random(layer.weight, w_type, random_, 1.0)),
+        y(arena_.tensor(result_shape(layer), y_type, order)) {
     target_.base = weight;
     target_.out = weight;
     target_.out.data = nullptr;

@@ -244,9 +244,9 @@ TEST_P(CpuKernels, ProductsOfPairs) {
           double want = first ? 0.0 : 1.0;
           for (std::int64_t k = 0; k < pairs; ++k)
             for (std::int64_t half = 0; half < 2; ++half)
-              want += left[static_cast<std::size_t>(2 * (k * kTileRows + i) + half)] *
-                      right[static_cast<std::size_t>(
-                          2 * (c / kPanel * pairs * kPanel + k * kPanel + c % kPanel) + half)];
+              want +=
+                  left[static_cast<std::size_t>(2 * (k * kTileRows + i) + half)] *
+                  right[static_cast<std::size_t>(2 * (c / kPanel * pairs * kPanel + k * kPanel + c % kPanel) + half)];
           ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kColumns + c)]), want, 1e-4)
               << pairs << " " << i << " " << c;
         }
