@@ -1,4 +1,5 @@
 // lycoris: merge and inspect adapter files.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "program.hpp"

@@ -1,12 +1,15 @@
 // What the subcommands share.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "lycoris.h"
+
+namespace CLI {
+class App;
+}
 
 namespace program {
 
