@@ -2,17 +2,15 @@
 #include <nlohmann/json.hpp>
 
 #include "capi/forward_api.hpp"
+#include "capi/golden_module.hpp"
 #include "support/tolerance.hpp"
 
 namespace lyc::test {
 namespace {
 
-struct Golden {
-  Tensors factors;
-  Tensor weight, bias, mask, x, y;
-  float multiplier = 1;
-  double error = 0;  // of the original's own arithmetic
-  uint32_t flags = 0;
+struct Golden : GoldenModuleFile {
+  using GoldenModuleFile::GoldenModuleFile;
+  Tensor weight = others["base.weight"], bias = others["base.bias"], x = others["x"], y = others["y"];
   lyc_layer layer;
 };
 
@@ -32,21 +30,8 @@ lyc_layer layer_of(const std::string &kind, const nlohmann::json &arguments) {
 }
 
 Golden read_case(const std::string &name) {
-  std::map<std::string, std::string> metadata;
-  Golden golden;
-  for (auto &[key, tensor] : read_file(test_data("modules/" + name + ".safetensors"), &metadata)) {
-    if (key.rfind("sd.", 0) == 0) golden.factors[key.substr(3)] = tensor;
-    if (key == "base.weight") golden.weight = tensor;
-    if (key == "base.bias") golden.bias = tensor;
-    if (key == "mask") golden.mask = tensor;
-    if (key == "x") golden.x = tensor;
-    if (key == "y") golden.y = tensor;
-  }
-  golden.multiplier = std::stof(metadata["multiplier"]);
-  if (metadata["compute"] == "float32") golden.error = 4e-6;
-  if (metadata["config"].find("\"last\"") != std::string::npos) golden.flags = LYC_MODULE_LAST;
-  if (metadata["config"].find("\"middle\"") != std::string::npos) golden.flags = LYC_MODULE_MIDDLE;
-  golden.layer = layer_of(metadata["kind"], nlohmann::json::parse(metadata["op_args"]));
+  Golden golden(name);
+  golden.layer = layer_of(golden.metadata["kind"], nlohmann::json::parse(golden.metadata["op_args"]));
   if (name == "lokr_rs_conv2d") {  // docs/semantics.md: two whole halves have scale 1, the original trained at sqrt(4)
     const Tensor *base = &golden.weight;
     const std::vector<double> without = convolved(golden.layer, golden.x, *base, base->values());
@@ -63,20 +48,6 @@ bool survives(const Tensor &tensor, lyc_dtype dtype) { return tensor.as(dtype).v
 
 class GoldenForward : public testing::TestWithParam<std::tuple<std::string, lyc_dtype>> {
  protected:
-  void SetUp() override {
-    golden_ = read_case(std::get<0>(GetParam()));
-    dtype_ = std::get<1>(GetParam());
-    lyc_module_options options;
-    lyc_module_options_init(&options, sizeof options);
-    options.dora_rule = LYC_DORA_RULE_LYCORIS;  // these cases come from LyCORIS' own modules
-    options.flags = golden_.flags;
-    module_ = make_module(context_.get(), golden_.factors, &options);
-    if (golden_.mask.shape.empty()) return;
-    golden_.mask.shape = {golden_.mask.count()};
-    const lyc_tensor mask = golden_.mask.view();
-    ok(lyc_module_write_param(module_.get(), "rank_mask", &mask));
-  }
-
   // The answer, in the case's own layout of channels.
   lyc_status run(lyc_path path, bool last, bool whole, float multiplier, Tensor &y) {
     lyc_layer layer = golden_.layer;
@@ -98,9 +69,9 @@ class GoldenForward : public testing::TestWithParam<std::tuple<std::string, lyc_
   }
 
   Context context_ = make_context(2);
-  Golden golden_;
-  Module module_;
-  lyc_dtype dtype_ = LYC_DTYPE_F32;
+  Golden golden_ = read_case(std::get<0>(GetParam()));
+  lyc_dtype dtype_ = std::get<1>(GetParam());
+  Module module_ = golden_.make(context_.get());
 };
 
 TEST_P(GoldenForward, EveryPathAndLayout) {

@@ -2,18 +2,16 @@
 // type.
 #include <cctype>
 
-#include "capi/api.hpp"
+#include "capi/golden_module.hpp"
 #include "support/tolerance.hpp"
 
 namespace lyc::test {
 namespace {
 
-struct Golden {
-  Tensors factors;
-  Tensor base, base_bias, delta, merged, merged_bias, mask;
-  float multiplier = 1;
-  double error = 0;  // of the original's own arithmetic
-  uint32_t flags = 0;
+struct Golden : GoldenModuleFile {
+  using GoldenModuleFile::GoldenModuleFile;
+  Tensor base = others["base.weight"], base_bias = others["base.bias"], delta = others["delta"],
+         merged = others["merged"], merged_bias = others["merged_bias"];
 };
 
 /// The original trains rank-stabilised LoKr with two whole halves at scale sqrt(rank), which its own file does not say
@@ -26,21 +24,7 @@ void undo_scale_of_whole_halves(Golden &golden, double rank) {
 }
 
 Golden read_case(const std::string &name) {
-  std::map<std::string, std::string> metadata;
-  Golden golden;
-  for (auto &[key, tensor] : read_file(test_data("modules/" + name + ".safetensors"), &metadata)) {
-    if (key.rfind("sd.", 0) == 0) golden.factors[key.substr(3)] = tensor;
-    if (key == "base.weight") golden.base = tensor;
-    if (key == "base.bias") golden.base_bias = tensor;
-    if (key == "delta") golden.delta = tensor;
-    if (key == "merged") golden.merged = tensor;
-    if (key == "merged_bias") golden.merged_bias = tensor;
-    if (key == "mask") golden.mask = tensor;
-  }
-  golden.multiplier = std::stof(metadata["multiplier"]);
-  if (metadata["compute"] == "float32") golden.error = 4e-6;
-  if (metadata["config"].find("\"last\"") != std::string::npos) golden.flags = LYC_MODULE_LAST;
-  if (metadata["config"].find("\"middle\"") != std::string::npos) golden.flags = LYC_MODULE_MIDDLE;
+  Golden golden(name);
   if (name == "lokr_rs_conv2d") undo_scale_of_whole_halves(golden, 4.0);
   return golden;
 }
@@ -48,18 +32,6 @@ Golden read_case(const std::string &name) {
 class GoldenModule : public testing::TestWithParam<std::tuple<std::string, lyc_dtype>> {
  protected:
   void SetUp() override {
-    golden_ = read_case(std::get<0>(GetParam()));
-    dtype_ = std::get<1>(GetParam());
-    lyc_module_options options;
-    lyc_module_options_init(&options, sizeof options);
-    options.dora_rule = LYC_DORA_RULE_LYCORIS;  // these cases come from LyCORIS' own modules
-    options.flags = golden_.flags;
-    module_ = make_module(context_.get(), golden_.factors, &options);
-    if (!golden_.mask.shape.empty()) {
-      golden_.mask.shape = {golden_.mask.count()};
-      const lyc_tensor mask = golden_.mask.view();
-      ok(lyc_module_write_param(module_.get(), "rank_mask", &mask));
-    }
     lyc_module_info_init(&info_, sizeof info_);
     ok(lyc_module_get_info(module_.get(), &info_));
     length_ = std::max<int64_t>(info_.rank, 1) * (info_.dora_axis ? golden_.base.count() : 1);
@@ -75,10 +47,10 @@ class GoldenModule : public testing::TestWithParam<std::tuple<std::string, lyc_d
   bool representable() const { return golden_.base.as(dtype_).values() == golden_.base.values(); }
 
   Context context_ = make_context(2);
-  Golden golden_;
-  Module module_;
+  Golden golden_ = read_case(std::get<0>(GetParam()));
+  lyc_dtype dtype_ = std::get<1>(GetParam());
+  Module module_ = golden_.make(context_.get());
   lyc_module_info info_;
-  lyc_dtype dtype_ = LYC_DTYPE_F32;
   int64_t length_ = 1;
 };
 
