@@ -190,12 +190,10 @@ void ElementwiseLayoutBuilder::add_rows(const ElementwiseTarget &entry, const Do
     kind = {entry.base_dtype, rows.term.right_dtype, warps * rows.teams, vectors};
     block_rows = rows.teams;
   }
-  auto group = std::find_if(layout_.rows.begin(), layout_.rows.end(),
-                            [&](const ElementwiseRowsGroup &g) { return g.kind == kind; });
-  if (group == layout_.rows.end()) group = layout_.rows.insert(group, {kind, {}, {}, 0});
-  group->tiles.add(ceil_div(entry.rows, block_rows));
-  group->scales = std::max(group->scales, rows.teams * rows.left_columns);
-  group->targets.push_back(rows);
+  ElementwiseRowsGroup &group = find_or_add(layout_.rows, &ElementwiseRowsGroup::kind, kind);
+  group.tiles.add(ceil_div(entry.rows, block_rows));
+  group.scales = std::max(group.scales, rows.teams * rows.left_columns);
+  group.targets.push_back(rows);
 }
 
 void ElementwiseLayoutBuilder::add_term(const ops::WeightTarget &target, const ops::Term &term,

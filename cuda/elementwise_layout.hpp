@@ -20,7 +20,7 @@ struct ElementwiseRowsGroup {
   ElementwiseRowsKind kind;
   std::vector<ElementwiseRows> targets;
   PieceCounter tiles;
-  std::int32_t scales;  // of a block, at most
+  std::int32_t scales = 0;  // of a block, at most
 };
 
 struct ElementwiseLayout {

@@ -17,6 +17,16 @@ struct PieceCounter {
   void add(std::int64_t count);
 };
 
+/// The group of a kind, added if there is none.
+template <typename Group, typename Kind>
+Group &find_or_add(std::vector<Group> &groups, Kind Group::*kind, const Kind &wanted) {
+  for (Group &group : groups)
+    if (group.*kind == wanted) return group;
+  Group &group = groups.emplace_back();
+  group.*kind = wanted;
+  return group;
+}
+
 /// An operand of the batch, or one that a run computes: its data is an offset into the workspace then.
 struct Source {
   ops::Operand operand;

@@ -268,28 +268,17 @@ class Builder {
   }
 
   void add(const PanelWeight &weight) {
-    auto &groups = layout_.panels;
-    auto group = std::find_if(groups.begin(), groups.end(), [&](const PanelGroup &g) { return g.kind == weight.kind; });
-    if (group == groups.end()) group = groups.insert(group, {weight.kind, {}, {}});
-    cuda::add(*group, weight.target);
+    cuda::add(find_or_add(layout_.panels, &PanelGroup::kind, weight.kind), weight.target);
   }
 
   void add(const StreamWeight &weight) {
     layout_.reads_base |= weight.kind.dora || weight.kind.form == StreamForm::kRotation;
-    auto &groups = layout_.streams;
-    auto group =
-        std::find_if(groups.begin(), groups.end(), [&](const StreamGroup &g) { return g.kind == weight.kind; });
-    if (group == groups.end()) group = groups.insert(group, {weight.kind, {}, {}, 0});
-    group->weights.push_back(weight);
+    find_or_add(layout_.streams, &StreamGroup::kind, weight.kind).weights.push_back(weight);
   }
 
   void add(const BaseTarget &weight) {
     layout_.reads_base = true;
-    auto &groups = layout_.base_products;
-    auto group =
-        std::find_if(groups.begin(), groups.end(), [&](const BaseGroup &g) { return g.cluster == cluster_of(weight); });
-    if (group == groups.end()) group = groups.insert(group, {cluster_of(weight), {}, {}, 0});
-    group->targets.push_back(weight);
+    find_or_add(layout_.base_products, &BaseGroup::cluster, cluster_of(weight)).targets.push_back(weight);
   }
 
   /// Whether its sum is one of low-rank products. With DoRA, of one adapter's and as they are: what needs a product
