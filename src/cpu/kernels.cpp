@@ -38,9 +38,11 @@ static_assert(kPanel % (kVectors * kLanes) == 0);
 
 // -- Elements --------------------------------------------------------------------------------------------------
 
-struct Bf16 {
+template <bool kAtOnce>  // rounded by AVX512-BF16
+struct Bf16As {
   std::uint16_t bits;
 };
+using Bf16 = Bf16As<false>;
 struct F16 {
   std::uint16_t bits;
 };
@@ -55,7 +57,8 @@ using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
 HWY_INLINE Halves permuted(Halves v, const std::uint16_t *indices) {
   return Halves{_mm512_permutexvar_epi16(_mm512_load_si512(indices), v.raw)};
 }
-HWY_INLINE Floats load_vector(const Bf16 *p) {
+template <bool kAtOnce>
+HWY_INLINE Floats load_vector(const Bf16As<kAtOnce> *p) {
   alignas(64) static constexpr std::uint16_t kUpper[2 * kLanes] = {31, 0,  31, 1,  31, 2,  31, 3,  31, 4,  31,
                                                                    5,  31, 6,  31, 7,  31, 8,  31, 9,  31, 10,
                                                                    31, 11, 31, 12, 31, 13, 31, 14, 31, 15};
@@ -70,7 +73,7 @@ HWY_INLINE Floats load_vector(const Bf16 *p) {
 // above the middle or, with an odd upper one, in the middle. What arithmetic yields has the highest bit of a NaN's
 // lower half in its upper one, so a NaN is lost only by a carry out of all its bits, which saturation stops for either
 // sign.
-HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
+HWY_INLINE Halves rounded_pair(Floats a, Floats b, const Bf16 *) {
   alignas(64) static constexpr std::uint16_t kApart[2 * kLanes] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
                                                                    22, 24, 26, 28, 30, 1,  3,  5,  7,  9,  11,
                                                                    13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
@@ -85,25 +88,23 @@ HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
   const Halves rounded = hn::IfThenElse(up, hn::SaturatedAdd(upper, one), upper);
   return permuted(hn::BitCast(halves, hn::Max(hn::BitCast(numbers, rounded), hn::BitCast(numbers, upper))), kApart);
 }
-HWY_INLINE void store_vector(Floats v, Bf16 *p) {
-  const hn::Half<hn::Repartition<std::uint16_t, decltype(kFloats)>> half;
-  hn::StoreU(hn::LowerHalf(half, rounded_pair(v, v)), half, reinterpret_cast<std::uint16_t *>(p));
-}
 
 // The same number, rounded by AVX512-BF16. That makes zeros of denormals: lanes with a zero are rounded by integers, no
 // others, so that what becomes of one does not depend on its neighbours. An instruction by name: the compiler is not
 // asked for more than it has been for the rest of this file.
-struct FastBf16 : Bf16 {};
-HWY_INLINE Halves rounded_at_once(Floats a, Floats b) {
+using FastBf16 = Bf16As<true>;
+HWY_INLINE Halves rounded_pair(Floats a, Floats b, const FastBf16 *) {
   Halves rounded;
   __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded.raw) : "v"(a.raw), "v"(b.raw));
   const __mmask32 zeros = _mm512_testn_epi16_mask(rounded.raw, _mm512_set1_epi16(0x7fff));
   if (HWY_LIKELY(zeros == 0)) return rounded;
-  return Halves{_mm512_mask_mov_epi16(rounded.raw, zeros, rounded_pair(a, b).raw)};
+  return Halves{_mm512_mask_mov_epi16(rounded.raw, zeros, rounded_pair(a, b, static_cast<const Bf16 *>(nullptr)).raw)};
 }
-HWY_INLINE void store_vector(Floats v, FastBf16 *p) {
+
+template <bool kAtOnce>
+HWY_INLINE void store_vector(Floats v, Bf16As<kAtOnce> *p) {
   const hn::Half<hn::Repartition<std::uint16_t, decltype(kFloats)>> half;
-  hn::StoreU(hn::LowerHalf(half, rounded_at_once(v, v)), half, reinterpret_cast<std::uint16_t *>(p));
+  hn::StoreU(hn::LowerHalf(half, rounded_pair(v, v, p)), half, reinterpret_cast<std::uint16_t *>(p));
 }
 #else
 HWY_INLINE Floats load_vector(const Bf16 *p) {
@@ -169,7 +170,7 @@ HWY_INLINE void store_pair(Floats a, Floats b, T *p) {
 using Halves = hn::VFromD<hn::Repartition<std::uint16_t, decltype(kFloats)>>;
 // In 16-bit lanes: the upper halves, and one more where the lower half is above the middle or, with an odd upper one,
 // in the middle. One look finds out that there is no NaN.
-HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
+HWY_INLINE Halves rounded_pair(Floats a, Floats b, const Bf16 *) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
   if (HWY_UNLIKELY(!hn::AllFalse(kFloats, hn::IsNaN(hn::Add(a, b)))))
     return hn::ConcatOdd(halves, hn::BitCast(halves, rounded_words(b)), hn::BitCast(halves, rounded_words(a)));
@@ -180,15 +181,10 @@ HWY_INLINE Halves rounded_pair(Floats a, Floats b) {
 }
 #endif
 #if HWY_TARGET != HWY_SCALAR
-HWY_INLINE void store_pair(Floats a, Floats b, Bf16 *p) {
+template <bool kAtOnce>
+HWY_INLINE void store_pair(Floats a, Floats b, Bf16As<kAtOnce> *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  hn::StoreU(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
-}
-#endif
-#if HWY_TARGET == HWY_AVX3
-HWY_INLINE void store_pair(Floats a, Floats b, FastBf16 *p) {
-  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  hn::StoreU(rounded_at_once(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
+  hn::StoreU(rounded_pair(a, b, p), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #endif
 
@@ -208,18 +204,13 @@ HWY_INLINE void stream_pair(Floats a, Floats b, float *p) {
   hn::Stream(b, kFloats, p + kLanes);
 }
 #if HWY_TARGET != HWY_SCALAR
-HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) {
+template <bool kAtOnce>
+HWY_INLINE void stream_pair(Floats a, Floats b, Bf16As<kAtOnce> *p) {
   const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  hn::Stream(rounded_pair(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
+  hn::Stream(rounded_pair(a, b, p), halves, reinterpret_cast<std::uint16_t *>(p));
 }
 #else
 HWY_INLINE void stream_pair(Floats a, Floats b, Bf16 *p) { store_pair(a, b, p); }
-#endif
-#if HWY_TARGET == HWY_AVX3
-HWY_INLINE void stream_pair(Floats a, Floats b, FastBf16 *p) {
-  const hn::Repartition<std::uint16_t, decltype(kFloats)> halves;
-  hn::Stream(rounded_at_once(a, b), halves, reinterpret_cast<std::uint16_t *>(p));
-}
 #endif
 HWY_INLINE void stream_pair(Floats a, Floats b, F16 *p) { store_pair(a, b, p); }
 
