@@ -18,13 +18,10 @@ if [[ ${1:-} == --test ]]; then
   compile+=(-I/usr/src/googletest/googletest -I/usr/src/googletest/googlemock)
 fi
 compiled=()
-compilers=()
 for source in "${sources[@]}"; do
   compiled+=("$objects/$(basename "$source").o")
-  "${compile[@]}" -c "$source" -o "${compiled[-1]}" &
-  compilers+=($!)
+  "${compile[@]}" -c "$source" -o "${compiled[-1]}"
 done
-for compiler in "${compilers[@]}"; do wait "$compiler"; done
 [[ ${1:-} == --test ]] || exit 0
 aarch64-linux-gnu-g++ -static -pthread -o "$objects/cpu_test" "${compiled[@]}" 2>/dev/null
 qemu-aarch64-static "$objects/cpu_test" --gtest_brief=1
