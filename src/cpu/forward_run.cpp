@@ -46,14 +46,6 @@ void read_steps(const Source &source, std::int64_t k, std::int64_t steps, float 
   if (n < 2 * steps) halves[n] = 0;
 }
 
-/// n pairs of a and b.
-void zip(const std::uint16_t *a, const std::uint16_t *b, std::int64_t n, float *pairs) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t pair = a[i] | std::uint32_t{b[i]} << 16;
-    std::memcpy(pairs + i, &pair, sizeof pair);
-  }
-}
-
 struct Place {
   std::int64_t batch, space[ops::kMaxKernelDims];
 };

@@ -438,18 +438,22 @@ struct NoFetch {
 // One step of a sum. The first one begins it: one clears no registers, and a processor that has to copy zeros into them
 // would take a tenth more time.
 struct Numbers {
+  static constexpr bool kScales = false;  // afterwards
   static HWY_INLINE Floats first(Floats a, Floats b) { return hn::Mul(a, b); }
   static HWY_INLINE Floats next(Floats a, Floats b, Floats sum) { return hn::MulAdd(a, b, sum); }
 };
 #if HWY_TARGET == HWY_AVX3
 // Pairs of bf16 in the place of float32: two exact products, added in float32. Denormals count as zero.
 struct Pairs {
+  static constexpr bool kScales = true;
   static HWY_INLINE Floats first(Floats a, Floats b) { return next(a, b, hn::Zero(kFloats)); }
   static HWY_INLINE Floats next(Floats a, Floats b, Floats sum) {
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
     return sum;
   }
 };
+#else
+using Pairs = Numbers;  // nobody asks for them
 #endif
 
 // `factor(k, i)` is the left factor, `row(k, v)` the right one.
@@ -491,6 +495,17 @@ HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int
   return right + column / kPanel * (rank * kPanel) + column % kPanel;
 }
 
+template <typename Step>
+HWY_INLINE void multiply(const Packed &product, std::int64_t column, Sums &sum) {
+  NoFetch none;
+  multiply<Step>(product.left, right_at(product.right, product.rank, column), product.rank, sum, none);
+  if (!Step::kScales) return;
+  const Floats scale = hn::Set(kFloats, product.scale);
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+  for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Mul(scale, sum[i][v]);
+}
+
 template <bool kFirst, bool kTimes, typename Step = Numbers>
 void product_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile tile) {
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
@@ -508,18 +523,17 @@ void product_tile(const float *left, const float *right, std::int64_t rank, std:
 
 enum class Onto { kNothing, kWeight, kFactors };
 
-template <typename T, Onto kOnto, bool kTimes, bool kStream>
-void merge_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const T *base,
-                std::int64_t base_stride, T *out, std::int64_t out_stride, const float *times,
-                std::int64_t times_stride, const float *weights, const float *deltas) {
+template <typename T, Onto kOnto, bool kTimes, bool kStream, typename Step>
+void merge_tile(const Packed &product, std::int64_t panels, const T *base, std::int64_t base_stride, T *out,
+                std::int64_t out_stride, const float *times, std::int64_t times_stride, const float *weights,
+                const float *deltas) {
   constexpr bool kBase = kOnto != Onto::kNothing;
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     if ((kBase || !kStream) && column % kPanel == 0)
       for (std::int64_t i = 0; i < kTileRows; ++i)
         fetch_ahead<kPanel>(kBase ? base + i * base_stride + column : out + i * out_stride + column);
     Sums sum;
-    NoFetch none;
-    multiply(left, right_at(right, rank, column), rank, sum, none);
+    multiply<Step>(product, column, sum);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       HWY_UNROLL(4)
@@ -538,41 +552,41 @@ void merge_tile(const float *left, const float *right, std::int64_t rank, std::i
   }
 }
 
-template <typename T, bool kStream>
-void merge_product_into(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                        const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors) {
+template <typename T, bool kStream, typename Step>
+void merge_product_by(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
+                      std::int64_t times_stride, const Factors *factors) {
   const T *base = static_cast<const T *>(rows.base);
   T *out = static_cast<T *>(rows.out);
   if (factors)
-    return merge_tile<T, Onto::kFactors, false, kStream>(left, right, rank, panels, base, rows.base_stride, out,
-                                                         rows.out_stride, nullptr, 0, factors->weight, factors->delta);
-  const auto merge_as =
-      base ? (times ? merge_tile<T, Onto::kWeight, true, kStream> : merge_tile<T, Onto::kWeight, false, kStream>)
-           : (times ? merge_tile<T, Onto::kNothing, true, kStream> : merge_tile<T, Onto::kNothing, false, kStream>);
-  merge_as(left, right, rank, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride, nullptr,
-           nullptr);
+    return merge_tile<T, Onto::kFactors, false, kStream, Step>(
+        product, panels, base, rows.base_stride, out, rows.out_stride, nullptr, 0, factors->weight, factors->delta);
+  const auto merge_as = times  ? (base ? merge_tile<T, Onto::kWeight, true, kStream, Numbers>
+                                       : merge_tile<T, Onto::kNothing, true, kStream, Numbers>)
+                        : base ? merge_tile<T, Onto::kWeight, false, kStream, Step>
+                               : merge_tile<T, Onto::kNothing, false, kStream, Step>;
+  merge_as(product, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride, nullptr, nullptr);
 }
 
 template <typename T>
-void merge_product_as(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                      const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
-                      bool stream) {
+void merge_product_as(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
+                      std::int64_t times_stride, const Factors *factors, bool stream) {
   const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kPanel);
-  const auto merge_into = whole ? merge_product_into<T, true> : merge_product_into<T, false>;
-  merge_into(left, right, rank, panels, rows, times, times_stride, factors);
+  const auto merge_by = product.pairs
+                            ? (whole ? merge_product_by<T, true, Pairs> : merge_product_by<T, false, Pairs>)
+                            : (whole ? merge_product_by<T, true, Numbers> : merge_product_by<T, false, Numbers>);
+  merge_by(product, panels, rows, times, times_stride, factors);
 }
 
 template <typename Half>
-void merge_product(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                   const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
-                   bool stream) {
+void merge_product(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
+                   std::int64_t times_stride, const Factors *factors, bool stream) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return merge_product_as<Half>(left, right, rank, panels, rows, times, times_stride, factors, stream);
+      return merge_product_as<Half>(product, panels, rows, times, times_stride, factors, stream);
     case LYC_DTYPE_F16:
-      return merge_product_as<F16>(left, right, rank, panels, rows, times, times_stride, factors, stream);
+      return merge_product_as<F16>(product, panels, rows, times, times_stride, factors, stream);
     default:
-      return merge_product_as<float>(left, right, rank, panels, rows, times, times_stride, factors, stream);
+      return merge_product_as<float>(product, panels, rows, times, times_stride, factors, stream);
   }
 }
 
@@ -944,10 +958,9 @@ void column_squares(const WeightRows &rows, std::int64_t count, const float *d, 
 }
 
 // The product, and V^2 while it is in registers.
-template <typename T, bool kByRow>
-void squared_tile(const float *left, const float *right, std::int64_t rank, std::int64_t begin, std::int64_t end,
-                  const WeightRows &rows, const T *next, const Tile &tile, Floats (&squares)[kTileRows],
-                  float *by_column) {
+template <typename T, bool kByRow, typename Step>
+void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, const WeightRows &rows, const T *next,
+                  const Tile &tile, Floats (&squares)[kTileRows], float *by_column) {
   const T *const w = static_cast<const T *>(rows.base);
   const std::int64_t stride = rows.base_stride, to_stride = tile.stride;
   float *const to = tile.data;
@@ -956,8 +969,7 @@ void squared_tile(const float *left, const float *right, std::int64_t rank, std:
       for (std::int64_t at = 0; at < kVectors * kLanes; at += 64 / std::int64_t{sizeof(T)})
         fetch_later(next + i * stride + column + at);
     Sums sum;
-    NoFetch none;
-    multiply(left, right_at(right, rank, column), rank, sum, none);
+    multiply<Step>(product, column, sum);
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
@@ -974,31 +986,38 @@ void squared_tile(const float *left, const float *right, std::int64_t rank, std:
   }
 }
 
-template <typename T>
-void product_squares_as(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile,
-                        const WeightRows &rows, const void *next, double *by_row, float *by_column) {
+template <typename T, typename Step>
+void product_squares_by(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
+                        const void *next, double *by_row, float *by_column) {
   constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
   const std::int64_t n = panels * kPanel;
   const T *const later = static_cast<const T *>(next);
   Floats squares[kTileRows];
-  if (!by_row) return squared_tile<T, false>(left, right, rank, 0, n, rows, later, tile, squares, by_column);
+  if (!by_row) return squared_tile<T, false, Step>(product, 0, n, rows, later, tile, squares, by_column);
   for (std::int64_t column = 0; column < n; column += kShort) {
     for (Floats &sum : squares) sum = hn::Zero(kFloats);
-    squared_tile<T, true>(left, right, rank, column, std::min(n, column + kShort), rows, later, tile, squares, nullptr);
+    squared_tile<T, true, Step>(product, column, std::min(n, column + kShort), rows, later, tile, squares, nullptr);
     for (std::int64_t i = 0; i < kTileRows; ++i)
       by_row[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
   }
 }
 
-void product_squares(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile,
-                     const WeightRows &rows, const void *next, double *by_row, float *by_column) {
+template <typename T>
+void product_squares_as(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
+                        const void *next, double *by_row, float *by_column) {
+  const auto squares_by = product.pairs ? product_squares_by<T, Pairs> : product_squares_by<T, Numbers>;
+  squares_by(product, panels, tile, rows, next, by_row, by_column);
+}
+
+void product_squares(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
+                     const void *next, double *by_row, float *by_column) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return product_squares_as<Bf16>(left, right, rank, panels, tile, rows, next, by_row, by_column);
+      return product_squares_as<Bf16>(product, panels, tile, rows, next, by_row, by_column);
     case LYC_DTYPE_F16:
-      return product_squares_as<F16>(left, right, rank, panels, tile, rows, next, by_row, by_column);
+      return product_squares_as<F16>(product, panels, tile, rows, next, by_row, by_column);
     default:
-      return product_squares_as<float>(left, right, rank, panels, tile, rows, next, by_row, by_column);
+      return product_squares_as<float>(product, panels, tile, rows, next, by_row, by_column);
   }
 }
 

@@ -74,6 +74,15 @@ struct Ahead {
   std::int64_t stride = 0, size = 0;
 };
 
+/// Packed factors: kTileRows rows of a left one, panels of a right one. A step of the rank is a number, or a pair of
+/// bf16 in its place as for pair_product; sums of these are times `scale`.
+struct Packed {
+  const float *left, *right;
+  std::int64_t rank;
+  bool pairs = false;
+  float scale = 1.0f;
+};
+
 /// What a change takes of the weight and of the delta.
 struct Factors {
   const float *weight, *delta;
@@ -107,9 +116,9 @@ struct Kernels {
                        const Tile &tile);
 
   // As product, straight from registers onto the weight, or as change_weight with factors that vary by column.
-  void (*merge_product)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                        const WeightRows &rows, const float *times, std::int64_t times_stride, const Factors *factors,
-                        bool stream);
+  // `times` are for numbers.
+  void (*merge_product)(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
+                        std::int64_t times_stride, const Factors *factors, bool stream);
 
   // Sums along lines: every `period`th element of a row, from each of the first `period` on. Rows of a tile are
   // `stride` apart, tiles kTileApart. Element k times the kTurned values of right[k] is added to sums[phase][row].
@@ -132,8 +141,8 @@ struct Kernels {
 
   // As product, of whole panels, and the same sums at once: `by_row`, or `by_column` and then of a product that is not
   // kept. What lies at `next`, as the rows do, is fetched.
-  void (*product_squares)(const float *left, const float *right, std::int64_t rank, std::int64_t panels,
-                          const Tile &tile, const WeightRows &rows, const void *next, double *by_row, float *by_column);
+  void (*product_squares)(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
+                          const void *next, double *by_row, float *by_column);
 
   // The change w * weight + d * delta, added unless row.first; the same instead of the weight itself, whose factor says
   // whether it is kept. Without d `keep` does, and the change is w * weight. There is a factor for

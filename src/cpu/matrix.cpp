@@ -196,6 +196,13 @@ void load(const Kernels &, const Matrix &matrix, std::int64_t row, std::int64_t 
        [&](std::int64_t i, const char *element) { std::memcpy(values + i, element, sizeof *values); });
 }
 
+void zip(const std::uint16_t *a, const std::uint16_t *b, std::int64_t n, float *pairs) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t pair = a[i] | std::uint32_t{b[i]} << 16;
+    std::memcpy(pairs + i, &pair, sizeof pair);
+  }
+}
+
 void store(const Kernels &kernels, const float *values, std::int64_t n, const Matrix &matrix, std::int64_t row,
            std::int64_t column, bool stream) {
   if (matrix.contiguous()) return kernels.store(values, n, matrix.dtype, matrix.at(row, column), stream);

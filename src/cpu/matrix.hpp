@@ -75,6 +75,8 @@ void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::i
 /// Of a 16-bit type, as they are.
 void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
           std::uint16_t *values);
+/// Pairs of them in the place of float32, from two rows of n.
+void zip(const std::uint16_t *a, const std::uint16_t *b, std::int64_t n, float *pairs);
 void store(const Kernels &kernels, const float *values, std::int64_t n, const Matrix &matrix, std::int64_t row,
            std::int64_t column, bool stream);
 

@@ -73,8 +73,8 @@ ops::Product slice(ops::Product product, std::int64_t begin, std::int64_t rows) 
 
 class TargetBuilder {
  public:
-  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target)
-      : batch_(batch), weight_(target.out), frame_(target.out) {
+  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, bool multiplies_pairs)
+      : batch_(batch), weight_(target.out), frame_(target.out), multiplies_pairs_(multiplies_pairs) {
     check_operand(target.out, "out");
     plan_.out = frame_.weight(target.out);
     plan_.out_in_columns = frame_.out_in_columns();
@@ -334,6 +334,8 @@ class TargetBuilder {
   void place_factors() {
     for (AdapterPlan &adapter : plan_.adapters)
       for (TermPlan &term : adapter.terms) join(term, adapter.dora() ? adapter.joined : plan_.joined);
+    for (AdapterPlan &adapter : plan_.adapters)
+      for (TermPlan &term : adapter.terms) pair_up(term, adapter.dora() ? adapter.joined : plan_.joined);
     place(plan_.joined);
     for (AdapterPlan &adapter : plan_.adapters) {
       place(adapter.joined);
@@ -350,6 +352,18 @@ class TargetBuilder {
     if (!term.joined) return;
     for (Factor *factor : {&term.p.left, &term.p.right, &term.projection.made}) factor->first = group.rank;
     group.rank += term.p.rank;
+  }
+
+  void pair_up(TermPlan &term, Joined &group) const {
+    const auto suits = [](const Factor &factor) {
+      return factor.source.dtype == LYC_DTYPE_BF16 && !factor.diagonal.data && !factor.mask.data;
+    };
+    ProductPlan &product = term.p;
+    if (!multiplies_pairs_ || !term.joined || term.kind != TermKind::kProduct || product.rank < group.rank ||
+        !suits(product.left) || !suits(product.right))
+      return;
+    group.pairs = product.left.pairs = product.right.pairs = true;
+    group.rank = ceil_div(group.rank, 2);
   }
 
   void place(Joined &group) {
@@ -552,6 +566,7 @@ class TargetBuilder {
   const ops::WeightBatch &batch_;
   const Operand weight_;
   const Frame frame_;
+  const bool multiplies_pairs_;
   std::int64_t widest_step_ = kTileColumns;
   Layout layout_;
   TargetPlan plan_;
@@ -641,7 +656,7 @@ std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops
   plan->targets.reserve(static_cast<std::size_t>(batch.target_count));
   for (std::int64_t i = 0; i < batch.target_count; ++i) {
     if (batch.targets[i].out.numel() == 0) continue;
-    plan->targets.push_back(TargetBuilder(batch, batch.targets[i]).take());
+    plan->targets.push_back(TargetBuilder(batch, batch.targets[i], context.kernels.pair_product).take());
     for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->invertible &= invertible(adapter);
   }
   arrange(*plan);

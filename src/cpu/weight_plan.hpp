@@ -52,6 +52,7 @@ struct Factor {
   std::int64_t first = 0, total = 0;  // of the joined rank
   Position at = 0;
   bool scaled = false;          // takes the coefficient
+  bool pairs = false;           // of bf16, packed as they are, in the place of numbers; `total` counts these
   ops::Operand diagonal, mask;  // multiply along the rank; may be absent
 };
 
@@ -102,10 +103,12 @@ struct SparsePlan {
   std::vector<std::int64_t> inner;  // the column that each index on the inner side is
 };
 
-/// Low-rank products that are added up are one: their factors lie side by side along the rank.
+/// Low-rank products that are added up are one: their factors lie side by side along the rank. Where kernels multiply
+/// pairs of bf16 faster, a single product of such factors is packed so.
 struct Joined {
-  std::int64_t rank = 0;
+  std::int64_t rank = 0;  // in steps: numbers or pairs
   Position left_at = 0, right_at = 0;
+  bool pairs = false;  // of one term, which multiplies their sums
 };
 
 struct TermPlan {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -136,6 +137,7 @@ class TargetRun {
   void pack_left(const Step &step) {
     const Factor &factor = *step.factor;
     const bool on = active(*step.adapter);
+    if (factor.pairs) return pair_left(factor, on, step.begin);
     const float scale = factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f;
     float *packed = packed_ + factor.at;
     float values[kPanel];
@@ -156,6 +158,7 @@ class TargetRun {
   void pack_right(const Step &step) {
     const Factor &factor = *step.factor;
     const bool on = active(*step.adapter);
+    if (factor.pairs) return pair_right(factor, on, step.begin);
     float *packed = packed_ + factor.at;
     for (std::int64_t r = 0; r < factor.rank; ++r) {
       const float scale = (factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f) * along_rank(factor, r);
@@ -172,6 +175,53 @@ class TargetRun {
         if (scale != 1.0f) k_.scaled(values, scale, n, {values, 0, nullptr, true});
       }
     }
+  }
+
+  // The same by pairs of ranks, an odd end with a zero.
+  void pair_left(const Factor &factor, bool on, std::int64_t begin) {
+    std::uint16_t halves[2 * kPanel];
+    for (std::int64_t r = 0; r < factor.rank; r += 2 * kPanel) {
+      const std::int64_t n = std::min(2 * kPanel, factor.rank - r);
+      for (std::int64_t row = begin; row < std::min(factor.lines, begin + kPackRows); ++row) {
+        load_halves(factor, on, row, r, n, halves);
+        if (n % 2) halves[n] = 0;
+        for (std::int64_t i = 0; i < ceil_div(n, 2); ++i)
+          std::memcpy(packed_ + factor.at + left_index(row, r / 2 + i, factor.total), halves + 2 * i, sizeof(float));
+      }
+    }
+  }
+
+  void pair_right(const Factor &factor, bool on, std::int64_t begin) {
+    std::uint16_t first[kPanel], second[kPanel];
+    for (std::int64_t r = 0; r < factor.rank; r += 2)
+      for (std::int64_t column = begin; column < std::min(factor.lines, begin + kPackColumns); column += kPanel) {
+        const std::int64_t n = std::min(kPanel, factor.lines - column);
+        load_halves(factor, on, r, column, n, first);
+        load_halves(factor, on && r + 1 < factor.rank, r + 1, column, n, second);
+        zip(first, second, n, packed_ + factor.at + right_index(column, r / 2, factor.total));
+      }
+  }
+
+  void load_halves(const Factor &factor, bool on, std::int64_t row, std::int64_t column, std::int64_t n,
+                   std::uint16_t *halves) const {
+    if (on)
+      load(k_, factor.source, row, column, n, halves);
+    else
+      std::fill_n(halves, n, std::uint16_t{0});
+  }
+
+  // Of the one term of a group whose factors are pairs.
+  float scale_of(const Joined &group) const {
+    for (const AdapterPlan &adapter : t_.adapters)
+      for (const TermPlan &term : adapter.terms)
+        if (term.p.left.pairs && &group == (adapter.dora() ? &adapter.joined : &t_.joined))
+          return factor(adapter, term);
+    return 1.0f;
+  }
+
+  Packed packed(const Joined &group, std::int64_t row, std::int64_t column) const {
+    return {packed_ + group.left_at + row * group.rank, packed_ + group.right_at + column * group.rank, group.rank,
+            group.pairs, group.pairs ? scale_of(group) : 1.0f};
   }
 
   static float along_rank(const Factor &factor, std::int64_t r) {
@@ -517,11 +567,14 @@ class TargetRun {
     }
   }
 
-  // Whether the tile still holds nothing.
+  // Whether the tile still holds nothing. This comes first: until then it has zeros at most.
   bool add_joined(const Joined &joined, std::int64_t row, std::int64_t column, std::int64_t n, const Tile &tile) {
     if (joined.rank == 0) return true;
-    k_.product(packed_ + joined.left_at + row * joined.rank, packed_ + joined.right_at + column * joined.rank,
-               joined.rank, ceil_div(n, kPanel), tile);
+    const Packed product = packed(joined, row, column);
+    const auto multiply = joined.pairs ? k_.pair_product : k_.product;
+    multiply(product.left, product.right, product.rank, ceil_div(n, kPanel), tile);
+    for (std::int64_t i = 0; joined.pairs && i < height(row); ++i)
+      k_.scaled(row_of(tile, i).data, product.scale, n, {row_of(tile, i).data, 0, nullptr, true});
     return false;
   }
 
@@ -631,9 +684,8 @@ class TargetRun {
   void add_squares(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, std::int64_t n, const void *next,
                    const Tile &delta, double *by_row, float *by_column, int worker) {
     if (adapter.multiplies && base_in_rows() && height(row) == kTileRows && n % kPanel == 0)
-      return k_.product_squares(packed_ + adapter.joined.left_at + row * adapter.joined.rank,
-                                packed_ + adapter.joined.right_at + column * adapter.joined.rank, adapter.joined.rank,
-                                n / kPanel, delta, base_rows(row, column, n, worker), next, by_row, by_column);
+      return k_.product_squares(packed(adapter.joined, row, column), n / kPanel, delta,
+                                base_rows(row, column, n, worker), next, by_row, by_column);
     for (std::int64_t c = column; c < column + n; c += t_.step_columns) {
       const Tile part = {delta.data + c - column, delta.stride, nullptr, true};
       add_delta(adapter, row, c, part, worker);
@@ -745,9 +797,8 @@ class TargetRun {
     const AdapterPlan &adapter = t_.adapters[0];
     if (adapter.multiplies && !adapter.norm_per_row && height(row) == kTileRows && span(column) % kPanel == 0) {
       const Factors factors = column_factors(adapter, column);
-      return k_.merge_product(packed_ + adapter.joined.left_at + row * adapter.joined.rank,
-                              packed_ + adapter.joined.right_at + column * adapter.joined.rank, adapter.joined.rank,
-                              span(column) / kPanel, changed_rows(row, column), nullptr, 0, &factors, streams_);
+      return k_.merge_product(packed(adapter.joined, row, column), span(column) / kPanel, changed_rows(row, column),
+                              nullptr, 0, &factors, streams_);
     }
     for_changes(t_.adapters[0], row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
       k_.change_weight(changed_rows(row + i, column), 1, keeps(), delta, 0, span(column), factors, streams_);
@@ -773,7 +824,8 @@ class TargetRun {
     const AdapterPlan &adapter = t_.adapters[0];
     const TermPlan &term = adapter.terms[0];
     const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
-    const Joined product = t_.joined.rank > 0 ? t_.joined : Joined{last.rank, last.left.at, last.right.at};
+    const Packed product = t_.joined.rank > 0 ? packed(t_.joined, row, column)
+                                              : packed({last.rank, last.left.at, last.right.at}, row, column);
     float *times = nullptr;
     const std::int64_t n = span(column);
     if (term.kind == TermKind::kHadamard) {
@@ -781,8 +833,7 @@ class TargetRun {
       add_product(term.p, factor(adapter, term), row, kTileRows, column, n, {times, t_.tile_stride(), nullptr, true},
                   worker);
     }
-    k_.merge_product(packed_ + product.left_at + row * product.rank, packed_ + product.right_at + column * product.rank,
-                     product.rank, n / kPanel, weight_rows(row, column), times, t_.tile_stride(), nullptr, streams_);
+    k_.merge_product(product, n / kPanel, weight_rows(row, column), times, t_.tile_stride(), nullptr, streams_);
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {

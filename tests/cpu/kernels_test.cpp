@@ -148,11 +148,12 @@ TEST_P(CpuKernels, StreamedProductsEqualStoredOnes) {
         for (bool with_times : {false, true})
           for (bool with_factors : {false, true}) {
             if (with_factors && (!with_base || with_times)) continue;
+            const bool pairs = k_.pair_product && !with_times && start > 0;
             const Factors factors = {times.data(), right.data(), true};
             alignas(64) char base[(kTileRows * kStride + 1) * 4] = {}, outs[2][sizeof base] = {};
             k_.store(times.data(), kTileRows * kColumns, dtype, base, false);
             for (const bool stream : {false, true})
-              k_.merge_product(left.data(), right.data(), kRank, kColumns / kPanel,
+              k_.merge_product({left.data(), right.data(), kRank, pairs, 0.5f}, kColumns / kPanel,
                                {dtype, with_base ? base : nullptr, kColumns, outs[stream] + start, kStride},
                                with_times ? times.data() : nullptr, kColumns, with_factors ? &factors : nullptr,
                                stream);

@@ -164,6 +164,33 @@ TEST_P(CpuWeight, WideRowsCrossTiles) {
     }
 }
 
+// A single product of bf16 factors, which some tables multiply by pairs: whole tiles, ends of both sides and of the
+// rank, and beside other terms.
+TEST_P(CpuWeight, ProductsOfBf16Factors) {
+  for (const Shape &shape : {Shape{13, 65, {3, 1, 1}}, Shape{48, 256, {1, 1, 1}}})
+    for (std::int64_t rank : {1, 2, 7, 130})
+      for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut, DoraAxis::kIn})
+        for (Order order : {Order::kOIHW, Order::kHWIO}) {
+          SCOPED_TRACE(testing::Message()
+                       << shape.out << " rows, rank " << rank << ", axis " << static_cast<int>(axis));
+          WeightCase c(static_cast<std::uint64_t>(rank));
+          c.factor_dtype = LYC_DTYPE_BF16;
+          TermChoice term, other;
+          term.rank = rank;
+          term.scalar = true;
+          other.kind = TermKind::kSparse;
+          TargetChoice target = simple(shape, term, axis);
+          if (rank == 7) target.adapters[0].terms.push_back(other);
+          target.base_dtype = target.out_dtype = rank % 2 ? LYC_DTYPE_F32 : LYC_DTYPE_BF16;
+          target.base_order = target.out_order = order;
+          c.add(target);
+          c.multipliers = {-0.7f};
+          expect_reference(context_, c, WeightOp::kMerge);
+          expect_reference(context_, c, WeightOp::kDiff);
+          if (invertible(c)) expect_reference(context_, c, WeightOp::kUnmerge);
+        }
+}
+
 // Rows of several items, in place: what a term reads of the base must not be overwritten yet.
 TEST_P(CpuWeight, TermsOnTheBaseInPlace) {
   for (TermKind kind : {TermKind::kBaseHadamard, TermKind::kBaseProduct})
@@ -356,13 +383,18 @@ TEST_F(CpuBatch, MultiplierZeroKeepsEveryBit) {
 
 // A broken factor of an adapter that is off must not show.
 TEST_F(CpuBatch, MultiplierZeroIgnoresItsFactors) {
-  WeightCase c(4);
-  TargetChoice target = simple({40, 50, {1, 1, 1}}, {});
-  target.adapters.push_back({{TermChoice{}}, DoraAxis::kOut, DoraRule::kLycoris});
-  c.add(target);
-  set(c.terms()[1].p.up, 0, std::numeric_limits<double>::infinity());
-  c.multipliers[1] = 0.0f;
-  expect_reference(context_, c, WeightOp::kMerge);
+  for (lyc_dtype factors : {LYC_DTYPE_NONE, LYC_DTYPE_BF16})
+    for (std::size_t off : {0, 1}) {
+      WeightCase c(4);
+      c.factor_dtype = factors;
+      TargetChoice target = simple({40, 50, {1, 1, 1}}, {});
+      target.adapters.push_back({{TermChoice{}}, DoraAxis::kOut, DoraRule::kLycoris});
+      c.add(target);
+      set(c.terms()[off].p.up, 0, std::numeric_limits<double>::infinity());
+      set(c.terms()[off].p.down, 0, std::numeric_limits<double>::quiet_NaN());
+      c.multipliers[off] = 0.0f;
+      expect_reference(context_, c, WeightOp::kMerge);
+    }
 }
 
 TEST_F(CpuBatch, UnmergeTakesBackWhatMergeAdded) {
