@@ -435,6 +435,24 @@ struct NoFetch {
   HWY_INLINE void next() {}
 };
 
+/// The same of a register tile further on, a row at a time; nothing of null.
+template <typename T>
+class FetchTile {
+ public:
+  FetchTile(const T *rows, std::int64_t stride) : row_(rows), stride_(stride), left_(rows ? kTileRows : 0) {}
+
+  HWY_INLINE void next() {
+    if (left_ == 0) return;
+    --left_;
+    for (std::int64_t at = 0; at < kVectors * kLanes; at += 64 / std::int64_t{sizeof(T)}) fetch_later(row_ + at);
+    row_ += stride_;
+  }
+
+ private:
+  const T *row_;
+  std::int64_t stride_, left_;
+};
+
 // One step of a sum. The first one begins it: one clears no registers, and a processor that has to copy zeros into them
 // would take a tenth more time.
 struct Numbers {
@@ -495,10 +513,9 @@ HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int
   return right + column / kPanel * (rank * kPanel) + column % kPanel;
 }
 
-template <typename Step>
-HWY_INLINE void multiply(const Packed &product, std::int64_t column, Sums &sum) {
-  NoFetch none;
-  multiply<Step>(product.left, right_at(product.right, product.rank, column), product.rank, sum, none);
+template <typename Step, typename Next>
+HWY_INLINE void multiply(const Packed &product, std::int64_t column, Sums &sum, Next fetch) {
+  multiply<Step>(product.left, right_at(product.right, product.rank, column), product.rank, sum, fetch);
   if (!Step::kScales) return;
   const Floats scale = hn::Set(kFloats, product.scale);
   HWY_UNROLL(6)
@@ -524,16 +541,16 @@ void product_tile(const float *left, const float *right, std::int64_t rank, std:
 enum class Onto { kNothing, kWeight, kFactors };
 
 template <typename T, Onto kOnto, bool kTimes, bool kStream, typename Step>
-void merge_tile(const Packed &product, std::int64_t panels, const T *base, std::int64_t base_stride, T *out,
-                std::int64_t out_stride, const float *times, std::int64_t times_stride, const float *weights,
-                const float *deltas) {
-  constexpr bool kBase = kOnto != Onto::kNothing;
+void merge_tile(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
+                std::int64_t times_stride, const float *weights, const float *deltas) {
+  const T *base = static_cast<const T *>(rows.base), *next = static_cast<const T *>(rows.next);
+  T *out = static_cast<T *>(rows.out);
+  const std::int64_t base_stride = rows.base_stride, out_stride = rows.out_stride;
+  const std::int64_t next_stride = base ? base_stride : out_stride;
+  if (kOnto == Onto::kNothing && kStream) next = nullptr;
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
-    if ((kBase || !kStream) && column % kPanel == 0)
-      for (std::int64_t i = 0; i < kTileRows; ++i)
-        fetch_ahead<kPanel>(kBase ? base + i * base_stride + column : out + i * out_stride + column);
     Sums sum;
-    multiply<Step>(product, column, sum);
+    multiply<Step>(product, column, sum, FetchTile<T>(next ? next + column : nullptr, next_stride));
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       HWY_UNROLL(4)
@@ -555,16 +572,14 @@ void merge_tile(const Packed &product, std::int64_t panels, const T *base, std::
 template <typename T, bool kStream, typename Step>
 void merge_product_by(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                       std::int64_t times_stride, const Factors *factors) {
-  const T *base = static_cast<const T *>(rows.base);
-  T *out = static_cast<T *>(rows.out);
   if (factors)
-    return merge_tile<T, Onto::kFactors, false, kStream, Step>(
-        product, panels, base, rows.base_stride, out, rows.out_stride, nullptr, 0, factors->weight, factors->delta);
-  const auto merge_as = times  ? (base ? merge_tile<T, Onto::kWeight, true, kStream, Numbers>
-                                       : merge_tile<T, Onto::kNothing, true, kStream, Numbers>)
-                        : base ? merge_tile<T, Onto::kWeight, false, kStream, Step>
-                               : merge_tile<T, Onto::kNothing, false, kStream, Step>;
-  merge_as(product, panels, base, rows.base_stride, out, rows.out_stride, times, times_stride, nullptr, nullptr);
+    return merge_tile<T, Onto::kFactors, false, kStream, Step>(product, panels, rows, nullptr, 0, factors->weight,
+                                                               factors->delta);
+  const auto merge_as = times       ? (rows.base ? merge_tile<T, Onto::kWeight, true, kStream, Numbers>
+                                                 : merge_tile<T, Onto::kNothing, true, kStream, Numbers>)
+                        : rows.base ? merge_tile<T, Onto::kWeight, false, kStream, Step>
+                                    : merge_tile<T, Onto::kNothing, false, kStream, Step>;
+  merge_as(product, panels, rows, times, times_stride, nullptr, nullptr);
 }
 
 template <typename T>
@@ -959,17 +974,14 @@ void column_squares(const WeightRows &rows, std::int64_t count, const float *d, 
 
 // The product, and V^2 while it is in registers.
 template <typename T, bool kByRow, typename Step>
-void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, const WeightRows &rows, const T *next,
-                  const Tile &tile, Floats (&squares)[kTileRows], float *by_column) {
-  const T *const w = static_cast<const T *>(rows.base);
+void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, const WeightRows &rows, const Tile &tile,
+                  Floats (&squares)[kTileRows], float *by_column) {
+  const T *const w = static_cast<const T *>(rows.base), *const next = static_cast<const T *>(rows.next);
   const std::int64_t stride = rows.base_stride, to_stride = tile.stride;
   float *const to = tile.data;
   for (std::int64_t column = begin; column < end; column += kVectors * kLanes) {
-    for (std::int64_t i = 0; i < kTileRows; ++i)
-      for (std::int64_t at = 0; at < kVectors * kLanes; at += 64 / std::int64_t{sizeof(T)})
-        fetch_later(next + i * stride + column + at);
     Sums sum;
-    multiply<Step>(product, column, sum);
+    multiply<Step>(product, column, sum, FetchTile<T>(next ? next + column : nullptr, stride));
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
@@ -988,15 +1000,14 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
 
 template <typename T, typename Step>
 void product_squares_by(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                        const void *next, double *by_row, float *by_column) {
+                        double *by_row, float *by_column) {
   constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
   const std::int64_t n = panels * kPanel;
-  const T *const later = static_cast<const T *>(next);
   Floats squares[kTileRows];
-  if (!by_row) return squared_tile<T, false, Step>(product, 0, n, rows, later, tile, squares, by_column);
+  if (!by_row) return squared_tile<T, false, Step>(product, 0, n, rows, tile, squares, by_column);
   for (std::int64_t column = 0; column < n; column += kShort) {
     for (Floats &sum : squares) sum = hn::Zero(kFloats);
-    squared_tile<T, true, Step>(product, column, std::min(n, column + kShort), rows, later, tile, squares, nullptr);
+    squared_tile<T, true, Step>(product, column, std::min(n, column + kShort), rows, tile, squares, nullptr);
     for (std::int64_t i = 0; i < kTileRows; ++i)
       by_row[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
   }
@@ -1004,20 +1015,20 @@ void product_squares_by(const Packed &product, std::int64_t panels, const Tile &
 
 template <typename T>
 void product_squares_as(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                        const void *next, double *by_row, float *by_column) {
+                        double *by_row, float *by_column) {
   const auto squares_by = product.pairs ? product_squares_by<T, Pairs> : product_squares_by<T, Numbers>;
-  squares_by(product, panels, tile, rows, next, by_row, by_column);
+  squares_by(product, panels, tile, rows, by_row, by_column);
 }
 
 void product_squares(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                     const void *next, double *by_row, float *by_column) {
+                     double *by_row, float *by_column) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return product_squares_as<Bf16>(product, panels, tile, rows, next, by_row, by_column);
+      return product_squares_as<Bf16>(product, panels, tile, rows, by_row, by_column);
     case LYC_DTYPE_F16:
-      return product_squares_as<F16>(product, panels, tile, rows, next, by_row, by_column);
+      return product_squares_as<F16>(product, panels, tile, rows, by_row, by_column);
     default:
-      return product_squares_as<float>(product, panels, tile, rows, next, by_row, by_column);
+      return product_squares_as<float>(product, panels, tile, rows, by_row, by_column);
   }
 }
 

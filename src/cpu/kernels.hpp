@@ -39,13 +39,15 @@ struct Tile {
   bool first;
 };
 
-/// Rows of the weight: out = base + product, or the product alone without a base. Strides in elements.
+/// Rows of the weight: out = base + product, or the product alone without a base. Strides in elements. What is read
+/// next, or without a base written, may be told: it comes meanwhile.
 struct WeightRows {
   lyc_dtype dtype;
   const void *base;
   std::int64_t base_stride;
   void *out;
   std::int64_t out_stride;
+  const void *next = nullptr;
 };
 
 /// Where a turned panel goes: out = base + change + product, both absent or float32, change in rows of kPanel. What is
@@ -140,9 +142,9 @@ struct Kernels {
                          std::int64_t n, float *sums);
 
   // As product, of whole panels, and the same sums at once: `by_row`, or `by_column` and then of a product that is not
-  // kept. What lies at `next`, as the rows do, is fetched.
+  // kept.
   void (*product_squares)(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                          const void *next, double *by_row, float *by_column);
+                          double *by_row, float *by_column);
 
   // The change w * weight + d * delta, added unless row.first; the same instead of the weight itself, whose factor says
   // whether it is kept. Without d `keep` does, and the change is w * weight. There is a factor for

@@ -370,6 +370,7 @@ class TargetBuilder {
     if (group.rank == 0) return;
     group.left_at = layout_.take(multiply(round_up(plan_.rows, kTileRows), group.rank));
     group.right_at = layout_.take(multiply(round_up(plan_.columns, kPanel), group.rank));
+    if (group.pairs) group.scale_at = layout_.take(1);
   }
 
   void place(TermPlan &term, const Joined &group) {

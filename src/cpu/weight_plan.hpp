@@ -28,7 +28,6 @@ inline constexpr std::int64_t kTileColumns = 256;          // a tile and its pan
 inline constexpr std::int64_t kItemRows = 4 * kTileRows;   // what a thread takes at a time, tile after tile along
 inline constexpr std::int64_t kItemColumns = 16384;        // the rows, so that memory is read in long runs
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
-inline constexpr std::int64_t kAhead = 512;                // columns, from what is summed to what is fetched
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
 
 inline constexpr std::int64_t kRegionRows = 16 * kTileRows;         // at least about so many rows turn together,
@@ -108,7 +107,8 @@ struct SparsePlan {
 struct Joined {
   std::int64_t rank = 0;  // in steps: numbers or pairs
   Position left_at = 0, right_at = 0;
-  bool pairs = false;  // of one term, which multiplies their sums
+  bool pairs = false;     // of one term, whose factor multiplies their sums
+  Position scale_at = 0;  // that one
 };
 
 struct TermPlan {

@@ -137,7 +137,10 @@ class TargetRun {
   void pack_left(const Step &step) {
     const Factor &factor = *step.factor;
     const bool on = active(*step.adapter);
-    if (factor.pairs) return pair_left(factor, on, step.begin);
+    if (factor.pairs) {
+      if (step.begin == 0) packed_[joined(*step.adapter).scale_at] = this->factor(*step.adapter, *step.term);
+      return pair_left(factor, on, step.begin);
+    }
     const float scale = factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f;
     float *packed = packed_ + factor.at;
     float values[kPanel];
@@ -210,18 +213,11 @@ class TargetRun {
       std::fill_n(halves, n, std::uint16_t{0});
   }
 
-  // Of the one term of a group whose factors are pairs.
-  float scale_of(const Joined &group) const {
-    for (const AdapterPlan &adapter : t_.adapters)
-      for (const TermPlan &term : adapter.terms)
-        if (term.p.left.pairs && &group == (adapter.dora() ? &adapter.joined : &t_.joined))
-          return factor(adapter, term);
-    return 1.0f;
-  }
+  const Joined &joined(const AdapterPlan &adapter) const { return adapter.dora() ? adapter.joined : t_.joined; }
 
   Packed packed(const Joined &group, std::int64_t row, std::int64_t column) const {
     return {packed_ + group.left_at + row * group.rank, packed_ + group.right_at + column * group.rank, group.rank,
-            group.pairs, group.pairs ? scale_of(group) : 1.0f};
+            group.pairs, group.pairs ? packed_[group.scale_at] : 1.0f};
   }
 
   static float along_rank(const Factor &factor, std::int64_t r) {
@@ -626,10 +622,9 @@ class TargetRun {
     if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
     for (std::int64_t row = begin; row < end; row += kTileRows) {
       double squares[kTileRows] = {};
-      const std::int64_t later = row + kTileRows * ceil_div(kAhead, n);
-      const bool by_row = adapter.norm_per_row;
-      add_squares(adapter, row, column, n, t_.base.at(later, column), delta, by_row ? squares : nullptr,
-                  by_row ? nullptr : sums, worker);
+      const bool by_row = adapter.norm_per_row, below = row + kTileRows < end;
+      const void *next = t_.base.at(below ? row + kTileRows : begin, below ? column : column + n);
+      add_squares(adapter, row, column, n, next, delta, by_row ? squares : nullptr, by_row ? nullptr : sums, worker);
       for (std::int64_t i = 0; by_row && i < height(row); ++i)
         partial[column / t_.step_columns * t_.rows + row + i] = static_cast<float>(squares[i]);
     }
@@ -685,7 +680,8 @@ class TargetRun {
                    const Tile &delta, double *by_row, float *by_column, int worker) {
     if (adapter.multiplies && base_in_rows() && height(row) == kTileRows && n % kPanel == 0)
       return k_.product_squares(packed(adapter.joined, row, column), n / kPanel, delta,
-                                base_rows(row, column, n, worker), next, by_row, by_column);
+                                {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0, next},
+                                by_row, by_column);
     for (std::int64_t c = column; c < column + n; c += t_.step_columns) {
       const Tile part = {delta.data + c - column, delta.stride, nullptr, true};
       add_delta(adapter, row, c, part, worker);
@@ -752,15 +748,22 @@ class TargetRun {
     for (std::int64_t first = begin; first < end; first += rows) {
       if (t_.projected_rows && (first - begin) % t_.projected_rows == 0) project_tile(first, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
-        for (std::int64_t row = first; row < first + rows; row += kTileRows) compute_one(row, c, worker);
+        for (std::int64_t row = first; row < first + rows; row += kTileRows) {
+          const bool below = row + kTileRows < first + rows, beside = c + t_.tile_columns < last;
+          compute_one(row, c,
+                      next_rows(below || !beside ? row + kTileRows : first, below    ? c
+                                                                            : beside ? c + t_.tile_columns
+                                                                                     : column),
+                      worker);
+        }
     }
   }
 
-  void compute_one(std::int64_t row, std::int64_t column, int worker) {
+  void compute_one(std::int64_t row, std::int64_t column, const void *next, int worker) {
     if (t_.changes_weight)
-      change_tile(row, column, worker);
+      change_tile(row, column, next, worker);
     else if (direct() && height(row) == kTileRows && span(column) % kPanel == 0)
-      merge_product(row, column, worker);
+      merge_product(row, column, next, worker);
     else
       compute_tile(row, column, worker);
   }
@@ -780,25 +783,29 @@ class TargetRun {
   int weights() const { return weights_ + (op_ == WeightOp::kDiff ? 0 : 1); }
   bool direct() const { return t_.direct && (weights() == 0 || weights() == 1); }
 
-  WeightRows weight_rows(std::int64_t row, std::int64_t column) const {
-    const bool with_base = weights() != 0;
-    return {t_.out.dtype, with_base ? t_.base.at(row, column) : nullptr, with_base ? t_.base.rows.stride[0] : 0,
-            t_.out.at(row, column), t_.out.rows.stride[0]};
+  WeightRows weight_rows(std::int64_t row, std::int64_t column, const void *next = nullptr) const {
+    if (weights() != 0) return changed_rows(row, column, next);
+    return {t_.out.dtype, nullptr, 0, t_.out.at(row, column), t_.out.rows.stride[0], next};
   }
 
-  WeightRows changed_rows(std::int64_t row, std::int64_t column) const {
-    return {t_.out.dtype, t_.base.at(row, column), t_.base.rows.stride[0], t_.out.at(row, column),
-            t_.out.rows.stride[0]};
+  WeightRows changed_rows(std::int64_t row, std::int64_t column, const void *next = nullptr) const {
+    return {t_.out.dtype,           t_.base.at(row, column), t_.base.rows.stride[0],
+            t_.out.at(row, column), t_.out.rows.stride[0],   next};
+  }
+
+  // What is read there, or only written.
+  const void *next_rows(std::int64_t row, std::int64_t column) const {
+    return weights() != 0 || t_.changes_weight ? t_.base.at(row, column) : t_.out.at(row, column);
   }
   bool keeps() const { return op_ != WeightOp::kDiff; }
 
   // The weight's own rows are changed as they are read: nothing else is added to them.
-  void change_tile(std::int64_t row, std::int64_t column, int worker) {
+  void change_tile(std::int64_t row, std::int64_t column, const void *next, int worker) {
     const AdapterPlan &adapter = t_.adapters[0];
     if (adapter.multiplies && !adapter.norm_per_row && height(row) == kTileRows && span(column) % kPanel == 0) {
       const Factors factors = column_factors(adapter, column);
-      return k_.merge_product(packed(adapter.joined, row, column), span(column) / kPanel, changed_rows(row, column),
-                              nullptr, 0, &factors, streams_);
+      return k_.merge_product(packed(adapter.joined, row, column), span(column) / kPanel,
+                              changed_rows(row, column, next), nullptr, 0, &factors, streams_);
     }
     for_changes(t_.adapters[0], row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
       k_.change_weight(changed_rows(row + i, column), 1, keeps(), delta, 0, span(column), factors, streams_);
@@ -820,7 +827,7 @@ class TargetRun {
                          weight_rows(row, column), streams_);
   }
 
-  void merge_product(std::int64_t row, std::int64_t column, int worker) {
+  void merge_product(std::int64_t row, std::int64_t column, const void *next, int worker) {
     const AdapterPlan &adapter = t_.adapters[0];
     const TermPlan &term = adapter.terms[0];
     const ProductPlan &last = term.kind == TermKind::kHadamard ? term.q : term.p;
@@ -833,7 +840,7 @@ class TargetRun {
       add_product(term.p, factor(adapter, term), row, kTileRows, column, n, {times, t_.tile_stride(), nullptr, true},
                   worker);
     }
-    k_.merge_product(product, n / kPanel, weight_rows(row, column), times, t_.tile_stride(), nullptr, streams_);
+    k_.merge_product(product, n / kPanel, weight_rows(row, column, next), times, t_.tile_stride(), nullptr, streams_);
   }
 
   void compute_tile(std::int64_t row, std::int64_t column, int worker) {
