@@ -268,7 +268,10 @@ HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
 
 // -- Rows of the weight ----------------------------------------------------------------------------------------
 
-HWY_INLINE const float *advanced(const float *p, std::int64_t by) { return p ? p + by : nullptr; }
+template <typename T>
+HWY_INLINE const T *advanced(const T *p, std::int64_t by) {
+  return p ? p + by : nullptr;
+}
 
 template <typename T>
 void load_row(const T *row, std::int64_t n, float *values) {
@@ -1032,6 +1035,77 @@ void product_squares(const Packed &product, std::int64_t panels, const Tile &til
   }
 }
 
+// V of kTileRows rows of a panel, or the first `count` of them.
+template <typename T, typename Step>
+void panel_tile(const Packed &product, const T *w, std::int64_t stride, std::int64_t count, float *to, float *squares) {
+  constexpr std::int64_t kFurther = 4 * kTileRows;  // a row takes a page of its own, which is looked up first
+  for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
+    Sums sum;
+    multiply<Step>(product, column, sum, FetchTile<T>(w + kFurther * stride + column, stride));
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      const std::int64_t at = column + v * kLanes;
+      Floats all = load_vector(squares + at);
+      HWY_UNROLL(6)
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        if (i == count) break;
+        const Floats value = hn::Add(sum[i][v], load_vector(w + i * stride + at));
+        store_vector(value, to + i * kPanel + at);
+        all = hn::MulAdd(value, value, all);
+      }
+      store_vector(all, squares + at);
+    }
+  }
+}
+
+template <bool kKeep, typename T>
+void write_panel(const Held &held, const float *values, std::int64_t count, T *out, std::int64_t stride,
+                 const T *next) {
+  const auto changed = [&](std::int64_t i, std::int64_t at) HWY_ATTR {
+    const Floats value = hn::Mul(load_vector(values + i * kPanel + at), load_vector(held.factors + at));
+    return kKeep ? hn::MulAdd(hn::Set(kFloats, held.kept), load_vector(out + i * stride + at), value) : value;
+  };
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t at = 0; next && at < kPanel; at += 64 / std::int64_t{sizeof(T)})
+      fetch_later(next + i * stride + at);
+    for (std::int64_t at = 0; at < kPanel; at += 2 * kLanes)
+      write_pair<false>(changed(i, at), changed(i, at + kLanes), out + i * stride + at);
+  }
+}
+
+template <typename T, typename Step>
+void change_panel_by(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
+  const auto write = held.kept == 0.0f ? write_panel<false, T> : write_panel<true, T>;
+  const T *const w = static_cast<const T *>(rows.base), *const next = static_cast<const T *>(rows.next);
+  T *const out = static_cast<T *>(rows.out);
+  Packed tile = product;
+  for (std::int64_t row = 0; row < count; row += kTileRows, tile.left += kTileRows * tile.rank) {
+    const std::int64_t some = std::min(kTileRows, count - row);
+    float *values = held.v + row * kPanel;
+    if (out)
+      write(held, values, some, out + row * rows.out_stride, rows.out_stride, advanced(next, row * rows.out_stride));
+    if (w) panel_tile<T, Step>(tile, w + row * rows.base_stride, rows.base_stride, some, values, held.squares);
+  }
+}
+
+template <typename T>
+void change_panel_as(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
+  const auto change_by = product.pairs ? change_panel_by<T, Pairs> : change_panel_by<T, Numbers>;
+  change_by(product, count, rows, held);
+}
+
+template <typename Half>
+void change_panel(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
+  switch (rows.dtype) {
+    case LYC_DTYPE_BF16:
+      return change_panel_as<Half>(product, count, rows, held);
+    case LYC_DTYPE_F16:
+      return change_panel_as<F16>(product, count, rows, held);
+    default:
+      return change_panel_as<float>(product, count, rows, held);
+  }
+}
+
 // kVary: one factor per column, otherwise the same for all.
 template <bool kFirst, bool kVary>
 void change_row(const float *w, const float *d, std::int64_t n, const float *weight, const float *delta, float *to) {
@@ -1603,6 +1677,7 @@ constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product)
           row_squares,
           column_squares,
           product_squares,
+          change_panel<Half>,
           change,
           changes,
           change_weight<Half>,

@@ -91,6 +91,12 @@ struct Factors {
   bool vary;  // one for each column, otherwise for each row
 };
 
+/// V of a panel, [rows][kPanel], with sums of its squares by column; out = out * kept + v * factors.
+struct Held {
+  float *v, *squares, kept;
+  const float *factors;
+};
+
 struct Kernels {
   const char *name;
 
@@ -145,6 +151,10 @@ struct Kernels {
   // kept.
   void (*product_squares)(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
                           double *by_row, float *by_column);
+
+  // `count` rows of a panel: what is held goes to rows.out, if that is there, and then V = w + product is held and its
+  // squares are added, if there is a base. What is next is the output's.
+  void (*change_panel)(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held);
 
   // The change w * weight + d * delta, added unless row.first; the same instead of the weight itself, whose factor says
   // whether it is kept. Without d `keep` does, and the change is w * weight. There is a factor for

@@ -425,10 +425,21 @@ class TargetBuilder {
     plan_.changes_weight = same_rows() && changes_weight();
     for (const AdapterPlan &adapter : plan_.adapters)  // a row's norm comes before its store
       if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
+    plan_.panels_held = panels_held();
     plan_.streams = plan_.out.contiguous() && plan_.rows * plan_.columns >= kSmallTarget;
     widen_steps();
     finish_scratch();
     finish_regions();
+  }
+
+  // In place: to another place lines of a panel would be written past the caches, which takes longer runs.
+  std::int64_t panels_held() const {
+    if (!plan_.changes_weight || plan_.base.data != plan_.out.data) return 0;
+    const AdapterPlan &adapter = plan_.adapters[0];
+    if (!adapter.multiplies || !adapter.dora() || adapter.norm_per_row || plan_.columns % kPanel != 0 ||
+        plan_.columns != adapter.magnitudes * adapter.inside || adapter.inside > kPanel || plan_.rows > kHeldRows)
+      return 0;
+    return kPanel % adapter.inside == 0 ? 1 : 2;  // a norm may go on in the next one
   }
 
   // All that is inside meets all places in a panel.
@@ -447,6 +458,9 @@ class TargetBuilder {
     // Three tiles (sum, delta, Hadamard's first half), two rows, a panel of the weight, and projections.
     plan_.scratch_size =
         multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel) + plan_.projecting_size;
+    if (!plan_.panels_held) return;
+    plan_.held_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    plan_.scratch_size = plan_.held_at + multiply(plan_.panels_held * plan_.rows, kPanel);
   }
 
   template <typename Visit>

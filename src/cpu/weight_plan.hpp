@@ -28,6 +28,8 @@ inline constexpr std::int64_t kTileColumns = 256;          // a tile and its pan
 inline constexpr std::int64_t kItemRows = 4 * kTileRows;   // what a thread takes at a time, tile after tile along
 inline constexpr std::int64_t kItemColumns = 16384;        // the rows, so that memory is read in long runs
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
+inline constexpr std::int64_t kHeldRows = std::int64_t{1} << 15;     // of a panel, at most: it has to stay in cache,
+inline constexpr std::int64_t kNearRows = std::int64_t{1} << 12;     // and so many do in a near one
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets
 
 inline constexpr std::int64_t kRegionRows = 16 * kTileRows;         // at least about so many rows turn together,
@@ -163,7 +165,9 @@ struct TargetPlan {
   bool out_in_columns = false;
   std::int64_t rows = 0, columns = 0;
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
-  bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA by row alone
+  bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA alone
+  std::int64_t panels_held = 0;   // DoRA by column may go panel by panel, whose V waits in cache for so many more
+  Position held_at = 0;           // in a thread's scratch
   bool streams = false;           // is written past the caches, unless it is the base
   std::int64_t tile_columns = 0;  // all of them for DoRA by row
   std::int64_t step_columns = 0;  // of a tile, computed at a time

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "base/dtype.hpp"
 #include "base/error.hpp"
@@ -57,6 +58,7 @@ class TargetRun {
     if (!t_.projected_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
     for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
     for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
+    if (t_.panels_held && keeps()) return change_panels(t_.adapters[0]);
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
     if (t_.region_rows) return compute_regions();
@@ -690,6 +692,37 @@ class TargetRun {
         k_.row_squares(base, height(row), part.data, part.stride, width(c), by_row);
       else
         k_.column_squares(base, height(row), part.data, part.stride, width(c), by_column + c - column);
+    }
+  }
+
+  // V of a panel waits in cache until its norms are there, and goes onto the weight beside the next ones' products.
+  void change_panels(const AdapterPlan &adapter) {
+    const std::int64_t panels = t_.columns / kPanel, parts = 2 * (pool_ ? pool_->threads() : 1);
+    const std::int64_t group = round_up(ceil_div(panels, parts), adapter.inside / std::gcd(adapter.inside, kPanel));
+    for_range(ceil_div(panels, group), [&](std::int64_t index, int worker) {
+      const std::int64_t first = index * group, last = std::min(first + group, panels);
+      std::int64_t normed = first * kPanel / adapter.inside;
+      for (std::int64_t panel = first; panel < last + t_.panels_held; ++panel) {
+        change_panel(adapter, panel, panel < last, panel - t_.panels_held >= first, worker);
+        for (; normed < std::min(panel + 1, last) * kPanel / adapter.inside; ++normed) finish_norm(adapter, normed);
+      }
+    });
+  }
+
+  // V of this one is computed, or the one that was in its place is written, or both.
+  void change_panel(const AdapterPlan &adapter, std::int64_t panel, bool computes, bool writes, int worker) {
+    const std::int64_t column = panel * kPanel, written = column - t_.panels_held * kPanel;
+    float *v = scratch_tile(worker, 0) + t_.held_at + static_cast<Position>(panel % t_.panels_held * t_.rows * kPanel);
+    float *sums = packed_ + adapter.partial_at + column;
+    const double kept = 1.0 - dora_coefficients(adapter.dora_rule, multiplier(adapter)).c;
+    for (std::int64_t row = 0; row < t_.rows; row += kNormRows, sums += t_.columns) {
+      WeightRows rows = {t_.base.dtype, nullptr, t_.base.rows.stride[0], nullptr, t_.out.rows.stride[0]};
+      if (computes) rows.base = t_.base.at(row, column);
+      if (computes) std::fill_n(sums, kPanel, 0.0f);
+      if (writes) rows.out = t_.out.at(row, written);
+      if (writes && t_.rows > kNearRows) rows.next = t_.out.at(row + 2 * kTileRows, written);
+      k_.change_panel(packed(adapter.joined, row, computes ? column : 0), std::min(kNormRows, t_.rows - row), rows,
+                      {v + row * kPanel, sums, static_cast<float>(kept), packed_ + adapter.delta_factor_at + written});
     }
   }
 
