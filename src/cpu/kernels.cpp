@@ -517,7 +517,7 @@ HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int
 }
 
 template <typename Step, typename Next>
-HWY_INLINE void multiply(const Packed &product, std::int64_t column, Sums &sum, Next fetch) {
+HWY_INLINE void multiply(const Packed &product, std::int64_t column, Sums &sum, Next &&fetch) {
   multiply<Step>(product.left, right_at(product.right, product.rank, column), product.rank, sum, fetch);
   if (!Step::kScales) return;
   const Floats scale = hn::Set(kFloats, product.scale);
@@ -975,16 +975,81 @@ void column_squares(const WeightRows &rows, std::int64_t count, const float *d, 
   }
 }
 
+/// Changes rows beside a product, a pair of vectors at a step, as many as the register tile has.
+template <typename T>
+class Change {
+ public:
+  explicit Change(const Changed *rows) {
+    if (!rows) return;  // nobody asks for a step
+    rows_ = *rows;
+    w_ = static_cast<const T *>(rows_.rows.base);
+    out_ = static_cast<T *>(rows_.rows.out);
+    rows_.stream = rows_.stream && whole_lines<T>(out_, rows_.rows.out_stride, kPanel);
+  }
+
+  HWY_INLINE void begin() { steps_ = kTileRows * kVectors / 2; }
+  HWY_INLINE void next() {
+    if (steps_ == 0) return;
+    --steps_;
+    const Floats a = changed(at_), b = changed(at_ + kLanes);
+    rows_.stream ? stream_pair(a, b, out_ + at_) : store_pair(a, b, out_ + at_);
+    at_ += 2 * kLanes;
+    if (at_ == rows_.n) next_row();
+  }
+  HWY_INLINE void finish() {
+    while (steps_ != 0) next();
+  }
+
+ private:
+  HWY_INLINE Floats changed(std::int64_t at) const {
+    return hn::MulAdd(hn::Set(kFloats, *rows_.weights), load_vector(w_ + at),
+                      hn::Mul(load_vector(rows_.d + at), hn::Set(kFloats, *rows_.deltas)));
+  }
+  void next_row() {
+    at_ = 0;
+    w_ += rows_.rows.base_stride;
+    out_ += rows_.rows.out_stride;
+    rows_.d += rows_.d_stride;
+    ++rows_.weights;
+    ++rows_.deltas;
+  }
+
+  Changed rows_ = {};
+  const T *w_ = nullptr;
+  T *out_ = nullptr;
+  std::int64_t at_ = 0, steps_ = 0;
+};
+
+template <typename T>
+struct FetchAndChange {
+  FetchTile<T> fetch;
+  Change<T> change;
+
+  HWY_INLINE void next() {
+    fetch.next();
+    change.next();
+  }
+};
+
 // The product, and V^2 while it is in registers.
-template <typename T, bool kByRow, typename Step>
+template <typename T, typename Step, bool kByRow, bool kChanges>
 void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, const WeightRows &rows, const Tile &tile,
-                  Floats (&squares)[kTileRows], float *by_column) {
+                  Change<T> &change, Floats (&squares)[kTileRows], float *by_column) {
   const T *const w = static_cast<const T *>(rows.base), *const next = static_cast<const T *>(rows.next);
   const std::int64_t stride = rows.base_stride, to_stride = tile.stride;
   float *const to = tile.data;
   for (std::int64_t column = begin; column < end; column += kVectors * kLanes) {
     Sums sum;
-    multiply<Step>(product, column, sum, FetchTile<T>(next ? next + column : nullptr, stride));
+    FetchTile<T> fetch(advanced(next, column), stride);
+    if constexpr (kChanges) {
+      FetchAndChange<T> beside = {fetch, change};
+      beside.change.begin();
+      multiply<Step>(product, column, sum, beside);
+      beside.change.finish();
+      change = beside.change;
+    } else {
+      multiply<Step>(product, column, sum, fetch);
+    }
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
@@ -1001,37 +1066,51 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
   }
 }
 
+template <typename T, typename Step, bool kChanges>
+void product_row_squares(const Packed &product, std::int64_t n, const Tile &tile, const WeightRows &rows,
+                         const Changed *changed, double *sums) {
+  constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
+  Change<T> change(changed);
+  for (std::int64_t column = 0; column < n; column += kShort) {
+    Floats squares[kTileRows];
+    for (Floats &sum : squares) sum = hn::Zero(kFloats);
+    squared_tile<T, Step, true, kChanges>(product, column, std::min(n, column + kShort), rows, tile, change, squares,
+                                          nullptr);
+    for (std::int64_t i = 0; i < kTileRows; ++i)
+      sums[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
+  }
+}
+
 template <typename T, typename Step>
 void product_squares_by(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                        double *by_row, float *by_column) {
-  constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
+                        const Changed *changed, double *by_row, float *by_column) {
   const std::int64_t n = panels * kPanel;
-  Floats squares[kTileRows];
-  if (!by_row) return squared_tile<T, false, Step>(product, 0, n, rows, tile, squares, by_column);
-  for (std::int64_t column = 0; column < n; column += kShort) {
-    for (Floats &sum : squares) sum = hn::Zero(kFloats);
-    squared_tile<T, true, Step>(product, column, std::min(n, column + kShort), rows, tile, squares, nullptr);
-    for (std::int64_t i = 0; i < kTileRows; ++i)
-      by_row[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
+  if (by_row) {
+    const auto add_squares = changed ? product_row_squares<T, Step, true> : product_row_squares<T, Step, false>;
+    return add_squares(product, n, tile, rows, changed, by_row);
   }
+  Floats none[kTileRows];
+  Change<T> change(nullptr);
+  squared_tile<T, Step, false, false>(product, 0, n, rows, tile, change, none, by_column);
 }
 
 template <typename T>
 void product_squares_as(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                        double *by_row, float *by_column) {
+                        const Changed *changed, double *by_row, float *by_column) {
   const auto squares_by = product.pairs ? product_squares_by<T, Pairs> : product_squares_by<T, Numbers>;
-  squares_by(product, panels, tile, rows, by_row, by_column);
+  squares_by(product, panels, tile, rows, changed, by_row, by_column);
 }
 
+template <typename Half>
 void product_squares(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                     double *by_row, float *by_column) {
+                     const Changed *changed, double *by_row, float *by_column) {
   switch (rows.dtype) {
     case LYC_DTYPE_BF16:
-      return product_squares_as<Bf16>(product, panels, tile, rows, by_row, by_column);
+      return product_squares_as<Half>(product, panels, tile, rows, changed, by_row, by_column);
     case LYC_DTYPE_F16:
-      return product_squares_as<F16>(product, panels, tile, rows, by_row, by_column);
+      return product_squares_as<F16>(product, panels, tile, rows, changed, by_row, by_column);
     default:
-      return product_squares_as<float>(product, panels, tile, rows, by_row, by_column);
+      return product_squares_as<float>(product, panels, tile, rows, changed, by_row, by_column);
   }
 }
 
@@ -1676,7 +1755,7 @@ constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product)
           merge_kronecker<Half>,
           row_squares,
           column_squares,
-          product_squares,
+          product_squares<Half>,
           change_panel<Half>,
           change,
           changes,

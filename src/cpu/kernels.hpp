@@ -91,6 +91,15 @@ struct Factors {
   bool vary;  // one for each column, otherwise for each row
 };
 
+/// kTileRows rows of n columns that are changed: out = w * weight + d * delta, factors for each row.
+struct Changed {
+  WeightRows rows;
+  const float *d;
+  std::int64_t d_stride, n;
+  const float *weights, *deltas;
+  bool stream;
+};
+
 /// V of a panel, [rows][kPanel], with sums of its squares by column; out = out * kept + v * factors.
 struct Held {
   float *v, *squares, kept;
@@ -148,9 +157,9 @@ struct Kernels {
                          std::int64_t n, float *sums);
 
   // As product, of whole panels, and the same sums at once: `by_row`, or `by_column` and then of a product that is not
-  // kept.
+  // kept. By row, other rows of as many panels may be changed meanwhile, or null.
   void (*product_squares)(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
-                          double *by_row, float *by_column);
+                          const Changed *changed, double *by_row, float *by_column);
 
   // `count` rows of a panel: what is held goes to rows.out, if that is there, and then V = w + product is held and its
   // squares are added, if there is a base. What is next is the output's.

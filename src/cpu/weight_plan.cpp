@@ -656,7 +656,10 @@ std::string describe(const TargetPlan &target) {
                             dtype_name(target.out.dtype), target.out.contiguous() ? "" : " scattered", ", tiles ",
                             kTileRows, " x ", target.tile_columns, ":");
   for (const AdapterPlan &adapter : target.adapters) {
-    if (adapter.dora()) text += adapter.norm_early ? " dora (norms first)" : " dora (norms by row)";
+    if (adapter.dora())
+      text += target.panels_held   ? " dora (norms by panel)"
+              : adapter.norm_early ? " dora (norms first)"
+                                   : " dora (norms by row)";
     if (adapter.replaces) text += " replaced by";
     for (const TermPlan &term : adapter.terms) text += concat(" ", describe(term));
   }

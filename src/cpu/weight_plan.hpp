@@ -24,10 +24,12 @@
 
 namespace lyc::cpu {
 
-inline constexpr std::int64_t kTileColumns = 256;          // a tile and its panels stay in the nearest cache
-inline constexpr std::int64_t kItemRows = 4 * kTileRows;   // what a thread takes at a time, tile after tile along
-inline constexpr std::int64_t kItemColumns = 16384;        // the rows, so that memory is read in long runs
-inline constexpr std::int64_t kNormRows = 16 * kTileRows;  // rows whose squares are summed in float32
+inline constexpr std::int64_t kTileColumns = 256;            // a tile and its panels stay in the nearest cache
+inline constexpr std::int64_t kItemRows = 4 * kTileRows;     // what a thread takes at a time, tile after tile along
+inline constexpr std::int64_t kItemColumns = 16384;          // the rows, so that memory is read in long runs
+inline constexpr std::int64_t kChangedRows = 8 * kTileRows;  // of DoRA, by a thread one after the other, if two tiles
+inline constexpr std::int64_t kChangedColumns = 8192;        // of so many columns stay in a near cache
+inline constexpr std::int64_t kNormRows = 16 * kTileRows;    // rows whose squares are summed in float32
 inline constexpr std::int64_t kHeldRows = std::int64_t{1} << 15;     // of a panel, at most: it has to stay in cache,
 inline constexpr std::int64_t kNearRows = std::int64_t{1} << 12;     // and so many do in a near one
 inline constexpr std::int64_t kSmallTarget = std::int64_t{1} << 21;  // elements; below, a thread takes whole targets

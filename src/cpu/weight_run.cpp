@@ -62,6 +62,11 @@ class TargetRun {
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
     if (t_.region_rows) return compute_regions();
+    if (changes_rows())
+      return for_range(ceil_div(t_.rows, kChangedRows), [&](std::int64_t index, int worker) {
+        change_rows(t_.adapters[0], index * kChangedRows, worker);
+        if (streams_) k_.flush();
+      });
     for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
       compute_rows(row, column, worker);
       if (streams_) k_.flush();
@@ -683,7 +688,7 @@ class TargetRun {
     if (adapter.multiplies && base_in_rows() && height(row) == kTileRows && n % kPanel == 0)
       return k_.product_squares(packed(adapter.joined, row, column), n / kPanel, delta,
                                 {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0, next},
-                                by_row, by_column);
+                                nullptr, by_row, by_column);
     for (std::int64_t c = column; c < column + n; c += t_.step_columns) {
       const Tile part = {delta.data + c - column, delta.stride, nullptr, true};
       add_delta(adapter, row, c, part, worker);
@@ -693,6 +698,38 @@ class TargetRun {
       else
         k_.column_squares(base, height(row), part.data, part.stride, width(c), by_column + c - column);
     }
+  }
+
+  // Pairs have half the steps, too few to write a tile beside them.
+  bool changes_rows() const {
+    const AdapterPlan &adapter = t_.adapters[0];
+    return t_.changes_weight && adapter.multiplies && norms_by_row(adapter) && !adapter.joined.pairs &&
+           base_in_rows() && t_.columns % kPanel == 0 && t_.columns <= kChangedColumns;
+  }
+
+  // A tile goes onto the weight beside the next one's product.
+  void change_rows(const AdapterPlan &adapter, std::int64_t begin, int worker) {
+    float weights[2][kTileRows], deltas[2][kTileRows];
+    Changed changed = {};
+    const std::int64_t end = std::min(begin + kChangedRows, t_.rows), whole = end / kTileRows * kTileRows;
+    for (std::int64_t row = begin; row < whole; row += kTileRows) {
+      const std::int64_t turn = row / kTileRows % 2;
+      const Tile delta = {scratch_tile(worker, 1 + static_cast<int>(turn)), t_.tile_stride(), nullptr, true};
+      const WeightRows rows = changed_rows(row, 0, t_.base.at(row + kTileRows, 0));
+      double squares[kTileRows] = {};
+      k_.product_squares(packed(adapter.joined, row, 0), t_.columns / kPanel, delta, rows,
+                         row == begin ? nullptr : &changed, squares, nullptr);
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        const ChangeFactors factors = change_factors(adapter, row + i, squares[i]);
+        weights[turn][i] = factors.weight;
+        deltas[turn][i] = factors.delta;
+      }
+      changed = {rows, delta.data, delta.stride, t_.columns, weights[turn], deltas[turn], streams_};
+    }
+    if (whole > begin)
+      k_.change_weight(changed.rows, kTileRows, keeps(), changed.d, changed.d_stride, changed.n,
+                       {changed.weights, changed.deltas, false}, streams_);
+    if (whole < end) change_tile(whole, 0, nullptr, worker);
   }
 
   // V of a panel waits in cache until its norms are there, and goes onto the weight beside the next ones' products.

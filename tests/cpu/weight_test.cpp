@@ -191,6 +191,33 @@ TEST_P(CpuWeight, ProductsOfBf16Factors) {
         }
 }
 
+// Norms by row, whose tiles wait for the next one's product, and by column, whose panels wait in cache: tiles and
+// panels that end within, norms that go on in the next panel, rows beyond a near cache, and a weight for several
+// threads.
+TEST_P(CpuWeight, DoraAlone) {
+  constexpr lyc_dtype kTypes[] = {LYC_DTYPE_F32, LYC_DTYPE_BF16, LYC_DTYPE_F16};
+  std::size_t choice = 0;
+  for (const Shape &shape : {Shape{100, 192, {1, 1, 1}}, Shape{13, 128, {3, 3, 1}}, Shape{26, 64, {2, 2, 1}},
+                             Shape{4102, 64, {1, 1, 1}}, Shape{1030, 2112, {1, 1, 1}}})
+    for (DoraAxis axis : {DoraAxis::kOut, DoraAxis::kIn})
+      for (DoraRule rule : {DoraRule::kInterpolate, DoraRule::kLycoris, DoraRule::kPeft})
+        for (bool in_place : {false, true}) {
+          if (shape.out > 1000 && rule != DoraRule::kInterpolate) continue;
+          WeightCase c(++choice, 64);
+          c.factor_dtype = choice / 2 % 2 ? LYC_DTYPE_BF16 : LYC_DTYPE_NONE;
+          TermChoice term;
+          term.rank = 5;
+          TargetChoice target = simple(shape, term, axis, rule);
+          target.base_dtype = target.out_dtype = kTypes[choice / 4 % 3];
+          target.in_place = in_place;
+          SCOPED_TRACE(testing::Message() << shape.out << " x " << shape.in << ", axis " << static_cast<int>(axis)
+                                          << ", rule " << static_cast<int>(rule) << ", type " << target.base_dtype);
+          c.add(target);
+          expect_reference(context_, c, WeightOp::kMerge);
+          if (!in_place) expect_reference(context_, c, WeightOp::kDiff);
+        }
+}
+
 // Rows of several items, in place: what a term reads of the base must not be overwritten yet.
 TEST_P(CpuWeight, TermsOnTheBaseInPlace) {
   for (TermKind kind : {TermKind::kBaseHadamard, TermKind::kBaseProduct})
