@@ -455,10 +455,10 @@ class ForwardRunner {
     const float *factors = workspace_ + scaling.at + range.group * sum.outputs + range.output;
     const std::int64_t rows = sum.positions_in_rows ? range.positions : range.outputs;
     const std::int64_t columns = sum.positions_in_rows ? range.outputs : range.positions;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      float *values = scratch.tile + i * tile_stride(sum, range);
-      for (std::int64_t j = 0; j < columns; ++j) values[j] *= factors[sum.positions_in_rows ? j : i];
-    }
+    const float *by_column = sum.positions_in_rows ? factors : nullptr;
+    float *values = scratch.tile;
+    for (std::int64_t i = 0; i < rows; ++i, values += tile_stride(sum, range))
+      k_.scaled(values, by_column ? 1.0f : factors[i], columns, {values, 0, by_column, true});
   }
 
   void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t steps,
