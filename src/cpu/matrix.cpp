@@ -188,12 +188,12 @@ void load(const Kernels &kernels, const Matrix &matrix, std::int64_t row, std::i
 
 void load(const Kernels &, const Matrix &matrix, std::int64_t row, std::int64_t column, std::int64_t n,
           std::uint16_t *values) {
-  if (matrix.contiguous()) {
-    std::memcpy(values, matrix.at(row, column), static_cast<std::size_t>(n) * sizeof *values);
-    return;
-  }
-  walk(matrix, row, column, n,
-       [&](std::int64_t i, const char *element) { std::memcpy(values + i, element, sizeof *values); });
+  const auto take = [&](std::int64_t i, const char *run, std::int64_t length) {
+    std::memcpy(values + i, run, static_cast<std::size_t>(length) * sizeof *values);
+  };
+  if (matrix.contiguous()) return take(0, matrix.at(row, column), n);
+  if (runs_lie_dense(matrix)) return for_runs(matrix, row, column, n, take);
+  walk(matrix, row, column, n, [&](std::int64_t i, const char *element) { take(i, element, 1); });
 }
 
 void zip(const std::uint16_t *a, const std::uint16_t *b, std::int64_t n, float *pairs) {
