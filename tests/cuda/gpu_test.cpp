@@ -21,6 +21,32 @@ using testing::HasSubstr;
 
 constexpr WeightOp kOps[] = {WeightOp::kMerge, WeightOp::kUnmerge, WeightOp::kDiff};
 
+/// A case in device memory, prepared, with what a run takes.
+struct Prepared {
+  Prepared(const ops::Backend &backend, ops::BackendContext *context, const WeightCase &c)
+      : multipliers(c.multipliers.data()),
+        device(c.batch()),
+        plan(backend, context, device.batch()),
+        workspace(plan.info.workspace_size) {}
+
+  void run(WeightOp op, cudaStream_t stream = nullptr) {
+    plan.run(op, multipliers, stream, false, workspace.data());
+    ok(cudaStreamSynchronize(stream));
+  }
+
+  /// The weights after one merge.
+  std::vector<std::vector<unsigned char>> merged(cudaStream_t stream = nullptr) {
+    device.reset();
+    run(WeightOp::kMerge, stream);
+    return device.all_bytes();
+  }
+
+  const float *multipliers;
+  DeviceCase device;
+  Plan plan;
+  const DeviceMemory workspace;
+};
+
 class Gpu : public testing::Test {
  protected:
   void SetUp() override {
@@ -39,23 +65,22 @@ class Gpu : public testing::Test {
     if (context_) backend_->context_destroy(context_);
   }
 
+  Prepared prepare(const WeightCase &c) const { return {*backend_, context_, c}; }
+
   void expect_reference(WeightCase &c, WeightOp op) {
     const ops::WeightBatch batch = c.batch();
     const auto want = reference_weight(batch, op, c.multipliers.data());
-    DeviceCase device(batch);
-    Plan plan(*backend_, context_, device.batch());
-    DeviceMemory workspace(plan.info.workspace_size);
-    plan.run(op, c.multipliers.data(), nullptr, false, workspace.data());
-    ok(cudaDeviceSynchronize());
+    Prepared gpu = prepare(c);
+    gpu.run(op);
     for (std::size_t t = 0; t < want.size(); ++t) {
       const ops::Operand &out = batch.targets[t].out;
-      EXPECT_TRUE(near(device.out_values(static_cast<std::int64_t>(t)), want[t],
+      EXPECT_TRUE(near(gpu.device.out_values(static_cast<std::int64_t>(t)), want[t],
                        tolerance(out.dtype, out.numel(), want[t].size())))
           << "target " << t << ", " << out.out << " x " << out.in << " x " << out.kernel_size() << " "
           << dtype_name(out.dtype) << "\n"
-          << plan.explain();
+          << gpu.plan.explain();
     }
-    EXPECT_TRUE(device.slack_untouched());
+    EXPECT_TRUE(gpu.device.slack_untouched());
   }
 
   /// Multiplier 0 keeps every bit, whatever the weights hold: NaN of every kind, -0, infinities.
@@ -67,14 +92,12 @@ class Gpu : public testing::Test {
       for (std::size_t b = 0; b < bytes_of(target.base); ++b) bytes[b] = static_cast<unsigned char>(random.bits());
       before.emplace_back(bytes, bytes + bytes_of(target.base));
     }
-    DeviceCase device(c.batch());
-    Plan plan(*backend_, context_, device.batch());
-    const DeviceMemory workspace(plan.info.workspace_size);
+    Prepared gpu = prepare(c);
     const std::vector<float> zeros(c.multipliers.size(), 0.0f);
+    gpu.multipliers = zeros.data();
     for (WeightOp op : operations) {
-      plan.run(op, zeros.data(), nullptr, false, workspace.data());
-      ok(cudaDeviceSynchronize());
-      EXPECT_EQ(device.all_bytes(), before);
+      gpu.run(op);
+      EXPECT_EQ(gpu.device.all_bytes(), before);
     }
   }
 
@@ -345,8 +368,7 @@ TEST_F(Gpu, PanelsOfKroneckerProductsMatchTheReference) {
         for (WeightCase &c : cases) {
           for (WeightOp op : kOps) expect_reference(c, op);
           expect_kept(c, {WeightOp::kMerge, WeightOp::kUnmerge});
-          DeviceCase device(c.batch());
-          const std::string text = Plan(*backend_, context_, device.batch()).explain();
+          const std::string text = prepare(c).plan.explain();
           EXPECT_THAT(text, HasSubstr("Kronecker products of up to")) << text;
           EXPECT_THAT(text, HasSubstr("1 launches, 0 bytes")) << text;
         }
@@ -368,8 +390,7 @@ class Streamed : public Gpu {
     for (const WeightOp op : ops) expect_reference(case_, op);
     for (std::size_t m = 0; m < case_.multipliers.size(); m += 3) case_.multipliers[m] = 0.0f;
     for (const WeightOp op : ops) expect_reference(case_, op);
-    DeviceCase device(case_.batch());
-    const std::string text = Plan(*backend_, context_, device.batch()).explain();
+    const std::string text = prepare(case_).plan.explain();
     EXPECT_THAT(text, HasSubstr(kernels)) << text;
     EXPECT_THAT(text, testing::Not(HasSubstr("any kind"))) << text;
   }
@@ -512,29 +533,28 @@ TEST_F(Streamed, WholeRowsTakeOneLaunchAndGiveTheSameBits) {
       add({rows, columns}, {choice_of(ops::TermKind::kProduct)}, ops::DoraAxis::kOut, kRules[columns % 3]);
   Random random(706);
   use_plain_factors(case_, LYC_DTYPE_BF16, random);
-  DeviceCase device(case_.batch());
-  Plan plan(*backend_, context_, device.batch());
-  EXPECT_THAT(plan.explain(), HasSubstr("8 blocks"));
-  EXPECT_EQ(plan.info.launches, 1) << plan.explain();
-  EXPECT_EQ(plan.info.workspace_size, 0u);
+  Prepared gpu = prepare(case_);
+  EXPECT_THAT(gpu.plan.explain(), HasSubstr("8 blocks"));
+  EXPECT_EQ(gpu.plan.info.launches, 1) << gpu.plan.explain();
+  EXPECT_EQ(gpu.plan.info.workspace_size, 0u);
   const std::vector<float> zeros(case_.multipliers.size(), 0.0f);
-  const auto before = device.all_bytes();
-  plan.run(WeightOp::kMerge, case_.multipliers.data());
-  const auto first = device.all_bytes();
+  const auto before = gpu.device.all_bytes();
+  const auto first = gpu.merged();
   EXPECT_NE(first, before);
   DeviceMemory multipliers(case_.multipliers.size() * sizeof(float));
   multipliers.write(case_.multipliers.data());
   for (int repeat = 0; repeat < 5; ++repeat) {
-    device.reset();
-    plan.run(WeightOp::kMerge, static_cast<const float *>(multipliers.data()), nullptr, true);
-    EXPECT_TRUE(device.all_bytes() == first);
+    gpu.device.reset();
+    gpu.plan.run(WeightOp::kMerge, static_cast<const float *>(multipliers.data()), nullptr, true);
+    EXPECT_TRUE(gpu.device.all_bytes() == first);
   }
-  device.reset();
-  plan.run(WeightOp::kMerge, zeros.data());
+  gpu.device.reset();
+  gpu.multipliers = zeros.data();
+  gpu.run(WeightOp::kMerge);
   for (std::size_t t = 0; t < case_.targets().size(); ++t) {
     const ops::Operand &base = case_.targets()[t].base;
     const auto *bytes = static_cast<const unsigned char *>(base.data);
-    EXPECT_TRUE(device.out_bytes(static_cast<std::int64_t>(t)) ==
+    EXPECT_TRUE(gpu.device.out_bytes(static_cast<std::int64_t>(t)) ==
                 std::vector<unsigned char>(bytes, bytes + bytes_of(base)));
   }
 }
@@ -631,8 +651,7 @@ TEST_F(Streamed, ProductsOfTheWeightMatchTheReference) {
   Random random(723);
   use_plain_factors(case_, LYC_DTYPE_BF16, random);
   expect_all({WeightOp::kMerge, WeightOp::kDiff});
-  DeviceCase device(case_.batch());
-  EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr("each row in 4 blocks"));
+  EXPECT_THAT(prepare(case_).plan.explain(), HasSubstr("each row in 4 blocks"));
 }
 
 /// Of several adapters: the weight is multiplied by the upper factor before it is merged.
@@ -746,16 +765,16 @@ WeightCase every_kernel_case() {
 
 TEST_F(Gpu, EveryKernelMatchesTheReference) {
   WeightCase c = every_kernel_case();
-  DeviceCase device(c.batch());
-  const Plan plan(*backend_, context_, device.batch());
+  const Prepared gpu = prepare(c);
   // Where there is a copy engine.
   constexpr int kPanels = 11, kStreamed = 15, kRows = 7, kStreamedNorms = 8, kBaseProducts = 1, kLowRank = 24,
                 kElementwise = 2, kElementwiseRows = 9, kProducts = 4;
   constexpr int kRotations = 1 + 3 + 3;  // R - I, a pass of each kind and three stages
   constexpr int kTerms = 3, kMultipliers = 1;
-  EXPECT_EQ(plan.info.launches, kPanels + kStreamed + kRows + kStreamedNorms + kBaseProducts + kLowRank + kElementwise +
-                                    kElementwiseRows + kProducts + kRotations + kTerms + kMultipliers)
-      << plan.explain();
+  EXPECT_EQ(gpu.plan.info.launches, kPanels + kStreamed + kRows + kStreamedNorms + kBaseProducts + kLowRank +
+                                        kElementwise + kElementwiseRows + kProducts + kRotations + kTerms +
+                                        kMultipliers)
+      << gpu.plan.explain();
   expect_reference(c, WeightOp::kMerge);
 }
 
@@ -819,31 +838,27 @@ TEST_F(Gpu, EveryKernelForElementwiseRowsMatchesTheReference) {
           use_plain_factors(c, dtype, random);
           SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << in << " columns, " << weights << " weights");
           for (WeightOp op : {WeightOp::kMerge, WeightOp::kDiff}) expect_reference(c, op);
-          DeviceCase device(c.batch());
-          EXPECT_THAT(Plan(*backend_, context_, device.batch()).explain(), HasSubstr(width.kernel));
+          EXPECT_THAT(prepare(c).plan.explain(), HasSubstr(width.kernel));
           expect_kept(c, {WeightOp::kMerge});
         }
 }
 
 TEST_F(Gpu, ACapturedBatchOfAllKernelsReplaysBitForBit) {
   WeightCase c = every_kernel_case();
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
-  const DeviceMemory workspace(plan.info.workspace_size);
-  plan.run(WeightOp::kMerge, c.multipliers.data(), nullptr, false, workspace.data());
-  const auto eager = device.all_bytes();
+  Prepared gpu = prepare(c);
+  const auto eager = gpu.merged();
   const Stream stream;
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  plan.run(WeightOp::kMerge, c.multipliers.data(), stream, false, workspace.data());
+  gpu.plan.run(WeightOp::kMerge, c.multipliers.data(), stream, false, gpu.workspace.data());
   ok(cudaStreamEndCapture(stream, &graph));
   ok(cudaGraphInstantiate(&executable, graph, 0));
   for (int replay = 0; replay < 3; ++replay) {
-    device.reset();
+    gpu.device.reset();
     ok(cudaGraphLaunch(executable, stream));
     ok(cudaStreamSynchronize(stream));
-    EXPECT_EQ(device.all_bytes(), eager);
+    EXPECT_EQ(gpu.device.all_bytes(), eager);
   }
   ok(cudaGraphExecDestroy(executable));
   ok(cudaGraphDestroy(graph));
@@ -891,8 +906,7 @@ TEST_F(Gpu, LaunchesDoNotGrowWithTheBatch) {
       for (int t = 0; t < 40; ++t) c.add(random_target(random));
     }
     c.multipliers.resize(500, 1.0f);
-    DeviceCase device(c.batch());
-    launches[many] = Plan(*backend_, context_, device.batch()).info.launches;
+    launches[many] = prepare(c).plan.info.launches;
   }
   EXPECT_EQ(launches[0], launches[1]);
 }
@@ -948,10 +962,8 @@ TEST_F(Gpu, MatchesTheCpuBackEnd) {
     for (Shape shape : {Shape{1280, 1280}, Shape{640, 2048}, Shape{320, 640, {3, 3, 1}}, Shape{3072, 768}})
       c.add({shape, dtype, dtype, Order::kOIHW, Order::kOIHW, true, {low_rank(16)}});
     use_plain_factors(c, dtype, random);
-    DeviceCase device(c.batch());
-    Plan plan(*backend_, context_, device.batch());
-    plan.run(WeightOp::kMerge, c.multipliers.data());
-    ok(cudaDeviceSynchronize());
+    Prepared gpu = prepare(c);
+    gpu.run(WeightOp::kMerge);
     {
       Plan on_cpu(cpu, cpu_context, c.batch());
       std::vector<char> workspace(on_cpu.info.workspace_size + 256);
@@ -960,7 +972,7 @@ TEST_F(Gpu, MatchesTheCpuBackEnd) {
       on_cpu.run(WeightOp::kMerge, c.multipliers.data(), nullptr, false, std::align(256, 1, start, space));
     }
     for (std::size_t t = 0; t < c.targets().size(); ++t)
-      EXPECT_TRUE(near(device.out_values(static_cast<std::int64_t>(t)), values(c.targets()[t].out),
+      EXPECT_TRUE(near(gpu.device.out_values(static_cast<std::int64_t>(t)), values(c.targets()[t].out),
                        tolerance(dtype, 16, static_cast<std::size_t>(c.targets()[t].out.numel()))));
   }
   cpu.context_destroy(cpu_context);
@@ -998,54 +1010,47 @@ TEST_F(Gpu, MultipliersComeByValueFromTheDeviceOrFromTheWorkspace) {
   use_plain_factors(many, LYC_DTYPE_BF16, random);
   for (WeightCase *c : {&few, &many}) {
     const std::size_t size = c->multipliers.size() * sizeof(float);
-    DeviceCase device(c->batch());
-    Plan plan(*backend_, context_, device.batch());
-    DeviceMemory workspace(plan.info.workspace_size), multipliers(size);
-    EXPECT_EQ(plan.info.workspace_size > 0, c == &many);
-    plan.run(WeightOp::kMerge, c->multipliers.data(), nullptr, false, workspace.data());
-    const auto by_value = device.all_bytes();
-    device.reset();
+    Prepared gpu = prepare(*c);
+    DeviceMemory multipliers(size);
+    EXPECT_EQ(gpu.plan.info.workspace_size > 0, c == &many);
+    const auto by_value = gpu.merged();
+    gpu.device.reset();
     multipliers.write(c->multipliers.data());
-    plan.run(WeightOp::kMerge, static_cast<const float *>(multipliers.data()), nullptr, true);
-    EXPECT_EQ(device.all_bytes(), by_value);
+    gpu.plan.run(WeightOp::kMerge, static_cast<const float *>(multipliers.data()), nullptr, true);
+    EXPECT_EQ(gpu.device.all_bytes(), by_value);
 
     const std::vector<float> ones(c->multipliers.size(), 1.0f);
-    device.reset();
-    plan.run(WeightOp::kMerge, ones.data(), nullptr, false, workspace.data());
-    const auto with_ones = device.all_bytes();
-    device.reset();
-    plan.run(WeightOp::kMerge, nullptr, nullptr, false, workspace.data());
-    EXPECT_EQ(device.all_bytes(), with_ones);
+    gpu.multipliers = ones.data();
+    const auto with_ones = gpu.merged();
+    gpu.multipliers = nullptr;
+    EXPECT_EQ(gpu.merged(), with_ones);
   }
 }
 
 TEST_F(Gpu, MergeThenUnmergeGivesTheBase) {
   WeightCase c = plain_case(60, LYC_DTYPE_F32, LYC_DTYPE_BF16, Order::kOIHW, true);
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
-  plan.run(WeightOp::kMerge, c.multipliers.data());
-  plan.run(WeightOp::kUnmerge, c.multipliers.data());
-  ok(cudaDeviceSynchronize());
+  Prepared gpu = prepare(c);
+  gpu.run(WeightOp::kMerge);
+  gpu.run(WeightOp::kUnmerge);
   for (std::size_t t = 0; t < c.targets().size(); ++t)
-    EXPECT_TRUE(near(device.out_values(static_cast<std::int64_t>(t)), values(c.targets()[t].base), {0x1p-18, 0x1p-20}));
+    EXPECT_TRUE(
+        near(gpu.device.out_values(static_cast<std::int64_t>(t)), values(c.targets()[t].base), {0x1p-18, 0x1p-20}));
 }
 
 TEST_F(Gpu, CaptureHoldsOnlyTheStatedLaunchesAndReplaysBitForBit) {
   WeightCase c = plain_case(70, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, true);
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
-  plan.run(WeightOp::kMerge, c.multipliers.data());
-  const auto eager = device.all_bytes();
+  Prepared gpu = prepare(c);
+  const auto eager = gpu.merged();
 
   const Stream stream;
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));  // refuses allocation and synchronisation
-  plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
+  gpu.plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
   ok(cudaStreamEndCapture(stream, &graph));
   std::size_t count = 0;
   ok(cudaGraphGetNodes(graph, nullptr, &count));
-  EXPECT_EQ(static_cast<std::int32_t>(count), plan.info.launches);
+  EXPECT_EQ(static_cast<std::int32_t>(count), gpu.plan.info.launches);
   std::vector<cudaGraphNode_t> nodes(count);
   ok(cudaGraphGetNodes(graph, nodes.data(), &count));
   for (cudaGraphNode_t node : nodes) {
@@ -1055,10 +1060,10 @@ TEST_F(Gpu, CaptureHoldsOnlyTheStatedLaunchesAndReplaysBitForBit) {
   }
   ok(cudaGraphInstantiate(&executable, graph, 0));
   for (int replay = 0; replay < 3; ++replay) {
-    device.reset();
+    gpu.device.reset();
     ok(cudaGraphLaunch(executable, stream));
     ok(cudaStreamSynchronize(stream));
-    EXPECT_EQ(device.all_bytes(), eager);
+    EXPECT_EQ(gpu.device.all_bytes(), eager);
   }
   ok(cudaGraphExecDestroy(executable));
   ok(cudaGraphDestroy(graph));
@@ -1066,13 +1071,11 @@ TEST_F(Gpu, CaptureHoldsOnlyTheStatedLaunchesAndReplaysBitForBit) {
 
 TEST_F(Gpu, RunsAllocateNothing) {
   WeightCase c = plain_case(80, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false);
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
-  plan.run(WeightOp::kMerge, c.multipliers.data());
-  ok(cudaDeviceSynchronize());
+  Prepared gpu = prepare(c);
+  gpu.run(WeightOp::kMerge);
   std::size_t before, after, total;
   ok(cudaMemGetInfo(&before, &total));
-  for (int i = 0; i < 1000; ++i) plan.run(WeightOp::kMerge, c.multipliers.data());
+  for (int i = 0; i < 1000; ++i) gpu.plan.run(WeightOp::kMerge, c.multipliers.data());
   ok(cudaDeviceSynchronize());
   ok(cudaMemGetInfo(&after, &total));
   EXPECT_EQ(before, after);
@@ -1081,13 +1084,11 @@ TEST_F(Gpu, RunsAllocateNothing) {
 TEST_F(Gpu, RunsInStreamOrderWithoutWaiting) {
   using std::chrono::milliseconds;
   WeightCase c = plain_case(90, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false);
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
-  plan.run(WeightOp::kMerge, c.multipliers.data());
-  const auto want = device.all_bytes();
-  device.reset();
+  Prepared gpu = prepare(c);
+  const auto want = gpu.merged();
+  gpu.device.reset();
 
-  const ops::Operand base = device.batch().targets[1].base;
+  const ops::Operand base = gpu.device.batch().targets[1].base;
   DeviceMemory kept(bytes_of(base));
   ok(cudaMemcpy(kept.data(), base.data, kept.size(), cudaMemcpyDeviceToDevice));
   ok(cudaMemset(base.data, 0, kept.size()));
@@ -1097,24 +1098,17 @@ TEST_F(Gpu, RunsInStreamOrderWithoutWaiting) {
   ok(cudaLaunchHostFunc(
       stream, [](void *) { std::this_thread::sleep_for(milliseconds(300)); }, nullptr));
   ok(cudaMemcpyAsync(base.data, kept.data(), kept.size(), cudaMemcpyDeviceToDevice, stream));
-  plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
+  gpu.plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
   EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(200));
   ok(cudaStreamSynchronize(stream));
-  EXPECT_EQ(device.all_bytes(), want);
+  EXPECT_EQ(gpu.device.all_bytes(), want);
 }
 
 TEST_F(Gpu, TakesTheStreamsThatHaveNoHandle) {
   WeightCase c = plain_case(100, LYC_DTYPE_BF16, LYC_DTYPE_BF16, Order::kOIHW, false);
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
-  plan.run(WeightOp::kMerge, c.multipliers.data());
-  const auto want = device.all_bytes();
-  for (cudaStream_t stream : {cudaStreamLegacy, cudaStreamPerThread}) {
-    device.reset();
-    plan.run(WeightOp::kMerge, c.multipliers.data(), stream);
-    ok(cudaStreamSynchronize(stream));
-    EXPECT_EQ(device.all_bytes(), want);
-  }
+  Prepared gpu = prepare(c);
+  const auto want = gpu.merged();
+  for (cudaStream_t stream : {cudaStreamLegacy, cudaStreamPerThread}) EXPECT_EQ(gpu.merged(stream), want);
 }
 
 /// From a thread for each, which has chosen another one.
@@ -1153,13 +1147,9 @@ TEST_F(Gpu, DevicesWorkSideBySide) {
 TEST_F(Gpu, TwoRunsGiveTheSameBits) {
   for (lyc_dtype factors : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
     WeightCase c = plain_case(110, LYC_DTYPE_BF16, factors, Order::kOIHW, false);
-    DeviceCase device(c.batch());
-    Plan plan(*backend_, context_, device.batch());
-    plan.run(WeightOp::kMerge, c.multipliers.data());
-    const auto first = device.all_bytes();
-    device.reset();
-    plan.run(WeightOp::kMerge, c.multipliers.data());
-    EXPECT_EQ(device.all_bytes(), first);
+    Prepared gpu = prepare(c);
+    const auto first = gpu.merged();
+    EXPECT_EQ(gpu.merged(), first);
   }
 }
 
@@ -1221,11 +1211,10 @@ TEST_F(Gpu, RefusesWhatItCannotCompute) {
          Order::kOIHW,
          true,
          {{{term}, ops::DoraAxis::kOut}}});
-  DeviceCase device(c.batch());
-  Plan plan(*backend_, context_, device.batch());
+  Prepared gpu = prepare(c);
   ops::Failure failure = {};
   try {
-    plan.run(WeightOp::kUnmerge, c.multipliers.data());
+    gpu.run(WeightOp::kUnmerge);
     ADD_FAILURE() << "unmerged what depends on the weight";
   } catch (const std::runtime_error &error) {
     EXPECT_THAT(error.what(), HasSubstr("pristine"));
