@@ -821,9 +821,9 @@ class TargetRun {
         for (std::int64_t row = first; row < first + rows; row += kTileRows) {
           const bool below = row + kTileRows < first + rows, beside = c + t_.tile_columns < last;
           compute_one(row, c,
-                      next_rows(below || !beside ? row + kTileRows : first, below    ? c
-                                                                            : beside ? c + t_.tile_columns
-                                                                                     : column),
+                      below    ? next_rows(row + kTileRows, c)
+                      : beside ? next_rows(first, c + t_.tile_columns)
+                               : next_rows(row + kTileRows, column),
                       worker);
         }
     }
