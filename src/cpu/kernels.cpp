@@ -553,7 +553,7 @@ void merge_tile(const Packed &product, std::int64_t panels, const WeightRows &ro
   if (kOnto == Onto::kNothing && kStream) next = nullptr;
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
-    multiply<Step>(product, column, sum, FetchTile<T>(next ? next + column : nullptr, next_stride));
+    multiply<Step>(product, column, sum, FetchTile<T>(advanced(next, column), next_stride));
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
       HWY_UNROLL(4)
