@@ -506,11 +506,22 @@ class Builder {
     for (const Source &source : sum.sources)
       sum.packed_at.push_back(scratch.take(multiply(sum.block, source.steps() * sum.groups)));
     sum.packed_size = scratch.size();
+    sum.width = outputs_at_once(sum);
     sum.thread_size = thread_floats(sum);
     const auto threads = static_cast<Position>(context_.pool.threads());
     recipe_.scratch = std::max(recipe_.scratch, sum.packed_size + threads * sum.thread_size);
     add_price(sum, blocks);
     recipe_.sums.push_back(std::move(sum));
+  }
+
+  /// Fast products want wide tiles, for which few windows are read again, of one size, a multiple of threads of them.
+  std::int64_t outputs_at_once(const Sum &sum) const {
+    const bool many = context_.kernels.pair_rows > kTileRows;
+    if (!many || std::none_of(sum.sources.begin(), sum.sources.end(), [](const Source &s) { return s.pairs; }))
+      return sum.positions_in_rows ? kPanel : kMaxOutputs;
+    const std::int64_t tiles = round_up(ceil_div(sum.outputs, kMaxPairOutputs), context_.pool.threads());
+    const std::int64_t unit = sum.positions_in_rows ? kPanel : context_.kernels.pair_rows;
+    return std::max(round_up(ceil_div(sum.outputs, tiles), unit), unit);
   }
 
   /// Bf16 on both sides, as the caller has it.
@@ -520,7 +531,7 @@ class Builder {
   }
 
   static Position thread_floats(const Sum &sum) {
-    return static_cast<Position>(tile_floats(sum) + kDepth * kMaxOutputs + kGatherFloats + 2 * row_floats(sum));
+    return static_cast<Position>(tile_floats(sum) + weight_floats(sum) + kGatherFloats + 2 * row_floats(sum));
   }
 
   void add_price(const Sum &sum, std::int64_t blocks) {

@@ -12,6 +12,7 @@
 // place of a float32, at an odd end with a zero. Everything but the packing is the same.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows a
 inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
 inline constexpr std::int64_t kPackedFloats = std::int64_t{8} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
+inline constexpr std::int64_t kMaxPairOutputs = 4 * kPanel;  // where pairs take many rows at a time
 inline constexpr std::int64_t kGatherFloats = kPanel * (kPanel + 16);
 
 /// Activations, the caller's or (data null) at `at` in the workspace. Channel c of group g lies at g * stride_group +
@@ -79,13 +81,18 @@ struct Sum {
 
   bool positions_in_rows = false;
   std::int64_t positions = 0, block = 0;  // of all, and packed at a time
+  std::int64_t width = 0;                 // outputs of a tile
   std::vector<Position> packed_at;        // of each source
   Position packed_size = 0, thread_size = 0;
 };
 
-/// A thread's tile (no two rows in one cache set), and a row of it.
-inline std::int64_t tile_floats(const Sum &sum) { return (kPanel + 16) * (sum.block + kPanel); }
-inline std::int64_t row_floats(const Sum &sum) { return sum.block + kPanel; }
+/// A thread's tile (no two rows in one cache set), its packed weights, and a row of it.
+inline std::int64_t tile_floats(const Sum &sum) {
+  const std::int64_t outputs = round_up(sum.width, sum.positions_in_rows ? kPanel : kTileRows);
+  return sum.positions_in_rows ? (outputs + 16) * sum.block : outputs * (sum.block + 16);
+}
+inline std::int64_t weight_floats(const Sum &sum) { return kDepth * round_up(sum.width + kTileRows, kPanel); }
+inline std::int64_t row_floats(const Sum &sum) { return std::max(sum.block, sum.width) + kPanel; }
 
 /// A WeightPlan of one target, whose result stays in the workspace.
 struct Rebuild {

@@ -29,11 +29,19 @@ Axes channel_axes(const Activation &tensor, std::int64_t channels) {
   return axes;
 }
 
-/// rows x depth values, `stride` apart, as [depth][height], the form of packed factors; rows that are missing are 0.
-void interleave(const Kernels &kernels, const float *rows, std::int64_t stride, std::int64_t count, std::int64_t height,
-                std::int64_t depth, float *to) {
-  if (count < height) std::fill(to, to + depth * height, 0.0f);
-  kernels.transpose(rows, stride, count, depth, to, height);
+/// Rows of `steps` values, of which read(i, k, n, values) has n of row i from k on, as [steps][height], the form of packed
+/// factors, or as they are, kDepth of them at a time. Those that are missing are 0.
+template <typename Read>
+void pack_rows(const Kernels &kernels, std::int64_t count, std::int64_t height, std::int64_t steps, bool as_they_are,
+               float *buffer, float *to, Read read) {
+  const std::int64_t most = height == kPanel ? kPanel : kDepth;
+  for (std::int64_t k = 0; k < steps; k += most, to += most * height) {
+    const std::int64_t part = std::min(most, steps - k), stride = as_they_are ? part : most + 16;
+    if (count < height) std::fill(to, to + part * height, 0.0f);
+    float *rows = as_they_are ? to : buffer;
+    for (std::int64_t i = 0; i < count; ++i) read(i, k, part, rows + i * stride);
+    if (!as_they_are) kernels.transpose(rows, stride, count, part, to, height);
+  }
 }
 
 /// Steps k .. k + steps - 1 of a source's depth, from what read(k, n, values) has of it: numbers, or pairs.
@@ -313,7 +321,12 @@ class ForwardRunner {
     }
   }
 
-  static std::int64_t side(const Sum &sum) { return sum.positions_in_rows ? kTileRows : kPanel; }
+  // Rows of a block on the left of products, and whether they lie one after the other there.
+  std::int64_t left_height(const Source &source) const { return source.pairs ? k_.pair_rows : kTileRows; }
+  bool left_in_rows(const Source &source) const { return source.pairs && k_.pair_height == 1; }
+  std::int64_t side(const Sum &sum, const Source &source) const {
+    return sum.positions_in_rows ? left_height(source) : kPanel;
+  }
 
   struct Scratch {
     float *tile, *weights, *gather, *row;
@@ -321,7 +334,7 @@ class ForwardRunner {
   Scratch scratch(const Sum &sum, int worker) const {
     float *tile = scratch_ + sum.packed_size + static_cast<Position>(worker) * sum.thread_size;
     float *weights = tile + tile_floats(sum);
-    float *gather = weights + kDepth * kMaxOutputs;
+    float *gather = weights + weight_floats(sum);
     return {tile, weights, gather, gather + kGatherFloats};
   }
 
@@ -332,13 +345,14 @@ class ForwardRunner {
   void pack_windows(const Sum &sum, std::size_t index, std::int64_t begin, std::int64_t count) {
     const Source &source = sum.sources[index];
     const Windows windows(source, sum.to.tensor, k_, workspace_);
-    const std::int64_t height = side(sum), blocks = ceil_div(count, height);
+    const std::int64_t height = side(sum, source), blocks = ceil_div(count, height);
     pool_.parallel_for(sum.groups * blocks, [&](std::int64_t item, int worker) {
       const std::int64_t group = item / blocks, block = item % blocks;
       const std::int64_t first = begin + block * height, n = std::min(height, begin + count - first);
       float *to = packed(sum, index, group) + block * height * source.steps();
       if (windows.by_position())
-        pack_by_position(source, windows, group, first, n, height, scratch(sum, worker).gather, to);
+        pack_by_position(source, windows, group, first, n, height, sum.positions_in_rows && left_in_rows(source),
+                         scratch(sum, worker).gather, to);
       else if (source.pairs)
         zip_by_depth(source, windows, group, first, n, height, to);
       else
@@ -347,16 +361,13 @@ class ForwardRunner {
   }
 
   void pack_by_position(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
-                        std::int64_t n, std::int64_t height, float *buffer, float *to) const {
-    const std::int64_t most = height == kPanel ? kPanel : kDepth, stride = most + 16;
-    for (std::int64_t k = 0; k < source.steps(); k += most) {
-      const std::int64_t part = std::min(most, source.steps() - k);
-      for (std::int64_t i = 0; i < n; ++i)
-        read_steps(source, k, part, buffer + i * stride, [&](std::int64_t at, std::int64_t length, auto *values) {
-          windows.at_position(group, first + i, at, length, values);
-        });
-      interleave(k_, buffer, stride, n, height, part, to + k * height);
-    }
+                        std::int64_t n, std::int64_t height, bool in_rows, float *buffer, float *to) const {
+    pack_rows(k_, n, height, source.steps(), in_rows, buffer, to,
+              [&](std::int64_t i, std::int64_t k, std::int64_t part, float *row) {
+                read_steps(source, k, part, row, [&](std::int64_t at, std::int64_t length, auto *values) {
+                  windows.at_position(group, first + i, at, length, values);
+                });
+              });
   }
 
   static void pack_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
@@ -383,8 +394,7 @@ class ForwardRunner {
   }
 
   void add_block(const Sum &sum, std::int64_t begin, std::int64_t count) {
-    const std::int64_t width = sum.positions_in_rows ? kPanel : kMaxOutputs;
-    const std::int64_t tiles = ceil_div(sum.outputs, width), all = tiles * sum.groups;
+    const std::int64_t width = sum.width, tiles = ceil_div(sum.outputs, width), all = tiles * sum.groups;
     const std::int64_t wanted = ceil_div(4 * pool_.threads(), all);
     const std::int64_t part = round_up(ceil_div(count, std::min(wanted, ceil_div(count, kPositions))), kPositions);
     const std::int64_t parts = ceil_div(count, part);
@@ -403,7 +413,7 @@ class ForwardRunner {
   };
 
   std::int64_t tile_stride(const Sum &sum, const Range &range) const {
-    return (sum.positions_in_rows ? kPanel : round_up(range.positions, kPanel)) + 16;
+    return round_up(sum.positions_in_rows ? sum.width : range.positions, kPanel) + 16;
   }
 
   void compute(const Sum &sum, const Range &range, const Scratch &scratch) {
@@ -427,22 +437,16 @@ class ForwardRunner {
     Matrix weight = source.weight;
     if (!weight) weight.data = reinterpret_cast<char *>(workspace_ + source.weight_at);
     const std::int64_t row = (source.shared ? 0 : range.group * sum.outputs) + range.output;
-    const std::int64_t height = sum.positions_in_rows ? kPanel : kTileRows;
-    const std::int64_t most = sum.positions_in_rows ? kPanel : kDepth, stride = most + 16;
-    for (std::int64_t block = 0; block < range.outputs; block += height) {
-      const std::int64_t n = std::min(height, range.outputs - block);
-      for (std::int64_t part = 0; part < steps; part += most) {
-        const std::int64_t length = std::min(most, steps - part);
-        for (std::int64_t i = 0; i < n; ++i) {
-          float *values = scratch.gather + i * stride;
-          read_steps(source, k + part, length, values, [&](std::int64_t at, std::int64_t count, auto *to) {
-            load(k_, weight, row + block + i, at, count, to);
-          });
-          scale(source.scaling, k + part, length, values);
-        }
-        interleave(k_, scratch.gather, stride, n, height, length, scratch.weights + (block * steps + part * height));
-      }
-    }
+    const std::int64_t height = sum.positions_in_rows ? kPanel : left_height(source);
+    const bool in_rows = !sum.positions_in_rows && left_in_rows(source);
+    for (std::int64_t block = 0; block < range.outputs; block += height)
+      pack_rows(k_, std::min(height, range.outputs - block), height, steps, in_rows, scratch.gather,
+                scratch.weights + block * steps, [&](std::int64_t i, std::int64_t at, std::int64_t part, float *values) {
+                  read_steps(source, k + at, part, values, [&](std::int64_t column, std::int64_t count, auto *to) {
+                    load(k_, weight, row + block + i, column, count, to);
+                  });
+                  scale(source.scaling, k + at, part, values);
+                });
   }
 
   void scale(const Scaling &scaling, std::int64_t k, std::int64_t n, float *values) const {
@@ -463,18 +467,24 @@ class ForwardRunner {
 
   void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t steps,
                 const Scratch &scratch, bool first) const {
-    const std::int64_t all = sum.sources[index].steps(), stride = tile_stride(sum, range), height = side(sum);
-    const auto product = sum.sources[index].pairs ? k_.pair_product : k_.product;
+    const Source &source = sum.sources[index];
+    const std::int64_t all = source.steps(), stride = tile_stride(sum, range), height = side(sum, source);
     const float *windows = packed(sum, index, range.group) + range.first * all + k * height;
-    for (std::int64_t p = 0; p < range.positions; p += height) {
-      if (sum.positions_in_rows) {
-        product(windows + p * all, scratch.weights, steps, 1, {scratch.tile + p * stride, stride, nullptr, first});
-        continue;
-      }
-      for (std::int64_t o = 0; o < range.outputs; o += kTileRows)
-        product(scratch.weights + o * steps, windows + p * all, steps, 1,
-                {scratch.tile + o * stride + p, stride, nullptr, first});
-    }
+    for (std::int64_t p = 0; p < range.positions; p += height)
+      if (sum.positions_in_rows)
+        product(source, windows + p * all, scratch.weights, steps, height, ceil_div(range.outputs, kPanel),
+                {scratch.tile + p * stride, stride, nullptr, first});
+      else
+        product(source, scratch.weights, windows + p * all, steps, round_up(range.outputs, left_height(source)), 1,
+                {scratch.tile + p, stride, nullptr, first});
+  }
+
+  void product(const Source &source, const float *left, const float *right, std::int64_t steps, std::int64_t rows,
+               std::int64_t panels, const Tile &tile) const {
+    if (source.pairs) return k_.pair_product(left, right, steps, rows, panels, tile);
+    for (std::int64_t row = 0; row < rows; row += kTileRows)
+      k_.product(left + row * steps, right, steps, panels,
+                 {tile.data + row * tile.stride, tile.stride, nullptr, tile.first});
   }
 
   // Sums, what was made before, bias, and what is there, rounded once.

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "base/dtype.hpp"
+#include "cpu/amx.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/processor.hpp"
 
@@ -617,9 +618,12 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
 }
 
 #if HWY_TARGET == HWY_AVX3
-void pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels, const Tile &tile) {
-  tile.first ? product_tile<true, false, Pairs>(left, right, pairs, panels, tile)
-             : product_tile<false, false, Pairs>(left, right, pairs, panels, tile);
+void pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
+                  const Tile &tile) {
+  const auto multiply_tile = tile.first ? product_tile<true, false, Pairs> : product_tile<false, false, Pairs>;
+  for (std::int64_t row = 0; row < rows; row += kTileRows)
+    multiply_tile(left + row * pairs, right, pairs, panels,
+                  {tile.data + row * tile.stride, tile.stride, nullptr, tile.first});
 }
 #endif
 
@@ -1739,7 +1743,8 @@ constexpr const char *target_name() {
 
 // What is stored as bf16 is a `Half`.
 template <typename Half>
-constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product) pairs = nullptr) {
+constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product) pairs = nullptr,
+                               std::int64_t pair_height = kTileRows, std::int64_t pair_rows = kTileRows) {
   return {name,
           load,
           store<Half>,
@@ -1748,6 +1753,8 @@ constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product)
           product,
           periodic_product,
           pairs,
+          pair_height,
+          pair_rows,
           merge_product<Half>,
           project,
           scaled,
@@ -1777,6 +1784,10 @@ extern const Kernels kBf16Kernels;
 constexpr Kernels kBf16Kernels = kernels_with<FastBf16>("AVX-512-BF16");
 extern const Kernels kPairKernels;
 constexpr Kernels kPairKernels = kernels_with<FastBf16>("AVX-512-BF16-pairs", pair_product);
+#ifdef LYC_AMX
+extern const Kernels kAmxKernels;
+constexpr Kernels kAmxKernels = kernels_with<FastBf16>("AMX-BF16", amx_pair_product, 1, 32);
+#endif
 #endif
 
 }  // namespace lyc::cpu::HWY_NAMESPACE
@@ -1793,6 +1804,9 @@ struct Candidate {
 
 constexpr Candidate kCandidates[] = {
 #if HWY_TARGETS & HWY_AVX3
+#ifdef LYC_AMX
+    {kAmx, &N_AVX3::kAmxKernels},
+#endif
     {kFastPairs, &N_AVX3::kPairKernels}, {kAvx512Bf16, &N_AVX3::kBf16Kernels}, {kAvx512, &N_AVX3::kKernels},
 #endif
 #if HWY_TARGETS & HWY_AVX2

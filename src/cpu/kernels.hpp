@@ -128,9 +128,11 @@ struct Kernels {
                            const Tile &tile);
 
   // As product, with pairs of bf16 in the place of float32, the first one in the lower half: twice the rank. Denormals
-  // count as zero. Without tile.times. Null where it is no faster.
-  void (*pair_product)(const float *left, const float *right, std::int64_t pairs, std::int64_t panels,
-                       const Tile &tile);
+  // count as zero. Without tile.times. The left factor is in blocks of pair_height rows, of which a product takes best
+  // pair_rows at a time. Null where it is no faster.
+  void (*pair_product)(const float *left, const float *right, std::int64_t pairs, std::int64_t rows,
+                       std::int64_t panels, const Tile &tile);
+  std::int64_t pair_height, pair_rows;
 
   // As product, straight from registers onto the weight, or as change_weight with factors that vary by column.
   // `times` are for numbers.

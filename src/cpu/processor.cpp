@@ -3,6 +3,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
@@ -34,7 +37,18 @@ constexpr unsigned kAvx2Bits = 1u << 3 | 1u << 5 | 1u << 8;                     
 constexpr unsigned kAvx512Bits = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;  // f, dq, cd, bw, vl
 constexpr unsigned kLzcnt = 1u << 5, kBf16 = 1u << 5;
 constexpr unsigned kAuth = 0x68747541, kEnti = 0x69746e65, kCamd = 0x444d4163;  // "AuthenticAMD"
-constexpr unsigned kYmmState = 0x6, kZmmState = 0xe6;
+constexpr unsigned kAmxBits = 1u << 22 | 1u << 24;                                   // bf16, tile
+constexpr unsigned kYmmState = 0x6, kZmmState = 0xe6, kTileState = 0x60000;
+
+// Linux saves tile registers for processes that have asked for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, a number of a state
+  return has(saved_state(), kTileState) && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace
 
@@ -52,6 +66,7 @@ std::uint32_t instruction_sets() {
   sets |= kAvx512Bf16;
   const Cpuid vendor(0, 0);
   if (vendor.b == kAuth && vendor.d == kEnti && vendor.c == kCamd) sets |= kFastPairs;
+  if (has(extended.d, kAmxBits) && may_use_tiles()) sets |= kAmx;
   return sets;
 }
 #elif defined(__aarch64__)

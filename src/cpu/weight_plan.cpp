@@ -674,7 +674,7 @@ std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops
   plan->targets.reserve(static_cast<std::size_t>(batch.target_count));
   for (std::int64_t i = 0; i < batch.target_count; ++i) {
     if (batch.targets[i].out.numel() == 0) continue;
-    plan->targets.push_back(TargetBuilder(batch, batch.targets[i], context.kernels.pair_product).take());
+    plan->targets.push_back(TargetBuilder(batch, batch.targets[i], context.kernels.pair_product && context.kernels.pair_height == kTileRows).take());
     for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->invertible &= invertible(adapter);
   }
   arrange(*plan);

@@ -148,7 +148,7 @@ TEST_P(CpuKernels, StreamedProductsEqualStoredOnes) {
         for (bool with_times : {false, true})
           for (bool with_factors : {false, true}) {
             if (with_factors && (!with_base || with_times)) continue;
-            const bool pairs = k_.pair_product && !with_times && start > 0;
+            const bool pairs = k_.pair_product && k_.pair_height == kTileRows && !with_times && start > 0;
             const Factors factors = {times.data(), right.data(), true};
             alignas(64) char base[(kTileRows * kStride + 1) * 4] = {}, outs[2][sizeof base] = {};
             k_.store(times.data(), kTileRows * kColumns, dtype, base, false);
@@ -220,38 +220,43 @@ TEST_P(CpuKernels, SquaresByRowAndByColumn) {
     }
 }
 
+// Rows that fill some of a kernel's tiles; steps that end within one.
 TEST_P(CpuKernels, ProductsOfPairs) {
   if (!k_.pair_product) GTEST_SKIP() << "no pairs";
   test::Random random(6);
-  constexpr std::int64_t kPanels = 2, kColumns = kPanels * kPanel;
-  for (std::int64_t pairs : {0, 1, 2, 37})
-    for (bool first : {false, true}) {
-      const auto fill = [&](std::int64_t count, std::vector<double> &numbers, std::vector<float> &words) {
-        for (std::int64_t i = 0; i < count; ++i) {
-          const std::uint16_t a = float_to_bf16(static_cast<float>(random.normal()));
-          const std::uint16_t b = float_to_bf16(static_cast<float>(random.normal()));
-          numbers.push_back(static_cast<double>(bf16_to_float(a)));
-          numbers.push_back(static_cast<double>(bf16_to_float(b)));
-          words.push_back(from_bits(a | std::uint32_t{b} << 16));
-        }
-      };
-      std::vector<double> left, right;
-      std::vector<float> left_words, right_words, tile(kTileRows * kColumns, 1.0f);
-      fill(pairs * kTileRows, left, left_words);
-      fill(pairs * kColumns, right, right_words);
-      k_.pair_product(left_words.data(), right_words.data(), pairs, kPanels, {tile.data(), kColumns, nullptr, first});
-      for (std::int64_t i = 0; i < kTileRows; ++i)
-        for (std::int64_t c = 0; c < kColumns; ++c) {
-          double want = first ? 0.0 : 1.0;
-          for (std::int64_t k = 0; k < pairs; ++k)
-            for (std::int64_t half = 0; half < 2; ++half)
-              want +=
-                  left[static_cast<std::size_t>(2 * (k * kTileRows + i) + half)] *
-                  right[static_cast<std::size_t>(2 * (c / kPanel * pairs * kPanel + k * kPanel + c % kPanel) + half)];
-          ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kColumns + c)]), want, 1e-4)
-              << pairs << " " << i << " " << c;
-        }
+  constexpr std::int64_t kPanels = 2, kColumns = kPanels * kPanel, kStride = kColumns + 16;
+  const auto fill = [&](std::int64_t count, std::vector<double> &numbers, std::vector<float> &words) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::uint16_t a = float_to_bf16(static_cast<float>(random.normal()));
+      const std::uint16_t b = float_to_bf16(static_cast<float>(random.normal()));
+      numbers.push_back(static_cast<double>(bf16_to_float(a)));
+      numbers.push_back(static_cast<double>(bf16_to_float(b)));
+      words.push_back(from_bits(a | std::uint32_t{b} << 16));
     }
+  };
+  for (std::int64_t rows : {1, 6, 16, 18, 47, 72})
+    for (std::int64_t pairs : {0, 1, 2, 16, 37})
+      for (bool first : {false, true}) {
+        if (rows % k_.pair_height != 0) continue;
+        std::vector<double> left, right;
+        std::vector<float> left_words, right_words, tile(static_cast<std::size_t>(rows * kStride), 1.0f);
+        fill(pairs * rows, left, left_words);
+        fill(pairs * kColumns, right, right_words);
+        k_.pair_product(left_words.data(), right_words.data(), pairs, rows, kPanels,
+                        {tile.data(), kStride, nullptr, first});
+        for (std::int64_t i = 0; i < rows; ++i)
+          for (std::int64_t c = 0; c < kStride; ++c) {
+            double want = first && c < kColumns ? 0.0 : 1.0;
+            for (std::int64_t k = 0; c < kColumns && k < pairs; ++k)
+              for (std::int64_t half = 0; half < 2; ++half)
+                want += left[static_cast<std::size_t>(2 * ((i / k_.pair_height * pairs + k) * k_.pair_height +
+                                                           i % k_.pair_height) +
+                                                      half)] *
+                        right[static_cast<std::size_t>(2 * ((c / kPanel * pairs + k) * kPanel + c % kPanel) + half)];
+            ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
+                << rows << " " << pairs << " " << i << " " << c;
+          }
+      }
 }
 
 TEST_P(CpuKernels, PeriodicProductsRepeatTheirLeftFactor) {
