@@ -1,10 +1,10 @@
 #include "cpu/amx.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 #ifdef LYC_AMX
 namespace lyc::cpu {
-
 namespace {
 
 constexpr std::int64_t kRows = 16;   // of a tile register, of 64 bytes each
@@ -36,90 +36,105 @@ inline void add_product() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"n"(kSum), "n"(kLeft), "n"(kRight));
 }
 
-/// Up to 2 * kRows rows of all columns, in steps of `pairs` <= kPairs.
+/// The products of parts that reach into a float32, in an order in which each shares a factor with the one before.
+struct Part {
+  std::int64_t left, right;
+};
+constexpr Part kParts[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {0, 0}, {2, 0}};
+
+/// Up to 2 * kRows rows by 2 * kRows columns at a time, in steps of `some` <= kPairs of all `pairs`, from `begin` on.
 class Product {
  public:
-  Product(std::int64_t rows, std::int64_t pairs, std::int64_t steps, const Tile &tile)
-      : pairs_(pairs), steps_(steps), two_(rows > kRows), tile_(tile) {
+  Product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t begin, std::int64_t some,
+          std::int64_t steps, std::int64_t rows)
+      : left_(left), right_(right), pairs_(pairs), begin_(begin), some_(some), steps_(steps), two_(rows > kRows) {
+    for (const Part &part : kParts)
+      if (part.left < left.parts && part.right < right.parts) {
+        const bool first = count_ == 0;
+        loads_[count_] = {first || parts_[count_ - 1].left != part.left,
+                          first || parts_[count_ - 1].right != part.right};
+        parts_[count_++] = part;
+      }
     Shapes shapes;
     const std::int64_t heights[2] = {std::min(rows, kRows), rows - kRows};
     for (std::int64_t i = 0; i < (two_ ? 2 : 1); ++i) {
       for (std::int64_t j = 0; j < 2; ++j) set(shapes, 2 * i + j, heights[i], kRows);
-      set(shapes, kSums + i, heights[i], pairs);
-      set(shapes, kSums + 2 + i, pairs, kRows);
+      set(shapes, kSums + i, heights[i], some);
     }
-    set(shapes, kSums + 3, pairs, kRows);
+    for (std::int64_t j = 0; j < 2; ++j) set(shapes, kSums + 2 + j, some, kRows);
     __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
   }
   ~Product() { __asm__ volatile("tilerelease"); }
   Product(const Product &) = delete;
   Product &operator=(const Product &) = delete;
 
-  // 2 * kRows columns, from `right` in a panel on.
-  void add(const float *left, std::int64_t left_stride, const float *right, std::int64_t column, bool first) const {
-    two_ ? add_rows<true>(left, left_stride, right, column, first)
-         : add_rows<false>(left, left_stride, right, column, first);
+  void run(std::int64_t panels, const Tile &tile, bool first) const {
+    for (std::int64_t column = 0; column < panels * kPanel; column += 2 * kRows)
+      two_ ? add_columns<true>(column, tile, first) : add_columns<false>(column, tile, first);
   }
 
  private:
+  struct Loads {
+    bool left, right;
+  };
+
   static void set(Shapes &shapes, std::int64_t tile, std::int64_t rows, std::int64_t words) {
     shapes.rows[tile] = static_cast<std::uint8_t>(rows);
     shapes.row_bytes[tile] = static_cast<std::uint16_t>(4 * words);
   }
 
   template <bool kTwo>
-  void add_rows(const float *left, std::int64_t left_stride, const float *right, std::int64_t column,
-                bool first) const {
-    float *const to = tile_.data + column, *const below = to + kRows * tile_.stride;
+  void add_columns(std::int64_t column, const Tile &tile, bool first) const {
+    float *const to = tile.data + column, *const below = to + kRows * tile.stride;
+    const std::int64_t left_stride = left_.parts * pairs_;
+    const float *left = left_.data + begin_;
+    const float *right = right_.data + (column / kPanel * right_.parts * pairs_ + begin_) * kPanel + column % kPanel;
     if (first) {
       clear_tile<0>(), clear_tile<1>();
       if (kTwo) clear_tile<2>(), clear_tile<3>();
     } else {
-      load_tile<0>(to, tile_.stride), load_tile<1>(to + kRows, tile_.stride);
-      if (kTwo) load_tile<2>(below, tile_.stride), load_tile<3>(below + kRows, tile_.stride);
+      load_tile<0>(to, tile.stride), load_tile<1>(to + kRows, tile.stride);
+      if (kTwo) load_tile<2>(below, tile.stride), load_tile<3>(below + kRows, tile.stride);
     }
-    for (std::int64_t step = 0; step < steps_; ++step) {
-      load_tile<4>(left, left_stride);
-      load_tile<6>(right, kPanel), load_tile<7>(right + kRows, kPanel);
-      add_product<0, 4, 6>(), add_product<1, 4, 7>();
-      if (kTwo) {
-        load_tile<5>(left + kRows * left_stride, left_stride);
-        add_product<2, 5, 6>(), add_product<3, 5, 7>();
+    for (std::int64_t step = 0; step < steps_; ++step, left += some_, right += some_ * kPanel)
+      for (std::int64_t i = 0; i < count_; ++i) {
+        if (loads_[i].left) {
+          const float *from = left + parts_[i].left * pairs_;
+          load_tile<4>(from, left_stride);
+          if (kTwo) load_tile<5>(from + kRows * left_stride, left_stride);
+        }
+        if (loads_[i].right) {
+          const float *from = right + parts_[i].right * pairs_ * kPanel;
+          load_tile<6>(from, kPanel), load_tile<7>(from + kRows, kPanel);
+        }
+        add_product<0, 4, 6>(), add_product<1, 4, 7>();
+        if (kTwo) add_product<2, 5, 6>(), add_product<3, 5, 7>();
       }
-      left += pairs_;
-      right += pairs_ * kPanel;
-    }
-    store_tile<0>(to, tile_.stride), store_tile<1>(to + kRows, tile_.stride);
-    if (kTwo) store_tile<2>(below, tile_.stride), store_tile<3>(below + kRows, tile_.stride);
+    store_tile<0>(to, tile.stride), store_tile<1>(to + kRows, tile.stride);
+    if (kTwo) store_tile<2>(below, tile.stride), store_tile<3>(below + kRows, tile.stride);
   }
 
-  std::int64_t pairs_, steps_;
+  Pairs left_, right_;
+  std::int64_t pairs_, begin_, some_, steps_, count_ = 0;
   bool two_;
-  Tile tile_;
+  Part parts_[std::size(kParts)];
+  Loads loads_[std::size(kParts)];
 };
-
-// Rows of a group by all panels; steps of `some` pairs each, from pair `begin` on.
-void add_steps(const float *left, const float *right, std::int64_t begin, std::int64_t some, std::int64_t steps,
-               std::int64_t pairs, std::int64_t rows, std::int64_t panels, const Tile &tile, bool first) {
-  const Product product(rows, some, steps, tile);
-  for (std::int64_t column = 0; column < panels * kPanel; column += 2 * kRows)
-    product.add(left + begin, pairs, right + (column / kPanel * pairs + begin) * kPanel + column % kPanel, column,
-                first);
-}
 
 }  // namespace
 
-void amx_pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
+void amx_pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
                       const Tile &tile) {
   for (std::int64_t row = 0; pairs == 0 && tile.first && row < rows; ++row)
     std::fill_n(tile.data + row * tile.stride, panels * kPanel, 0.0f);
+  const std::int64_t whole = pairs / kPairs * kPairs;
   for (std::int64_t row = 0; row < rows; row += 2 * kRows) {
-    const std::int64_t count = std::min(2 * kRows, rows - row), whole = pairs / kPairs * kPairs;
+    const std::int64_t count = std::min(2 * kRows, rows - row);
     const Tile part = {tile.data + row * tile.stride, tile.stride, nullptr, tile.first};
-    const float *from = left + row * pairs;
-    if (whole > 0) add_steps(from, right, 0, kPairs, pairs / kPairs, pairs, count, panels, part, tile.first);
+    const Pairs from = {left.data + row * left.parts * pairs, left.parts};
+    if (whole > 0) Product(from, right, pairs, 0, kPairs, pairs / kPairs, count).run(panels, part, tile.first);
     if (whole < pairs)
-      add_steps(from, right, whole, pairs - whole, 1, pairs, count, panels, part, tile.first && whole == 0);
+      Product(from, right, pairs, whole, pairs - whole, 1, count).run(panels, part, tile.first && whole == 0);
   }
 }
 

@@ -13,8 +13,8 @@
 #ifdef LYC_AMX
 namespace lyc::cpu {
 
-/// Kernels::pair_product; rows of `left` lie one after the other.
-void amx_pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
+/// Kernels::pair_product; a block of the left factor is a row.
+void amx_pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
                       const Tile &tile);
 
 }  // namespace lyc::cpu

@@ -14,6 +14,7 @@ using ops::Operand;
 using ops::TermKind;
 
 constexpr double kPricePerByte = 2.0;  // in multiplications: what a core does while it moves a byte
+constexpr double kPriceOfPart = 0.2;   // of a product of parts, of a pair each
 
 Operand scratch_matrix(std::int64_t rows, std::int64_t columns) {
   static char nowhere;  // the address comes at the run
@@ -495,8 +496,8 @@ class Builder {
     sum.positions_in_rows = sum.to.tensor.stride_channel == 1;
     std::int64_t steps = 0;
     for (Source &source : sum.sources) {
-      source.pairs = context_.kernels.pair_product && multiplies_pairs(source);
-      steps += source.steps();
+      multiply_pairs(source);
+      steps += source.steps() * source.x_parts;
     }
     const std::int64_t across = std::max<std::int64_t>(1, steps * sum.groups);
     const std::int64_t fitting = std::clamp(kPackedFloats / across, kPositions, kMaxPositions);
@@ -504,7 +505,7 @@ class Builder {
     sum.block = round_up(std::max<std::int64_t>(1, ceil_div(sum.positions, blocks)), kPositions);
     Layout scratch;
     for (const Source &source : sum.sources)
-      sum.packed_at.push_back(scratch.take(multiply(sum.block, source.steps() * sum.groups)));
+      sum.packed_at.push_back(scratch.take(multiply(sum.block, source.steps() * source.x_parts * sum.groups)));
     sum.packed_size = scratch.size();
     sum.width = outputs_at_once(sum);
     sum.thread_size = thread_floats(sum);
@@ -524,10 +525,27 @@ class Builder {
     return std::max(round_up(ceil_div(sum.outputs, tiles), unit), unit);
   }
 
-  /// Bf16 on both sides, as the caller has it.
-  static bool multiplies_pairs(const Source &source) {
-    return source.x.tensor.dtype == LYC_DTYPE_BF16 && source.weight.dtype == LYC_DTYPE_BF16 &&
-           (source.scaling.kind == Scaling::Kind::kPlain || source.scaling.kind == Scaling::Kind::kRows);
+  /// Bf16 on both sides, as the caller has it; with parts, all.
+  void multiply_pairs(Source &source) const {
+    const bool scaled = source.scaling.kind != Scaling::Kind::kPlain && source.scaling.kind != Scaling::Kind::kRows;
+    if (!context_.kernels.pair_product) return;
+    const std::int64_t x = parts_of(source.x.tensor.dtype);
+    const std::int64_t weight = scaled ? kMaxParts : parts_of(source.weight.dtype);
+    source.pairs = context_.kernels.split || (x == 1 && weight == 1);
+    if (!source.pairs) return;
+    source.x_parts = x;
+    source.weight_parts = weight;
+  }
+
+  static std::int64_t parts_of(lyc_dtype dtype) {
+    return dtype == LYC_DTYPE_BF16 ? 1 : dtype == LYC_DTYPE_F16 ? 2 : kMaxParts;
+  }
+
+  /// Of a step.
+  double price_of(const Source &source) const {
+    if (!context_.kernels.split) return 1.0;
+    const std::int64_t parts = source.x_parts * source.weight_parts;
+    return kPriceOfPart * static_cast<double>(std::min<std::int64_t>(parts, 6));  // of nine
   }
 
   static Position thread_floats(const Sum &sum) {
@@ -541,7 +559,7 @@ class Builder {
       const double depth = static_cast<double>(source.depth()), steps = static_cast<double>(source.steps());
       const double weights = depth * static_cast<double>(sum.outputs * (source.shared ? 1 : sum.groups));
       const double element = static_cast<double>(dtype_size(source.weight.dtype));
-      recipe_.price += positions * steps * outputs;
+      recipe_.price += positions * steps * outputs * price_of(source);
       recipe_.price += kPricePerByte * (weights * element * static_cast<double>(blocks) + 8.0 * positions * steps);
     }
     recipe_.price += kPricePerByte * 8.0 * positions * static_cast<double>(sum.outputs);

@@ -8,8 +8,9 @@
 // than kPackedFloats of them); then threads take tiles of outputs, packing the weights as they go, kDepth deep, which
 // are read once for each block. Partial sums over kDepth, added in order, so results do not depend on threads.
 //
-// Where activations and weights are bf16 and the kernels multiply pairs of them, a step of the depth is a pair in the
-// place of a float32, at an odd end with a zero. Everything but the packing is the same.
+// Where the kernels multiply pairs of bf16, a step of the depth is a pair in the place of a float32, at an odd end with a
+// zero: activations and weights of bf16 as they are or, with kernels that take parts, any as sums of bf16. Everything but
+// the packing is the same.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +29,7 @@ inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
 inline constexpr std::int64_t kPackedFloats = std::int64_t{8} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
 inline constexpr std::int64_t kMaxPairOutputs = 4 * kPanel;  // where pairs take many rows at a time
-inline constexpr std::int64_t kGatherFloats = kPanel * (kPanel + 16);
+inline constexpr std::int64_t kGatherFloats = kMaxParts * kPanel * (kPanel + 16);
 
 /// Activations, the caller's or (data null) at `at` in the workspace. Channel c of group g lies at g * stride_group +
 /// c * stride_channel.
@@ -60,6 +61,7 @@ struct Source {
   Matrix weight;              // outputs x depth; data null: at weight_at
   Position weight_at = 0;
   bool pairs = false;    // of bf16, a step of the depth each
+  std::int64_t x_parts = 1, weight_parts = 1;
   bool shared = false;   // by all groups
   bool adapter = false;  // the adapter's: left out at multiplier 0
   Scaling scaling;
@@ -91,7 +93,11 @@ inline std::int64_t tile_floats(const Sum &sum) {
   const std::int64_t outputs = round_up(sum.width, sum.positions_in_rows ? kPanel : kTileRows);
   return sum.positions_in_rows ? (outputs + 16) * sum.block : outputs * (sum.block + 16);
 }
-inline std::int64_t weight_floats(const Sum &sum) { return kDepth * round_up(sum.width + kTileRows, kPanel); }
+inline std::int64_t weight_floats(const Sum &sum) {
+  std::int64_t parts = 1;
+  for (const Source &source : sum.sources) parts = std::max(parts, source.weight_parts);
+  return parts * kDepth * round_up(sum.width + kTileRows, kPanel);
+}
 inline std::int64_t row_floats(const Sum &sum) { return std::max(sum.block, sum.width) + kPanel; }
 
 /// A WeightPlan of one target, whose result stays in the workspace.

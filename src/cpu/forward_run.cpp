@@ -29,29 +29,46 @@ Axes channel_axes(const Activation &tensor, std::int64_t channels) {
   return axes;
 }
 
-/// Rows of `steps` values, of which read(i, k, n, values) has n of row i from k on, as [steps][height], the form of packed
-/// factors, or as they are, kDepth of them at a time. Those that are missing are 0.
-template <typename Read>
-void pack_rows(const Kernels &kernels, std::int64_t count, std::int64_t height, std::int64_t steps, bool as_they_are,
-               float *buffer, float *to, Read read) {
-  const std::int64_t most = height == kPanel ? kPanel : kDepth;
-  for (std::int64_t k = 0; k < steps; k += most, to += most * height) {
-    const std::int64_t part = std::min(most, steps - k), stride = as_they_are ? part : most + 16;
-    if (count < height) std::fill(to, to + part * height, 0.0f);
-    float *rows = as_they_are ? to : buffer;
-    for (std::int64_t i = 0; i < count; ++i) read(i, k, part, rows + i * stride);
-    if (!as_they_are) kernels.transpose(rows, stride, count, part, to, height);
+/// Steps k .. k + steps - 1 of a source's depth, from what read(k, n, values) has of it: numbers, or pairs of bf16 in
+/// so many parts, which are `apart`. scale(k, n, values) changes what has no bf16 as it is.
+template <typename Read, typename Scale>
+void read_steps(const Kernels &kernels, const Source &source, std::int64_t parts, std::int64_t k, std::int64_t steps,
+                float *values, std::int64_t apart, Read read, Scale scale) {
+  if (!source.pairs) {
+    read(k, steps, values);
+    return scale(k, steps, values);
   }
-}
-
-/// Steps k .. k + steps - 1 of a source's depth, from what read(k, n, values) has of it: numbers, or pairs.
-template <typename Read>
-void read_steps(const Source &source, std::int64_t k, std::int64_t steps, float *values, Read read) {
-  if (!source.pairs) return read(k, steps, values);
   auto *halves = reinterpret_cast<std::uint16_t *>(values);
   const std::int64_t n = std::min(2 * steps, source.depth() - 2 * k);
-  read(2 * k, n, halves);
-  if (n < 2 * steps) halves[n] = 0;
+  if (parts == 1) {
+    read(2 * k, n, halves);
+  } else {
+    float numbers[2 * kDepth];
+    read(2 * k, n, numbers);
+    scale(2 * k, n, numbers);
+    kernels.split(numbers, n, parts, halves, 2 * apart);
+  }
+  for (std::int64_t part = 0; n < 2 * steps && part < parts; ++part) halves[2 * part * apart + n] = 0;
+}
+
+/// Rows of `steps` steps in parts, of which read(i, k, n, values, apart) has n of row i from k on: kDepth of them at a
+/// time as [parts][steps][height], the form of packed factors, or for height 1 as rows of [parts][steps]. Rows that are
+/// missing are 0.
+template <typename Read>
+void pack_rows(const Kernels &kernels, std::int64_t parts, std::int64_t count, std::int64_t height, std::int64_t steps,
+               bool as_they_are, float *buffer, float *to, Read read) {
+  const std::int64_t most = height == kPanel ? kPanel : kDepth, stride = most + 16;
+  for (std::int64_t begin = 0; begin < steps; begin += kDepth, to += parts * kDepth * height) {
+    const std::int64_t depth = std::min(kDepth, steps - begin);
+    if (count < height) std::fill_n(to, parts * depth * height, 0.0f);
+    for (std::int64_t i = 0; as_they_are && i < count; ++i) read(i, begin, depth, to + i * parts * depth, depth);
+    for (std::int64_t k = 0; !as_they_are && k < depth; k += most) {
+      const std::int64_t n = std::min(most, depth - k);
+      for (std::int64_t i = 0; i < count; ++i) read(i, begin + k, n, buffer + i * stride, count * stride);
+      for (std::int64_t part = 0; part < parts; ++part)
+        kernels.transpose(buffer + part * count * stride, stride, count, n, to + (part * depth + k) * height, height);
+    }
+  }
 }
 
 struct Place {
@@ -339,8 +356,9 @@ class ForwardRunner {
   }
 
   float *packed(const Sum &sum, std::size_t source, std::int64_t group) const {
-    return scratch_ + sum.packed_at[source] + static_cast<Position>(group * sum.block * sum.sources[source].steps());
+    return scratch_ + sum.packed_at[source] + static_cast<Position>(group * sum.block * windows_depth(sum.sources[source]));
   }
+  static std::int64_t windows_depth(const Source &source) { return source.x_parts * source.steps(); }
 
   void pack_windows(const Sum &sum, std::size_t index, std::int64_t begin, std::int64_t count) {
     const Source &source = sum.sources[index];
@@ -349,24 +367,29 @@ class ForwardRunner {
     pool_.parallel_for(sum.groups * blocks, [&](std::int64_t item, int worker) {
       const std::int64_t group = item / blocks, block = item % blocks;
       const std::int64_t first = begin + block * height, n = std::min(height, begin + count - first);
-      float *to = packed(sum, index, group) + block * height * source.steps();
+      float *to = packed(sum, index, group) + block * height * windows_depth(source);
       if (windows.by_position())
         pack_by_position(source, windows, group, first, n, height, sum.positions_in_rows && left_in_rows(source),
                          scratch(sum, worker).gather, to);
-      else if (source.pairs)
-        zip_by_depth(source, windows, group, first, n, height, to);
-      else
+      else if (!source.pairs)
         pack_by_depth(source, windows, group, first, n, height, to);
+      else if (source.x_parts == 1)
+        zip_by_depth<std::uint16_t>(source, windows, group, first, n, height, to);
+      else
+        zip_by_depth<float>(source, windows, group, first, n, height, to);
     });
   }
 
+  static void leave(std::int64_t, std::int64_t, float *) {}
+
   void pack_by_position(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
                         std::int64_t n, std::int64_t height, bool in_rows, float *buffer, float *to) const {
-    pack_rows(k_, n, height, source.steps(), in_rows, buffer, to,
-              [&](std::int64_t i, std::int64_t k, std::int64_t part, float *row) {
-                read_steps(source, k, part, row, [&](std::int64_t at, std::int64_t length, auto *values) {
+    pack_rows(k_, source.x_parts, n, height, source.steps(), in_rows, buffer, to,
+              [&](std::int64_t i, std::int64_t k, std::int64_t part, float *row, std::int64_t apart) {
+                const auto read = [&](std::int64_t at, std::int64_t length, auto *values) {
                   windows.at_position(group, first + i, at, length, values);
-                });
+                };
+                read_steps(k_, source, source.x_parts, k, part, row, apart, read, leave);
               });
   }
 
@@ -379,18 +402,39 @@ class ForwardRunner {
     }
   }
 
-  static void zip_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
-                           std::int64_t n, std::int64_t height, float *to) {
+  // Rows of the depth, two at a time, as pairs, kDepth of them at a time in parts. There is room for a panel.
+  template <typename Value>
+  void zip_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
+                    std::int64_t n, std::int64_t height, float *to) const {
     const Place place = windows.place_of(first);
-    std::uint16_t a[kPanel] = {}, b[kPanel] = {};
-    for (std::int64_t k = 0; k < source.depth(); k += 2, to += height) {
-      windows.at_depth(group, place, n, k, a);
-      if (k + 1 < source.depth())
-        windows.at_depth(group, place, n, k + 1, b);
-      else
-        std::fill(b, b + n, std::uint16_t{0});
-      zip(a, b, height, to);
+    const std::int64_t parts = source.x_parts;
+    std::uint16_t halves[2][kMaxParts][kPanel] = {};
+    for (std::int64_t begin = 0; begin < source.steps(); begin += kDepth, to += parts * kDepth * height) {
+      const std::int64_t depth = std::min(kDepth, source.steps() - begin);
+      for (std::int64_t k = 0; k < depth; ++k) {
+        for (std::int64_t half = 0; half < 2; ++half) {
+          const std::int64_t at = 2 * (begin + k) + half;
+          if (at < source.depth())
+            read_halves(windows, group, place, n, at, parts, halves[half], Value{});
+          else
+            std::memset(halves[half], 0, sizeof halves[half]);
+        }
+        for (std::int64_t part = 0; part < parts; ++part)
+          zip(halves[0][part], halves[1][part], height, to + (part * depth + k) * height);
+      }
     }
+  }
+
+  using Halves = std::uint16_t[kPanel];
+  static void read_halves(const Windows &windows, std::int64_t group, const Place &place, std::int64_t n,
+                          std::int64_t k, std::int64_t, Halves *halves, std::uint16_t) {
+    windows.at_depth(group, place, n, k, halves[0]);
+  }
+  void read_halves(const Windows &windows, std::int64_t group, const Place &place, std::int64_t n, std::int64_t k,
+                   std::int64_t parts, Halves *halves, float) const {
+    float values[kPanel];
+    windows.at_depth(group, place, n, k, values);
+    k_.split(values, n, parts, halves[0], kPanel);
   }
 
   void add_block(const Sum &sum, std::int64_t begin, std::int64_t count) {
@@ -439,13 +483,15 @@ class ForwardRunner {
     const std::int64_t row = (source.shared ? 0 : range.group * sum.outputs) + range.output;
     const std::int64_t height = sum.positions_in_rows ? kPanel : left_height(source);
     const bool in_rows = !sum.positions_in_rows && left_in_rows(source);
+    const auto change = [&](std::int64_t at, std::int64_t n, float *values) { scale(source.scaling, at, n, values); };
     for (std::int64_t block = 0; block < range.outputs; block += height)
-      pack_rows(k_, std::min(height, range.outputs - block), height, steps, in_rows, scratch.gather,
-                scratch.weights + block * steps, [&](std::int64_t i, std::int64_t at, std::int64_t part, float *values) {
-                  read_steps(source, k + at, part, values, [&](std::int64_t column, std::int64_t count, auto *to) {
+      pack_rows(k_, source.weight_parts, std::min(height, range.outputs - block), height, steps, in_rows,
+                scratch.gather, scratch.weights + block * steps * source.weight_parts,
+                [&](std::int64_t i, std::int64_t at, std::int64_t n, float *values, std::int64_t apart) {
+                  const auto read = [&](std::int64_t column, std::int64_t count, auto *to) {
                     load(k_, weight, row + block + i, column, count, to);
-                  });
-                  scale(source.scaling, k + at, part, values);
+                  };
+                  read_steps(k_, source, source.weight_parts, k + at, n, values, apart, read, change);
                 });
   }
 
@@ -468,22 +514,22 @@ class ForwardRunner {
   void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t steps,
                 const Scratch &scratch, bool first) const {
     const Source &source = sum.sources[index];
-    const std::int64_t all = source.steps(), stride = tile_stride(sum, range), height = side(sum, source);
-    const float *windows = packed(sum, index, range.group) + range.first * all + k * height;
+    const std::int64_t all = windows_depth(source), stride = tile_stride(sum, range), height = side(sum, source);
+    const float *windows = packed(sum, index, range.group) + range.first * all + k * height * source.x_parts;
     for (std::int64_t p = 0; p < range.positions; p += height)
       if (sum.positions_in_rows)
-        product(source, windows + p * all, scratch.weights, steps, height, ceil_div(range.outputs, kPanel),
-                {scratch.tile + p * stride, stride, nullptr, first});
+        product(source.pairs, {windows + p * all, source.x_parts}, {scratch.weights, source.weight_parts}, steps,
+                height, ceil_div(range.outputs, kPanel), {scratch.tile + p * stride, stride, nullptr, first});
       else
-        product(source, scratch.weights, windows + p * all, steps, round_up(range.outputs, left_height(source)), 1,
-                {scratch.tile + p, stride, nullptr, first});
+        product(source.pairs, {scratch.weights, source.weight_parts}, {windows + p * all, source.x_parts}, steps,
+                round_up(range.outputs, left_height(source)), 1, {scratch.tile + p, stride, nullptr, first});
   }
 
-  void product(const Source &source, const float *left, const float *right, std::int64_t steps, std::int64_t rows,
+  void product(bool pairs, const Pairs &left, const Pairs &right, std::int64_t steps, std::int64_t rows,
                std::int64_t panels, const Tile &tile) const {
-    if (source.pairs) return k_.pair_product(left, right, steps, rows, panels, tile);
+    if (pairs) return k_.pair_product(left, right, steps, rows, panels, tile);
     for (std::int64_t row = 0; row < rows; row += kTileRows)
-      k_.product(left + row * steps, right, steps, panels,
+      k_.product(left.data + row * steps, right.data, steps, panels,
                  {tile.data + row * tile.stride, tile.stride, nullptr, tile.first});
   }
 

@@ -466,7 +466,7 @@ struct Numbers {
 };
 #if HWY_TARGET == HWY_AVX3
 // Pairs of bf16 in the place of float32: two exact products, added in float32. Denormals count as zero.
-struct Pairs {
+struct PairSteps {
   static constexpr bool kScales = true;
   static HWY_INLINE Floats first(Floats a, Floats b) { return next(a, b, hn::Zero(kFloats)); }
   static HWY_INLINE Floats next(Floats a, Floats b, Floats sum) {
@@ -475,7 +475,7 @@ struct Pairs {
   }
 };
 #else
-using Pairs = Numbers;  // nobody asks for them
+using PairSteps = Numbers;  // nobody asks for them
 #endif
 
 // `factor(k, i)` is the left factor, `row(k, v)` the right one.
@@ -591,7 +591,7 @@ void merge_product_as(const Packed &product, std::int64_t panels, const WeightRo
                       std::int64_t times_stride, const Factors *factors, bool stream) {
   const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kPanel);
   const auto merge_by = product.pairs
-                            ? (whole ? merge_product_by<T, true, Pairs> : merge_product_by<T, false, Pairs>)
+                            ? (whole ? merge_product_by<T, true, PairSteps> : merge_product_by<T, false, PairSteps>)
                             : (whole ? merge_product_by<T, true, Numbers> : merge_product_by<T, false, Numbers>);
   merge_by(product, panels, rows, times, times_stride, factors);
 }
@@ -618,12 +618,37 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
 }
 
 #if HWY_TARGET == HWY_AVX3
-void pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
+void pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
                   const Tile &tile) {
-  const auto multiply_tile = tile.first ? product_tile<true, false, Pairs> : product_tile<false, false, Pairs>;
+  const auto multiply_tile = tile.first ? product_tile<true, false, PairSteps> : product_tile<false, false, PairSteps>;
   for (std::int64_t row = 0; row < rows; row += kTileRows)
-    multiply_tile(left + row * pairs, right, pairs, panels,
+    multiply_tile(left.data + row * pairs, right.data, pairs, panels,
                   {tile.data + row * tile.stride, tile.stride, nullptr, tile.first});
+}
+#endif
+
+#if HWY_TARGET == HWY_AVX3
+// The nearest bf16, half away from zero, that is finite if v is; what has no bf16 left behind is 0.
+HWY_INLINE Floats taken_part(Floats &v) {
+  const hn::Rebind<std::uint32_t, decltype(kFloats)> words;
+  const auto bits = hn::BitCast(words, v), upper = hn::Set(words, 0xffff0000u);
+  const Floats rounded = hn::BitCast(kFloats, hn::And(hn::Add(bits, hn::Set(words, 0x8000u)), upper));
+  const Floats part = hn::IfThenElse(hn::IsFinite(rounded), rounded, hn::BitCast(kFloats, hn::And(bits, upper)));
+  v = hn::IfThenElseZero(hn::IsFinite(v), hn::Sub(v, part));
+  return part;
+}
+
+void split(const float *values, std::int64_t n, std::int64_t parts, std::uint16_t *halves, std::int64_t apart) {
+  const hn::Rebind<std::uint16_t, decltype(kFloats)> half;
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    const std::int64_t count = std::min(kLanes, n - i);
+    Floats v = quiet(load_part(values + i, count), static_cast<const Bf16 *>(nullptr));
+    for (std::int64_t part = 0; part < parts; ++part) {
+      const auto upper = hn::ShiftRight<16>(hn::BitCast(hn::RebindToUnsigned<decltype(kFloats)>(), taken_part(v)));
+      hn::BlendedStore(hn::TruncateTo(half, upper), hn::FirstN(half, static_cast<std::size_t>(count)), half,
+                       halves + part * apart + i);
+    }
+  }
 }
 #endif
 
@@ -1101,7 +1126,7 @@ void product_squares_by(const Packed &product, std::int64_t panels, const Tile &
 template <typename T>
 void product_squares_as(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
                         const Changed *changed, double *by_row, float *by_column) {
-  const auto squares_by = product.pairs ? product_squares_by<T, Pairs> : product_squares_by<T, Numbers>;
+  const auto squares_by = product.pairs ? product_squares_by<T, PairSteps> : product_squares_by<T, Numbers>;
   squares_by(product, panels, tile, rows, changed, by_row, by_column);
 }
 
@@ -1173,7 +1198,7 @@ void change_panel_by(const Packed &product, std::int64_t count, const WeightRows
 
 template <typename T>
 void change_panel_as(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
-  const auto change_by = product.pairs ? change_panel_by<T, Pairs> : change_panel_by<T, Numbers>;
+  const auto change_by = product.pairs ? change_panel_by<T, PairSteps> : change_panel_by<T, Numbers>;
   change_by(product, count, rows, held);
 }
 
@@ -1744,7 +1769,8 @@ constexpr const char *target_name() {
 // What is stored as bf16 is a `Half`.
 template <typename Half>
 constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product) pairs = nullptr,
-                               std::int64_t pair_height = kTileRows, std::int64_t pair_rows = kTileRows) {
+                               std::int64_t pair_height = kTileRows, std::int64_t pair_rows = kTileRows,
+                               decltype(Kernels::split) split = nullptr) {
   return {name,
           load,
           store<Half>,
@@ -1755,6 +1781,7 @@ constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product)
           pairs,
           pair_height,
           pair_rows,
+          split,
           merge_product<Half>,
           project,
           scaled,
@@ -1786,7 +1813,7 @@ extern const Kernels kPairKernels;
 constexpr Kernels kPairKernels = kernels_with<FastBf16>("AVX-512-BF16-pairs", pair_product);
 #ifdef LYC_AMX
 extern const Kernels kAmxKernels;
-constexpr Kernels kAmxKernels = kernels_with<FastBf16>("AMX-BF16", amx_pair_product, 1, 32);
+constexpr Kernels kAmxKernels = kernels_with<FastBf16>("AMX-BF16", amx_pair_product, 1, 32, split);
 #endif
 #endif
 

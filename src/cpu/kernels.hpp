@@ -85,6 +85,15 @@ struct Packed {
   float scale = 1.0f;
 };
 
+/// A factor of pairs of bf16, the first one in the lower half, in the place of float32. A number may be a sum of several,
+/// its parts, of which three hold a float32: the left factor is in blocks [parts][pairs][pair_height], the right one in
+/// panels [parts][pairs][kPanel].
+struct Pairs {
+  const float *data;
+  std::int64_t parts = 1;
+};
+inline constexpr std::int64_t kMaxParts = 3;
+
 /// What a change takes of the weight and of the delta.
 struct Factors {
   const float *weight, *delta;
@@ -127,12 +136,13 @@ struct Kernels {
                            const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
                            const Tile &tile);
 
-  // As product, with pairs of bf16 in the place of float32, the first one in the lower half: twice the rank. Denormals
-  // count as zero. Without tile.times. The left factor is in blocks of pair_height rows, of which a product takes best
-  // pair_rows at a time. Null where it is no faster.
-  void (*pair_product)(const float *left, const float *right, std::int64_t pairs, std::int64_t rows,
+  // As product, by pairs: twice the rank. Products of parts that lie beyond a float32 are left out, denormals count as
+  // zero. Without tile.times. Rows are best pair_rows at a time. Null where it is no faster. More than one part only
+  // where there is a `split`, which makes them of numbers: `parts` rows of bf16, `apart` from each other.
+  void (*pair_product)(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows,
                        std::int64_t panels, const Tile &tile);
   std::int64_t pair_height, pair_rows;
+  void (*split)(const float *values, std::int64_t n, std::int64_t parts, std::uint16_t *halves, std::int64_t apart);
 
   // As product, straight from registers onto the weight, or as change_weight with factors that vary by column.
   // `times` are for numbers.

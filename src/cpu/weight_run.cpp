@@ -575,7 +575,7 @@ class TargetRun {
     if (joined.rank == 0) return true;
     const Packed product = packed(joined, row, column);
     if (joined.pairs)
-      k_.pair_product(product.left, product.right, product.rank, kTileRows, ceil_div(n, kPanel), tile);
+      k_.pair_product({product.left}, {product.right}, product.rank, kTileRows, ceil_div(n, kPanel), tile);
     else
       k_.product(product.left, product.right, product.rank, ceil_div(n, kPanel), tile);
     for (std::int64_t i = 0; joined.pairs && i < height(row); ++i)

@@ -242,7 +242,7 @@ TEST_P(CpuKernels, ProductsOfPairs) {
         std::vector<float> left_words, right_words, tile(static_cast<std::size_t>(rows * kStride), 1.0f);
         fill(pairs * rows, left, left_words);
         fill(pairs * kColumns, right, right_words);
-        k_.pair_product(left_words.data(), right_words.data(), pairs, rows, kPanels,
+        k_.pair_product({left_words.data()}, {right_words.data()}, pairs, rows, kPanels,
                         {tile.data(), kStride, nullptr, first});
         for (std::int64_t i = 0; i < rows; ++i)
           for (std::int64_t c = 0; c < kStride; ++c) {
