@@ -7,34 +7,8 @@
 namespace lyc::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 16;   // of a tile register, of 64 bytes each
-constexpr std::int64_t kPairs = 16;  // of a row
-constexpr std::int64_t kSums = 4;    // registers 0 .. 3: two by two; 4, 5: left; 6, 7: right
-
-/// What ldtilecfg reads.
-struct alignas(64) Shapes {
-  std::uint8_t palette = 1, start = 0, reserved[14] = {};
-  std::uint16_t row_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
-
-// By name: compilers' own forms do not say what memory they read.
-template <int kTile>
-inline void load_tile(const float *from, std::int64_t stride) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride * 4), "n"(kTile) : "memory");
-}
-template <int kTile>
-inline void store_tile(float *to, std::int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride * 4), "n"(kTile) : "memory");
-}
-template <int kTile>
-inline void clear_tile() {
-  __asm__ volatile("tilezero %%tmm%c0" ::"n"(kTile));
-}
-template <int kSum, int kLeft, int kRight>
-inline void add_product() {
-  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"n"(kSum), "n"(kLeft), "n"(kRight));
-}
+constexpr std::int64_t kRows = kTiledRows;
+constexpr std::int64_t kSums = 4;  // registers 0 .. 3: two by two; 4, 5: left; 6, 7: right
 
 /// The products of parts that reach into a float32, in an order in which each shares a factor with the one before.
 struct Part {
@@ -42,7 +16,7 @@ struct Part {
 };
 constexpr Part kParts[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {0, 0}, {2, 0}};
 
-/// Up to 2 * kRows rows by 2 * kRows columns at a time, in steps of `some` <= kPairs of all `pairs`, from `begin` on.
+/// Up to 2 * kRows rows by 2 * kRows columns at a time, in steps of `some` <= kTiledPairs of all `pairs`, from `begin` on.
 class Product {
  public:
   Product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t begin, std::int64_t some,
@@ -55,18 +29,14 @@ class Product {
                           first || parts_[count_ - 1].right != part.right};
         parts_[count_++] = part;
       }
-    Shapes shapes;
     const std::int64_t heights[2] = {std::min(rows, kRows), rows - kRows};
     for (std::int64_t i = 0; i < (two_ ? 2 : 1); ++i) {
-      for (std::int64_t j = 0; j < 2; ++j) set(shapes, 2 * i + j, heights[i], kRows);
-      set(shapes, kSums + i, heights[i], some);
+      for (std::int64_t j = 0; j < 2; ++j) registers_.set(2 * i + j, heights[i], kRows);
+      registers_.set(kSums + i, heights[i], some);
     }
-    for (std::int64_t j = 0; j < 2; ++j) set(shapes, kSums + 2 + j, some, kRows);
-    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
+    for (std::int64_t j = 0; j < 2; ++j) registers_.set(kSums + 2 + j, some, kRows);
+    registers_.take();
   }
-  ~Product() { __asm__ volatile("tilerelease"); }
-  Product(const Product &) = delete;
-  Product &operator=(const Product &) = delete;
 
   void run(std::int64_t panels, const Tile &tile, bool first) const {
     for (std::int64_t column = 0; column < panels * kPanel; column += 2 * kRows)
@@ -77,11 +47,6 @@ class Product {
   struct Loads {
     bool left, right;
   };
-
-  static void set(Shapes &shapes, std::int64_t tile, std::int64_t rows, std::int64_t words) {
-    shapes.rows[tile] = static_cast<std::uint8_t>(rows);
-    shapes.row_bytes[tile] = static_cast<std::uint16_t>(4 * words);
-  }
 
   template <bool kTwo>
   void add_columns(std::int64_t column, const Tile &tile, bool first) const {
@@ -107,8 +72,8 @@ class Product {
           const float *from = right + parts_[i].right * pairs_ * kPanel;
           load_tile<6>(from, kPanel), load_tile<7>(from + kRows, kPanel);
         }
-        add_product<0, 4, 6>(), add_product<1, 4, 7>();
-        if (kTwo) add_product<2, 5, 6>(), add_product<3, 5, 7>();
+        add_tile_product<0, 4, 6>(), add_tile_product<1, 4, 7>();
+        if (kTwo) add_tile_product<2, 5, 6>(), add_tile_product<3, 5, 7>();
       }
     store_tile<0>(to, tile.stride), store_tile<1>(to + kRows, tile.stride);
     if (kTwo) store_tile<2>(below, tile.stride), store_tile<3>(below + kRows, tile.stride);
@@ -119,6 +84,7 @@ class Product {
   bool two_;
   Part parts_[std::size(kParts)];
   Loads loads_[std::size(kParts)];
+  TileRegisters registers_;
 };
 
 }  // namespace
@@ -127,12 +93,12 @@ void amx_pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs,
                       const Tile &tile) {
   for (std::int64_t row = 0; pairs == 0 && tile.first && row < rows; ++row)
     std::fill_n(tile.data + row * tile.stride, panels * kPanel, 0.0f);
-  const std::int64_t whole = pairs / kPairs * kPairs;
+  const std::int64_t whole = pairs / kTiledPairs * kTiledPairs;
   for (std::int64_t row = 0; row < rows; row += 2 * kRows) {
     const std::int64_t count = std::min(2 * kRows, rows - row);
     const Tile part = {tile.data + row * tile.stride, tile.stride, nullptr, tile.first};
     const Pairs from = {left.data + row * left.parts * pairs, left.parts};
-    if (whole > 0) Product(from, right, pairs, 0, kPairs, pairs / kPairs, count).run(panels, part, tile.first);
+    if (whole > 0) Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(panels, part, tile.first);
     if (whole < pairs)
       Product(from, right, pairs, whole, pairs - whole, 1, count).run(panels, part, tile.first && whole == 0);
   }

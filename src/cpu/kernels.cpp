@@ -711,6 +711,191 @@ void periodic_product(const float *left, std::int64_t left_stride, std::int64_t 
   multiply_tile(left, left_stride, period, begin, right, right_stride, rank, panels, tile);
 }
 
+// -- Products by tile registers --------------------------------------------------------------------------------
+
+#if HWY_TARGET == HWY_AVX3 && defined(LYC_AMX)
+constexpr std::int64_t kTiledColumns = 2 * kLanes;
+
+/// kTiledRows rows by kTiledColumns columns of a product after the other: while one is looked at, registers kFirst and
+/// kFirst + 1 take up the next one. Its left factor comes through register kFirst / 2 + 4, the right one 6 and 7.
+template <int kFirst>
+class TiledSums {
+ public:
+  TiledSums(const Packed &product, std::int64_t columns) : product_(product), columns_(columns) { begin(); }
+
+  const float *next() {
+    const float *made = sums_[turn_];
+    turn_ = 1 - turn_;
+    begin();
+    return made;
+  }
+
+ private:
+  void begin() {
+    if (column_ == columns_) return;
+    constexpr int kLeft = kFirst / 2 + 4;
+    const float *right = right_at(product_.right, product_.rank, column_);
+    clear_tile<kFirst>();
+    clear_tile<kFirst + 1>();
+    for (std::int64_t k = 0; k < product_.rank; k += kTiledPairs, right += kTiledPairs * kPanel) {
+      load_tile<kLeft>(product_.left + k, product_.rank);
+      load_tile<6>(right, kPanel);
+      load_tile<7>(right + kLanes, kPanel);
+      add_tile_product<kFirst, kLeft, 6>();
+      add_tile_product<kFirst + 1, kLeft, 7>();
+    }
+    store_tile<kFirst>(sums_[turn_], kTiledColumns);
+    store_tile<kFirst + 1>(sums_[turn_] + kLanes, kTiledColumns);
+    column_ += kTiledColumns;
+  }
+
+  Packed product_;
+  std::int64_t columns_, column_ = 0, turn_ = 0;
+  alignas(64) float sums_[2][kTiledRows * kTiledColumns];
+};
+
+// Of so many rows.
+void take_registers(TileRegisters &registers, std::int64_t rows, std::int64_t rank) {
+  const std::int64_t pairs = std::min(rank, kTiledPairs);
+  for (std::int64_t tile = 0; tile < 4; ++tile) registers.set(tile, rows, kTiledRows);
+  for (std::int64_t tile = 4; tile < 6; ++tile) registers.set(tile, rows, pairs);
+  for (std::int64_t tile = 6; tile < 8; ++tile) registers.set(tile, pairs, kTiledRows);
+  registers.take();
+}
+
+enum class TiledOnto { kNothing, kWeight, kColumns, kRows };
+
+template <typename T, bool kStream, TiledOnto kOnto, bool kTimes>
+void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
+                      const WeightRows &rows, const Factors *factors) {
+  TileRegisters registers;
+  take_registers(registers, count, product.rank);
+  const std::int64_t n = panels * kPanel;
+  TiledSums<0> sums(product, n);
+  TiledSums<2> others(kTimes ? *times : product, kTimes ? n : 0);
+  const Floats scale = hn::Set(kFloats, kTimes ? product.scale * times->scale : product.scale);
+  const T *base = static_cast<const T *>(rows.base), *next = static_cast<const T *>(rows.next);
+  if (kOnto == TiledOnto::kNothing) next = nullptr;
+  T *out = static_cast<T *>(rows.out);
+  for (std::int64_t column = 0; column < n; column += kTiledColumns) {
+    const float *sum = sums.next(), *other = kTimes ? others.next() : nullptr;
+    Floats w[2], d[2] = {scale, scale};
+    for (std::int64_t v = 0; kOnto == TiledOnto::kColumns && v < 2; ++v) {
+      w[v] = load_vector(factors->weight + column + v * kLanes);
+      d[v] = hn::Mul(scale, load_vector(factors->delta + column + v * kLanes));
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (kOnto == TiledOnto::kRows) {
+        w[0] = w[1] = hn::Set(kFloats, factors->weight[i]);
+        d[0] = d[1] = hn::Mul(scale, hn::Set(kFloats, factors->delta[i]));
+      }
+      if (next) {
+        fetch_later(next + i * rows.base_stride + column);
+        if (sizeof(T) > 2) fetch_later(next + i * rows.base_stride + column + kLanes);
+      }
+      Floats values[2];
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < 2; ++v) {
+        Floats made = load_vector(sum + i * kTiledColumns + v * kLanes);
+        if (kTimes) made = hn::Mul(made, load_vector(other + i * kTiledColumns + v * kLanes));
+        values[v] = hn::Mul(d[v], made);
+        const std::int64_t at = i * rows.base_stride + column + v * kLanes;
+        if (kOnto == TiledOnto::kWeight) values[v] = hn::Add(values[v], load_vector(base + at));
+        if (kOnto == TiledOnto::kColumns || kOnto == TiledOnto::kRows)
+          values[v] = hn::MulAdd(w[v], load_vector(base + at), values[v]);
+      }
+      write_pair<kStream>(values[0], values[1], out + i * rows.out_stride + column);
+    }
+  }
+}
+
+template <typename T, bool kStream>
+void merge_tiled_by(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
+                    const WeightRows &rows, const Factors *factors) {
+  const auto merge_onto =
+      factors     ? (factors->vary ? merge_tiled_onto<T, kStream, TiledOnto::kColumns, false>
+                                   : merge_tiled_onto<T, kStream, TiledOnto::kRows, false>)
+      : rows.base ? (times ? merge_tiled_onto<T, kStream, TiledOnto::kWeight, true>
+                           : merge_tiled_onto<T, kStream, TiledOnto::kWeight, false>)
+                  : (times ? merge_tiled_onto<T, kStream, TiledOnto::kNothing, true>
+                           : merge_tiled_onto<T, kStream, TiledOnto::kNothing, false>);
+  merge_onto(product, times, count, panels, rows, factors);
+}
+
+template <typename T>
+void merge_tiled_as(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
+                    const WeightRows &rows, const Factors *factors, bool stream) {
+  const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kPanel);
+  const auto merge_by = whole ? merge_tiled_by<T, true> : merge_tiled_by<T, false>;
+  merge_by(product, times, count, panels, rows, factors);
+}
+
+void merge_tiled(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
+                 const WeightRows &rows, const Factors *factors, bool stream) {
+  switch (rows.dtype) {
+    case LYC_DTYPE_BF16:
+      return merge_tiled_as<FastBf16>(product, times, count, panels, rows, factors, stream);
+    case LYC_DTYPE_F16:
+      return merge_tiled_as<F16>(product, times, count, panels, rows, factors, stream);
+    default:
+      return merge_tiled_as<float>(product, times, count, panels, rows, factors, stream);
+  }
+}
+
+template <typename T>
+void tiled_squares_as(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
+                      double *by_row, float *by_column) {
+  constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
+  TileRegisters registers;
+  take_registers(registers, count, product.rank);
+  const std::int64_t n = panels * kPanel;
+  TiledSums<0> sums(product, n);
+  const Floats scale = hn::Set(kFloats, product.scale);
+  const T *base = static_cast<const T *>(rows.base), *next = static_cast<const T *>(rows.next);
+  Floats squares[kTiledRows];
+  for (Floats &square : squares) square = hn::Zero(kFloats);
+  for (std::int64_t column = 0; column < n; column += kTiledColumns) {
+    const float *sum = sums.next();
+    Floats all[2] = {hn::Zero(kFloats), hn::Zero(kFloats)};
+    for (std::int64_t i = 0; i < count; ++i) {
+      const T *w = base + i * rows.base_stride + column;
+      if (next) {
+        fetch_later(next + i * rows.base_stride + column);
+        if (sizeof(T) > 2) fetch_later(next + i * rows.base_stride + column + kLanes);
+      }
+      Floats values[2];
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < 2; ++v) {
+        values[v] = hn::MulAdd(scale, load_vector(sum + i * kTiledColumns + v * kLanes), load_vector(w + v * kLanes));
+        if (by_column) all[v] = hn::MulAdd(values[v], values[v], all[v]);
+      }
+      if (by_row) squares[i] = hn::MulAdd(values[1], values[1], hn::MulAdd(values[0], values[0], squares[i]));
+    }
+    for (std::int64_t v = 0; by_column && v < 2; ++v) {
+      float *to = by_column + column + v * kLanes;
+      store_vector(hn::Add(all[v], load_vector(to)), to);
+    }
+    const std::int64_t end = column + kTiledColumns;
+    for (std::int64_t i = 0; by_row && (end == n || end % kShort == 0) && i < count; ++i) {
+      by_row[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
+      squares[i] = hn::Zero(kFloats);
+    }
+  }
+}
+
+void tiled_squares(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
+                   double *by_row, float *by_column) {
+  switch (rows.dtype) {
+    case LYC_DTYPE_BF16:
+      return tiled_squares_as<Bf16>(product, count, panels, rows, by_row, by_column);
+    case LYC_DTYPE_F16:
+      return tiled_squares_as<F16>(product, count, panels, rows, by_row, by_column);
+    default:
+      return tiled_squares_as<float>(product, count, panels, rows, by_row, by_column);
+  }
+}
+#endif
+
 // -- Projections -----------------------------------------------------------------------------------------------
 
 // kTileRows x kCount lines: `stride` and kAcross apart, their sums kTurned and `sums_across`.
@@ -1768,39 +1953,57 @@ constexpr const char *target_name() {
 
 // What is stored as bf16 is a `Half`.
 template <typename Half>
-constexpr Kernels kernels_with(const char *name, decltype(Kernels::pair_product) pairs = nullptr,
-                               std::int64_t pair_height = kTileRows, std::int64_t pair_rows = kTileRows,
-                               decltype(Kernels::split) split = nullptr) {
-  return {name,
-          load,
-          store<Half>,
-          merge<Half>,
-          flush,
-          product,
-          periodic_product,
-          pairs,
-          pair_height,
-          pair_rows,
-          split,
-          merge_product<Half>,
-          project,
-          scaled,
-          kronecker,
-          merge_kronecker<Half>,
-          row_squares,
-          column_squares,
-          product_squares<Half>,
-          change_panel<Half>,
-          change,
-          changes,
-          change_weight<Half>,
-          turn<Half>,
-          turn_columns<Half>,
-          load_panel,
-          invert,
-          add_matrix_product,
-          transpose};
+constexpr Kernels kernels_with(const char *name) {
+  Kernels kernels = {};
+  kernels.name = name;
+  kernels.load = load;
+  kernels.store = store<Half>;
+  kernels.merge = merge<Half>;
+  kernels.flush = flush;
+  kernels.product = product;
+  kernels.periodic_product = periodic_product;
+  kernels.merge_product = merge_product<Half>;
+  kernels.project = project;
+  kernels.scaled = scaled;
+  kernels.kronecker = kronecker;
+  kernels.merge_kronecker = merge_kronecker<Half>;
+  kernels.row_squares = row_squares;
+  kernels.column_squares = column_squares;
+  kernels.product_squares = product_squares<Half>;
+  kernels.change_panel = change_panel<Half>;
+  kernels.change = change;
+  kernels.changes = changes;
+  kernels.change_weight = change_weight<Half>;
+  kernels.turn = turn<Half>;
+  kernels.turn_columns = turn_columns<Half>;
+  kernels.load_panel = load_panel;
+  kernels.invert = invert;
+  kernels.add_matrix_product = add_matrix_product;
+  kernels.transpose = transpose;
+  return kernels;
 }
+
+#if HWY_TARGET == HWY_AVX3
+constexpr Kernels pair_kernels() {
+  Kernels kernels = kernels_with<FastBf16>("AVX-512-BF16-pairs");
+  kernels.pair_product = pair_product;
+  kernels.pair_height = kernels.pair_rows = kTileRows;
+  return kernels;
+}
+
+#ifdef LYC_AMX
+constexpr Kernels tile_kernels() {
+  Kernels kernels = kernels_with<FastBf16>("AMX-BF16");
+  kernels.pair_product = amx_pair_product;
+  kernels.pair_height = 1;
+  kernels.pair_rows = 2 * kTiledRows;
+  kernels.split = split;
+  kernels.merge_tiled = merge_tiled;
+  kernels.tiled_squares = tiled_squares;
+  return kernels;
+}
+#endif
+#endif
 
 }  // namespace
 
@@ -1810,10 +2013,10 @@ constexpr Kernels kKernels = kernels_with<Bf16>(target_name());
 extern const Kernels kBf16Kernels;
 constexpr Kernels kBf16Kernels = kernels_with<FastBf16>("AVX-512-BF16");
 extern const Kernels kPairKernels;
-constexpr Kernels kPairKernels = kernels_with<FastBf16>("AVX-512-BF16-pairs", pair_product);
+constexpr Kernels kPairKernels = pair_kernels();
 #ifdef LYC_AMX
 extern const Kernels kAmxKernels;
-constexpr Kernels kAmxKernels = kernels_with<FastBf16>("AMX-BF16", amx_pair_product, 1, 32, split);
+constexpr Kernels kAmxKernels = tile_kernels();
 #endif
 #endif
 

@@ -20,6 +20,9 @@ inline constexpr std::int64_t kTurned = 16;                // columns of a narro
 inline constexpr std::int64_t kTileApart = 256 + kTurned;  // tiles side by side; no two rows in one cache set
 inline constexpr std::int64_t kTurnedRows = 2 * kTileRows;
 
+inline constexpr std::int64_t kTiledRows = 16;   // of a tile register
+inline constexpr std::int64_t kTiledPairs = 16;  // of a row of it: more come in multiples
+
 /// How index -> (p, q) along the axis that a Kronecker product splits. `segment` indices share one p, and `count`
 /// segments follow each other; `begin` is added first.
 struct Split {
@@ -148,6 +151,14 @@ struct Kernels {
   // `times` are for numbers.
   void (*merge_product)(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                         std::int64_t times_stride, const Factors *factors, bool stream);
+
+  // By tile registers, null without: as merge_product and product_squares, of up to kTiledRows rows at once, a product of
+  // pairs whose left rows lie one after the other; `times` is a second one that multiplies it. Of the factors there is
+  // one for each column, or for each row.
+  void (*merge_tiled)(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
+                      const WeightRows &rows, const Factors *factors, bool stream);
+  void (*tiled_squares)(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
+                        double *by_row, float *by_column);
 
   // Sums along lines: every `period`th element of a row, from each of the first `period` on. Rows of a tile are
   // `stride` apart, tiles kTileApart. Element k times the kTurned values of right[k] is added to sums[phase][row].

@@ -73,8 +73,8 @@ ops::Product slice(ops::Product product, std::int64_t begin, std::int64_t rows) 
 
 class TargetBuilder {
  public:
-  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, bool multiplies_pairs)
-      : batch_(batch), weight_(target.out), frame_(target.out), multiplies_pairs_(multiplies_pairs) {
+  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, const Kernels &kernels)
+      : batch_(batch), weight_(target.out), frame_(target.out), kernels_(kernels) {
     check_operand(target.out, "out");
     plan_.out = frame_.weight(target.out);
     plan_.out_in_columns = frame_.out_in_columns();
@@ -332,15 +332,19 @@ class TargetBuilder {
 
   // Where what is packed and computed lies: all is known of all adapters.
   void place_factors() {
-    for (AdapterPlan &adapter : plan_.adapters)
+    for (AdapterPlan &adapter : plan_.adapters) {
       for (TermPlan &term : adapter.terms) join(term, adapter.dora() ? adapter.joined : plan_.joined);
+      adapter.multiplies = adapter.dora() && std::all_of(adapter.terms.begin(), adapter.terms.end(),
+                                                         [](const TermPlan &term) { return term.joined; });
+    }
+    plan_.direct = same_rows() && direct();
+    plan_.changes_weight = same_rows() && changes_weight();
+    plan_.tiled = tiled();
     for (AdapterPlan &adapter : plan_.adapters)
       for (TermPlan &term : adapter.terms) pair_up(term, adapter.dora() ? adapter.joined : plan_.joined);
     place(plan_.joined);
     for (AdapterPlan &adapter : plan_.adapters) {
       place(adapter.joined);
-      adapter.multiplies = adapter.dora() && std::all_of(adapter.terms.begin(), adapter.terms.end(),
-                                                         [](const TermPlan &term) { return term.joined; });
       for (TermPlan &term : adapter.terms) place(term, adapter.dora() ? adapter.joined : plan_.joined);
     }
   }
@@ -354,16 +358,41 @@ class TargetBuilder {
     group.rank += term.p.rank;
   }
 
-  void pair_up(TermPlan &term, Joined &group) const {
+  // One product of bf16 factors, or two that are multiplied, onto rows of whole panels.
+  bool tiled() const {
+    if (!kernels_.merge_tiled || plan_.columns % kPanel != 0 || plan_.adapters.size() != 1) return false;
+    const AdapterPlan &adapter = plan_.adapters[0];
+    if (adapter.terms.size() != 1 || adapter.replaces || !(plan_.direct || (plan_.changes_weight && adapter.multiplies))) return false;
+    const TermPlan &term = adapter.terms[0];
+    return (term.kind == TermKind::kProduct && of_pairs(term.p)) ||
+           (term.kind == TermKind::kHadamard && of_pairs(term.p) && of_pairs(term.q));
+  }
+
+  static bool of_pairs(const ProductPlan &product) {
     const auto suits = [](const Factor &factor) {
-      return factor.source.dtype == LYC_DTYPE_BF16 && !factor.diagonal.data && !factor.mask.data;
+      return factor.source && factor.source.dtype == LYC_DTYPE_BF16 && !factor.diagonal.data && !factor.mask.data;
     };
-    ProductPlan &product = term.p;
-    if (!multiplies_pairs_ || !term.joined || term.kind != TermKind::kProduct || product.rank < group.rank ||
-        !suits(product.left) || !suits(product.right))
-      return;
-    group.pairs = product.left.pairs = product.right.pairs = true;
-    group.rank = ceil_div(group.rank, 2);
+    return suits(product.left) && suits(product.right);
+  }
+
+  void pair_up(TermPlan &term, Joined &group) const {
+    if (plan_.tiled) {
+      const std::int64_t pairs = ceil_div(std::max(term.p.rank, term.q.rank), 2);
+      const std::int64_t total = pairs > kTiledPairs ? round_up(pairs, kTiledPairs) : pairs;
+      for (Factor *factor : {&term.p.left, &term.p.right, &term.q.left, &term.q.right}) {
+        factor->pairs = factor->lines > 0;
+        factor->total = total;
+      }
+      if (!term.joined) return;
+      group.rank = total;
+    } else {
+      if (!kernels_.pair_product || kernels_.merge_tiled || !term.joined || term.kind != TermKind::kProduct ||
+          term.p.rank < group.rank || !of_pairs(term.p))
+        return;
+      term.p.left.pairs = term.p.right.pairs = true;
+      group.rank = ceil_div(group.rank, 2);
+    }
+    group.pairs = true;
   }
 
   void place(Joined &group) {
@@ -397,7 +426,7 @@ class TargetBuilder {
   }
 
   static Position size_of(const Factor &factor) {
-    return factor.lines == 0 ? 0 : multiply(round_up(factor.lines, factor.block), factor.rank);
+    return factor.lines == 0 ? 0 : multiply(round_up(factor.lines, factor.block), factor.total);
   }
 
   void add_norms(AdapterPlan &plan) {
@@ -420,9 +449,7 @@ class TargetBuilder {
 
   void finish_tiles() {
     const std::int64_t columns = round_up(plan_.columns, kPanel);
-    plan_.tile_columns = std::min(columns, kTileColumns);
-    plan_.direct = same_rows() && direct();
-    plan_.changes_weight = same_rows() && changes_weight();
+    plan_.tile_columns = std::min(columns, plan_.tiled ? kTiledColumns : kTileColumns);
     for (const AdapterPlan &adapter : plan_.adapters)  // a row's norm comes before its store
       if (adapter.dora() && !adapter.norm_early) plan_.tile_columns = columns;
     plan_.panels_held = panels_held();
@@ -434,7 +461,7 @@ class TargetBuilder {
 
   // In place: to another place lines of a panel would be written past the caches, which takes longer runs.
   std::int64_t panels_held() const {
-    if (!plan_.changes_weight || plan_.base.data != plan_.out.data) return 0;
+    if (!plan_.changes_weight || plan_.tiled || plan_.base.data != plan_.out.data) return 0;
     const AdapterPlan &adapter = plan_.adapters[0];
     if (!adapter.multiplies || !adapter.dora() || adapter.norm_per_row || plan_.columns % kPanel != 0 ||
         plan_.columns != adapter.magnitudes * adapter.inside || adapter.inside > kPanel || plan_.rows > kHeldRows)
@@ -581,7 +608,7 @@ class TargetBuilder {
   const ops::WeightBatch &batch_;
   const Operand weight_;
   const Frame frame_;
-  const bool multiplies_pairs_;
+  const Kernels &kernels_;
   std::int64_t widest_step_ = kTileColumns;
   Layout layout_;
   TargetPlan plan_;
@@ -674,7 +701,7 @@ std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops
   plan->targets.reserve(static_cast<std::size_t>(batch.target_count));
   for (std::int64_t i = 0; i < batch.target_count; ++i) {
     if (batch.targets[i].out.numel() == 0) continue;
-    plan->targets.push_back(TargetBuilder(batch, batch.targets[i], context.kernels.pair_product && context.kernels.pair_height == kTileRows).take());
+    plan->targets.push_back(TargetBuilder(batch, batch.targets[i], context.kernels).take());
     for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->invertible &= invertible(adapter);
   }
   arrange(*plan);

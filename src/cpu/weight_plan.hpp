@@ -27,6 +27,8 @@ namespace lyc::cpu {
 inline constexpr std::int64_t kTileColumns = 256;            // a tile and its panels stay in the nearest cache
 inline constexpr std::int64_t kItemRows = 4 * kTileRows;     // what a thread takes at a time, tile after tile along
 inline constexpr std::int64_t kItemColumns = 16384;          // the rows, so that memory is read in long runs
+inline constexpr std::int64_t kTiledItemRows = 3 * kTiledRows;     // the same by tile registers,
+inline constexpr std::int64_t kTiledColumns = 4 * kTileColumns;    // whose tiles are wider
 inline constexpr std::int64_t kChangedRows = 8 * kTileRows;  // of DoRA, by a thread one after the other, if two tiles
 inline constexpr std::int64_t kChangedColumns = 8192;        // of so many columns stay in a near cache
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;    // rows whose squares are summed in float32
@@ -55,7 +57,8 @@ struct Factor {
   std::int64_t first = 0, total = 0;  // of the joined rank
   Position at = 0;
   bool scaled = false;          // takes the coefficient
-  bool pairs = false;           // of bf16, packed as they are, in the place of numbers; `total` counts these
+  bool pairs = false;           // of bf16, packed as they are, in the place of numbers; `total` counts these,
+                                // and what goes beyond `rank` is 0
   ops::Operand diagonal, mask;  // multiply along the rank; may be absent
 };
 
@@ -168,6 +171,7 @@ struct TargetPlan {
   std::int64_t rows = 0, columns = 0;
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA alone
+  bool tiled = false;             // by tile registers, kTiledRows at a time, if it is direct or changes the weight
   std::int64_t panels_held = 0;   // DoRA by column may go panel by panel, whose V waits in cache for so many more
   Position held_at = 0;           // in a thread's scratch
   bool streams = false;           // is written past the caches, unless it is the base

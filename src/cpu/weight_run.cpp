@@ -67,7 +67,7 @@ class TargetRun {
         change_rows(t_.adapters[0], index * kChangedRows, worker);
         if (streams_) k_.flush();
       });
-    for_tiles(kItemRows, [&](std::int64_t row, std::int64_t column, int worker) {
+    for_tiles(item_rows(), [&](std::int64_t row, std::int64_t column, int worker) {
       compute_rows(row, column, worker);
       if (streams_) k_.flush();
     });
@@ -104,6 +104,10 @@ class TargetRun {
     });
   }
 
+  // What a thread takes, and how many of these at once.
+  std::int64_t item_rows() const { return t_.tiled ? kTiledItemRows : kItemRows; }
+  std::int64_t rows_at_once() const { return t_.tiled ? kTiledRows : kTileRows; }
+
   // A multiple of the tile's, unless that is the whole row.
   std::int64_t item_columns() const {
     if (t_.projected_rows) return round_up(t_.columns, kPanel);
@@ -123,6 +127,7 @@ class TargetRun {
   std::int64_t span(std::int64_t column) const { return std::min(t_.tile_columns, t_.columns - column); }
   std::int64_t width(std::int64_t column) const { return std::min(t_.step_columns, t_.columns - column); }
   std::int64_t height(std::int64_t row) const { return std::min(kTileRows, t_.rows - row); }
+  std::int64_t tiled_height(std::int64_t row) const { return std::min(kTiledRows, t_.rows - row); }
 
   // -- Factors -------------------------------------------------------------------------------------------------
 
@@ -145,7 +150,8 @@ class TargetRun {
     const Factor &factor = *step.factor;
     const bool on = active(*step.adapter);
     if (factor.pairs) {
-      if (step.begin == 0) packed_[joined(*step.adapter).scale_at] = this->factor(*step.adapter, *step.term);
+      if (step.begin == 0 && step.term->joined)
+        packed_[joined(*step.adapter).scale_at] = this->factor(*step.adapter, *step.term);
       return pair_left(factor, on, step.begin);
     }
     const float scale = factor.scaled ? this->factor(*step.adapter, *step.term) : 1.0f;
@@ -187,26 +193,27 @@ class TargetRun {
     }
   }
 
-  // The same by pairs of ranks, an odd end with a zero.
+  // The same by pairs of ranks, zeros beyond them.
   void pair_left(const Factor &factor, bool on, std::int64_t begin) {
     std::uint16_t halves[2 * kPanel];
-    for (std::int64_t r = 0; r < factor.rank; r += 2 * kPanel) {
-      const std::int64_t n = std::min(2 * kPanel, factor.rank - r);
+    const std::int64_t height = k_.pair_height;
+    for (std::int64_t r = 0; r < 2 * factor.total; r += 2 * kPanel)
       for (std::int64_t row = begin; row < std::min(factor.lines, begin + kPackRows); ++row) {
-        load_halves(factor, on, row, r, n, halves);
-        if (n % 2) halves[n] = 0;
-        for (std::int64_t i = 0; i < ceil_div(n, 2); ++i)
-          std::memcpy(packed_ + factor.at + left_index(row, r / 2 + i, factor.total), halves + 2 * i, sizeof(float));
+        const std::int64_t n = std::clamp<std::int64_t>(factor.rank - r, 0, 2 * kPanel);
+        load_halves(factor, on && n > 0, row, r, n, halves);
+        std::fill(halves + n, std::end(halves), std::uint16_t{0});
+        for (std::int64_t i = 0; i < std::min(kPanel, factor.total - r / 2); ++i)
+          std::memcpy(packed_ + factor.at + left_index(row, r / 2 + i, factor.total, height), halves + 2 * i,
+                      sizeof(float));
       }
-    }
   }
 
   void pair_right(const Factor &factor, bool on, std::int64_t begin) {
     std::uint16_t first[kPanel], second[kPanel];
-    for (std::int64_t r = 0; r < factor.rank; r += 2)
+    for (std::int64_t r = 0; r < 2 * factor.total; r += 2)
       for (std::int64_t column = begin; column < std::min(factor.lines, begin + kPackColumns); column += kPanel) {
         const std::int64_t n = std::min(kPanel, factor.lines - column);
-        load_halves(factor, on, r, column, n, first);
+        load_halves(factor, on && r < factor.rank, r, column, n, first);
         load_halves(factor, on && r + 1 < factor.rank, r + 1, column, n, second);
         zip(first, second, n, packed_ + factor.at + right_index(column, r / 2, factor.total));
       }
@@ -227,13 +234,19 @@ class TargetRun {
             group.pairs, group.pairs ? packed_[group.scale_at] : 1.0f};
   }
 
+  // Of a product of pairs that is not joined, and takes its scale here.
+  Packed packed(const ProductPlan &product, float scale, std::int64_t row, std::int64_t column) const {
+    const std::int64_t steps = product.left.total;
+    return {packed_ + product.left.at + row * steps, packed_ + product.right.at + column * steps, steps, true, scale};
+  }
+
   static float along_rank(const Factor &factor, std::int64_t r) {
     const float diagonal = factor.diagonal.data ? read(factor.diagonal, r * factor.diagonal.stride_out) : 1.0f;
     return factor.mask.data ? diagonal * read(factor.mask, r * factor.mask.stride_out) : diagonal;
   }
 
-  static std::int64_t left_index(std::int64_t row, std::int64_t r, std::int64_t rank) {
-    return (row / kTileRows * rank + r) * kTileRows + row % kTileRows;
+  static std::int64_t left_index(std::int64_t row, std::int64_t r, std::int64_t rank, std::int64_t block = kTileRows) {
+    return (row / block * rank + r) * block + row % block;
   }
   static std::int64_t right_index(std::int64_t column, std::int64_t r, std::int64_t rank, std::int64_t panel = kPanel) {
     return (column / panel * rank + r) * panel + column % panel;
@@ -629,12 +642,13 @@ class TargetRun {
     float *partial = packed_ + adapter.partial_at;
     float *sums = partial + begin / kNormRows * t_.columns + column;
     if (!adapter.norm_per_row) std::fill(sums, sums + n, 0.0f);
-    for (std::int64_t row = begin; row < end; row += kTileRows) {
-      double squares[kTileRows] = {};
-      const bool by_row = adapter.norm_per_row, below = row + kTileRows < end;
-      const void *next = t_.base.at(below ? row + kTileRows : begin, below ? column : column + n);
+    const std::int64_t step = rows_at_once();
+    for (std::int64_t row = begin; row < end; row += step) {
+      double squares[kTiledRows] = {};
+      const bool by_row = adapter.norm_per_row, below = row + step < end;
+      const void *next = t_.base.at(below ? row + step : begin, below ? column : column + n);
       add_squares(adapter, row, column, n, next, delta, by_row ? squares : nullptr, by_row ? nullptr : sums, worker);
-      for (std::int64_t i = 0; by_row && i < height(row); ++i)
+      for (std::int64_t i = 0; by_row && i < std::min(step, end - row); ++i)
         partial[column / t_.step_columns * t_.rows + row + i] = static_cast<float>(squares[i]);
     }
   }
@@ -687,6 +701,9 @@ class TargetRun {
   // meanwhile.
   void add_squares(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, std::int64_t n, const void *next,
                    const Tile &delta, double *by_row, float *by_column, int worker) {
+    if (t_.tiled)
+      return k_.tiled_squares(packed(adapter.joined, row, column), tiled_height(row), n / kPanel,
+                              changed_rows(row, column, next), by_row, by_column);
     if (adapter.multiplies && base_in_rows() && height(row) == kTileRows && n % kPanel == 0)
       return k_.product_squares(packed(adapter.joined, row, column), n / kPanel, delta,
                                 {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0, next},
@@ -809,7 +826,7 @@ class TargetRun {
   // -- Tiles ---------------------------------------------------------------------------------------------------
 
   void compute_rows(std::int64_t begin, std::int64_t column, int worker) {
-    const std::int64_t end = std::min(begin + kItemRows, t_.rows);
+    const std::int64_t end = std::min(begin + item_rows(), t_.rows), step = rows_at_once();
     const std::int64_t last = std::min(column + item_columns(), t_.columns);
     if (t_.changes_weight && !t_.adapters[0].dora()) return scale_weight(begin, end, column, last - column);
     if (direct() && t_.adapters[0].terms[0].kind == TermKind::kKronecker)
@@ -820,19 +837,21 @@ class TargetRun {
     for (std::int64_t first = begin; first < end; first += rows) {
       if (t_.projected_rows && (first - begin) % t_.projected_rows == 0) project_tile(first, worker);
       for (std::int64_t c = column; c < last; c += t_.tile_columns)
-        for (std::int64_t row = first; row < first + rows; row += kTileRows) {
-          const bool below = row + kTileRows < first + rows, beside = c + t_.tile_columns < last;
+        for (std::int64_t row = first; row < first + rows; row += step) {
+          const bool below = row + step < first + rows, beside = c + t_.tile_columns < last;
           compute_one(row, c,
-                      below    ? next_rows(row + kTileRows, c)
+                      below    ? next_rows(row + step, c)
                       : beside ? next_rows(first, c + t_.tile_columns)
-                               : next_rows(row + kTileRows, column),
+                               : next_rows(row + step, column),
                       worker);
         }
     }
   }
 
   void compute_one(std::int64_t row, std::int64_t column, const void *next, int worker) {
-    if (t_.changes_weight)
+    if (t_.tiled)
+      merge_tiled(row, column, next);
+    else if (t_.changes_weight)
       change_tile(row, column, next, worker);
     else if (direct() && height(row) == kTileRows && span(column) % kPanel == 0)
       merge_product(row, column, next, worker);
@@ -882,6 +901,41 @@ class TargetRun {
     for_changes(t_.adapters[0], row, column, worker, [&](std::int64_t i, const float *delta, const Factors &factors) {
       k_.change_weight(changed_rows(row + i, column), 1, keeps(), delta, 0, span(column), factors, streams_);
     });
+  }
+
+  void merge_tiled(std::int64_t row, std::int64_t column, const void *next) {
+    const AdapterPlan &adapter = t_.adapters[0];
+    const TermPlan &term = adapter.terms[0];
+    const std::int64_t count = tiled_height(row), panels = span(column) / kPanel;
+    if (adapter.dora()) return change_tiled(adapter, row, column, next);
+    if (term.kind == TermKind::kProduct)
+      return k_.merge_tiled(packed(t_.joined, row, column), nullptr, count, panels, weight_rows(row, column, next),
+                            nullptr, streams_);
+    const Packed q = packed(term.q, 1.0f, row, column);
+    k_.merge_tiled(packed(term.p, factor(adapter, term), row, column), &q, count, panels,
+                   weight_rows(row, column, next), nullptr, streams_);
+  }
+
+  // Norms by row, of all columns, are summed up first: what the weight has is near then.
+  void change_tiled(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const void *next) {
+    const Packed product = packed(adapter.joined, row, column);
+    const std::int64_t count = tiled_height(row), panels = span(column) / kPanel;
+    const WeightRows rows = changed_rows(row, column, next);
+    float weights[kTiledRows], deltas[kTiledRows];
+    Factors factors = adapter.norm_per_row ? Factors{packed_ + adapter.weight_factor_at + row,
+                                                     packed_ + adapter.delta_factor_at + row, false}
+                                           : column_factors(adapter, column);
+    if (norms_by_row(adapter)) {
+      double squares[kTiledRows] = {};
+      k_.tiled_squares(product, count, panels, rows, squares, nullptr);
+      for (std::int64_t i = 0; i < count; ++i) {
+        const ChangeFactors own = change_factors(adapter, row + i, squares[i]);
+        weights[i] = own.weight;
+        deltas[i] = own.delta;
+      }
+      factors = {weights, deltas, false};
+    }
+    k_.merge_tiled(product, nullptr, count, panels, rows, &factors, streams_);
   }
 
   void scale_weight(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
