@@ -920,13 +920,14 @@ class TargetRun {
   void change_tiled(const AdapterPlan &adapter, std::int64_t row, std::int64_t column, const void *next) {
     const Packed product = packed(adapter.joined, row, column);
     const std::int64_t count = tiled_height(row), panels = span(column) / kPanel;
-    const WeightRows rows = changed_rows(row, column, next);
+    WeightRows rows = changed_rows(row, column, next);
     float weights[kTiledRows], deltas[kTiledRows];
     Factors factors = adapter.norm_per_row ? Factors{packed_ + adapter.weight_factor_at + row,
                                                      packed_ + adapter.delta_factor_at + row, false}
                                            : column_factors(adapter, column);
     if (norms_by_row(adapter)) {
       double squares[kTiledRows] = {};
+      rows.next = nullptr;
       k_.tiled_squares(product, count, panels, rows, squares, nullptr);
       for (std::int64_t i = 0; i < count; ++i) {
         const ChangeFactors own = change_factors(adapter, row + i, squares[i]);
@@ -934,6 +935,7 @@ class TargetRun {
         deltas[i] = own.delta;
       }
       factors = {weights, deltas, false};
+      rows.next = next;
     }
     k_.merge_tiled(product, nullptr, count, panels, rows, &factors, streams_);
   }
