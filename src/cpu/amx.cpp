@@ -16,7 +16,8 @@ struct Part {
 };
 constexpr Part kParts[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {0, 0}, {2, 0}};
 
-/// Up to 2 * kRows rows by 2 * kRows columns at a time, in steps of `some` <= kTiledPairs of all `pairs`, from `begin` on.
+/// Up to 2 * kRows rows by 2 * kRows columns at a time, in steps of `some` <= kTiledPairs of all `pairs`, from `begin`
+/// on.
 class Product {
  public:
   Product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t begin, std::int64_t some,
@@ -98,7 +99,8 @@ void amx_pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs,
     const std::int64_t count = std::min(2 * kRows, rows - row);
     const Tile part = {tile.data + row * tile.stride, tile.stride, nullptr, tile.first};
     const Pairs from = {left.data + row * left.parts * pairs, left.parts};
-    if (whole > 0) Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(panels, part, tile.first);
+    if (whole > 0)
+      Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(panels, part, tile.first);
     if (whole < pairs)
       Product(from, right, pairs, whole, pairs - whole, 1, count).run(panels, part, tile.first && whole == 0);
   }

@@ -8,9 +8,9 @@
 // than kPackedFloats of them); then threads take tiles of outputs, packing the weights as they go, kDepth deep, which
 // are read once for each block. Partial sums over kDepth, added in order, so results do not depend on threads.
 //
-// Where the kernels multiply pairs of bf16, a step of the depth is a pair in the place of a float32, at an odd end with a
-// zero: activations and weights of bf16 as they are or, with kernels that take parts, any as sums of bf16. Everything but
-// the packing is the same.
+// Where the kernels multiply pairs of bf16, a step of the depth is a pair in the place of a float32, at an odd end with
+// a zero: activations and weights of bf16 as they are or, with kernels that take parts, any as sums of bf16. Everything
+// but the packing is the same.
 #pragma once
 
 #include <algorithm>
@@ -60,7 +60,7 @@ struct Source {
   bool taps_outside = false;  // along the depth: tap * inputs + channel, otherwise channel * taps + tap
   Matrix weight;              // outputs x depth; data null: at weight_at
   Position weight_at = 0;
-  bool pairs = false;    // of bf16, a step of the depth each
+  bool pairs = false;  // of bf16, a step of the depth each
   std::int64_t x_parts = 1, weight_parts = 1;
   bool shared = false;   // by all groups
   bool adapter = false;  // the adapter's: left out at multiplier 0

@@ -30,11 +30,12 @@ Axes channel_axes(const Activation &tensor, std::int64_t channels) {
 }
 
 /// Steps k .. k + steps - 1 of a source's depth, from what read(k, n, values) has of it: numbers, or pairs of bf16 in
-/// so many parts, which are `apart`. scale(k, n, values) changes what has no bf16 as it is. Inline, so that the processor
-/// looks far enough ahead to read several rows at once.
+/// so many parts, which are `apart`. scale(k, n, values) changes what has no bf16 as it is. Inline, so that the
+/// processor looks far enough ahead to read several rows at once.
 template <typename Read, typename Scale>
-[[gnu::always_inline]] inline void read_steps(const Kernels &kernels, const Source &source, std::int64_t parts, std::int64_t k, std::int64_t steps,
-                float *values, std::int64_t apart, Read read, Scale scale) {
+[[gnu::always_inline]] inline void read_steps(const Kernels &kernels, const Source &source, std::int64_t parts,
+                                              std::int64_t k, std::int64_t steps, float *values, std::int64_t apart,
+                                              Read read, Scale scale) {
   if (!source.pairs) {
     read(k, steps, values);
     return scale(k, steps, values);
@@ -357,7 +358,8 @@ class ForwardRunner {
   }
 
   float *packed(const Sum &sum, std::size_t source, std::int64_t group) const {
-    return scratch_ + sum.packed_at[source] + static_cast<Position>(group * sum.block * windows_depth(sum.sources[source]));
+    return scratch_ + sum.packed_at[source] +
+           static_cast<Position>(group * sum.block * windows_depth(sum.sources[source]));
   }
   static std::int64_t windows_depth(const Source &source) { return source.x_parts * source.steps(); }
 

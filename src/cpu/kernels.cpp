@@ -812,13 +812,12 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
 template <typename T, bool kStream>
 void merge_tiled_by(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
                     const WeightRows &rows, const Factors *factors) {
-  const auto merge_onto =
-      factors     ? (factors->vary ? merge_tiled_onto<T, kStream, TiledOnto::kColumns, false>
-                                   : merge_tiled_onto<T, kStream, TiledOnto::kRows, false>)
-      : rows.base ? (times ? merge_tiled_onto<T, kStream, TiledOnto::kWeight, true>
-                           : merge_tiled_onto<T, kStream, TiledOnto::kWeight, false>)
-                  : (times ? merge_tiled_onto<T, kStream, TiledOnto::kNothing, true>
-                           : merge_tiled_onto<T, kStream, TiledOnto::kNothing, false>);
+  const auto merge_onto = factors     ? (factors->vary ? merge_tiled_onto<T, kStream, TiledOnto::kColumns, false>
+                                                       : merge_tiled_onto<T, kStream, TiledOnto::kRows, false>)
+                          : rows.base ? (times ? merge_tiled_onto<T, kStream, TiledOnto::kWeight, true>
+                                               : merge_tiled_onto<T, kStream, TiledOnto::kWeight, false>)
+                                      : (times ? merge_tiled_onto<T, kStream, TiledOnto::kNothing, true>
+                                               : merge_tiled_onto<T, kStream, TiledOnto::kNothing, false>);
   merge_onto(product, times, count, panels, rows, factors);
 }
 
@@ -1988,6 +1987,7 @@ constexpr Kernels pair_kernels() {
   Kernels kernels = kernels_with<FastBf16>("AVX-512-BF16-pairs");
   kernels.pair_product = pair_product;
   kernels.pair_height = kernels.pair_rows = kTileRows;
+  kernels.holds_panels = true;
   return kernels;
 }
 

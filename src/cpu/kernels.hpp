@@ -88,9 +88,9 @@ struct Packed {
   float scale = 1.0f;
 };
 
-/// A factor of pairs of bf16, the first one in the lower half, in the place of float32. A number may be a sum of several,
-/// its parts, of which three hold a float32: the left factor is in blocks [parts][pairs][pair_height], the right one in
-/// panels [parts][pairs][kPanel].
+/// A factor of pairs of bf16, the first one in the lower half, in the place of float32. A number may be a sum of
+/// several, its parts, of which three hold a float32: the left factor is in blocks [parts][pairs][pair_height], the
+/// right one in panels [parts][pairs][kPanel].
 struct Pairs {
   const float *data;
   std::int64_t parts = 1;
@@ -152,9 +152,9 @@ struct Kernels {
   void (*merge_product)(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                         std::int64_t times_stride, const Factors *factors, bool stream);
 
-  // By tile registers, null without: as merge_product and product_squares, of up to kTiledRows rows at once, a product of
-  // pairs whose left rows lie one after the other; `times` is a second one that multiplies it. Of the factors there is
-  // one for each column, or for each row.
+  // By tile registers, null without: as merge_product and product_squares, of up to kTiledRows rows at once, a product
+  // of pairs whose left rows lie one after the other; `times` is a second one that multiplies it. Of the factors there
+  // is one for each column, or for each row.
   void (*merge_tiled)(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
                       const WeightRows &rows, const Factors *factors, bool stream);
   void (*tiled_squares)(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
@@ -183,6 +183,10 @@ struct Kernels {
   // kept. By row, other rows of as many panels may be changed meanwhile, or null.
   void (*product_squares)(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
                           const Changed *changed, double *by_row, float *by_column);
+
+  // Whether this is faster than to go through the weight twice: it writes short runs, each on another page, which suits
+  // AMD's Zen 4, and no Xeon of Intel's.
+  bool holds_panels;
 
   // `count` rows of a panel: what is held goes to rows.out, if that is there, and then V = w + product is held and its
   // squares are added, if there is a base. What is next is the output's.

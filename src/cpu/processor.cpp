@@ -37,7 +37,7 @@ constexpr unsigned kAvx2Bits = 1u << 3 | 1u << 5 | 1u << 8;                     
 constexpr unsigned kAvx512Bits = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;  // f, dq, cd, bw, vl
 constexpr unsigned kLzcnt = 1u << 5, kBf16 = 1u << 5;
 constexpr unsigned kAuth = 0x68747541, kEnti = 0x69746e65, kCamd = 0x444d4163;  // "AuthenticAMD"
-constexpr unsigned kAmxBits = 1u << 22 | 1u << 24;                                   // bf16, tile
+constexpr unsigned kAmxBits = 1u << 22 | 1u << 24;                              // bf16, tile
 constexpr unsigned kYmmState = 0x6, kZmmState = 0xe6, kTileState = 0x60000;
 
 // Linux saves tile registers for processes that have asked for them.

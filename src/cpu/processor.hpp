@@ -6,8 +6,8 @@
 namespace lyc::cpu {
 
 /// Bits for the instruction sets that kernels are compiled for. kFastPairs: AVX512-BF16 whose dot products are as fast
-/// as the multiply-add, for twice the work. AMD's are; on Intel's Xeons they take twice as long, so nothing is won. kAmx:
-/// tile registers and their products of bf16, which this process may use.
+/// as the multiply-add, for twice the work. AMD's are; on Intel's Xeons they take twice as long, so nothing is won.
+/// kAmx: tile registers and their products of bf16, which this process may use.
 enum InstructionSet : std::uint32_t {
   kBaseline = 1,
   kSse4 = 2,

@@ -362,7 +362,9 @@ class TargetBuilder {
   bool tiled() const {
     if (!kernels_.merge_tiled || plan_.columns % kPanel != 0 || plan_.adapters.size() != 1) return false;
     const AdapterPlan &adapter = plan_.adapters[0];
-    if (adapter.terms.size() != 1 || adapter.replaces || !(plan_.direct || (plan_.changes_weight && adapter.multiplies))) return false;
+    if (adapter.terms.size() != 1 || adapter.replaces ||
+        !(plan_.direct || (plan_.changes_weight && adapter.multiplies)))
+      return false;
     const TermPlan &term = adapter.terms[0];
     return (term.kind == TermKind::kProduct && of_pairs(term.p)) ||
            (term.kind == TermKind::kHadamard && of_pairs(term.p) && of_pairs(term.q));
@@ -461,7 +463,7 @@ class TargetBuilder {
 
   // In place: to another place lines of a panel would be written past the caches, which takes longer runs.
   std::int64_t panels_held() const {
-    if (!plan_.changes_weight || plan_.tiled || plan_.base.data != plan_.out.data) return 0;
+    if (!kernels_.holds_panels || plan_.tiled || !plan_.changes_weight || plan_.base.data != plan_.out.data) return 0;
     const AdapterPlan &adapter = plan_.adapters[0];
     if (!adapter.multiplies || !adapter.dora() || adapter.norm_per_row || plan_.columns % kPanel != 0 ||
         plan_.columns != adapter.magnitudes * adapter.inside || adapter.inside > kPanel || plan_.rows > kHeldRows)
@@ -681,7 +683,8 @@ std::string describe(const TermPlan &term) {
 std::string describe(const TargetPlan &target) {
   std::string text = concat(target.rows, " x ", target.columns, target.out_in_columns ? " (in x out) " : " (out x in) ",
                             dtype_name(target.out.dtype), target.out.contiguous() ? "" : " scattered", ", tiles ",
-                            kTileRows, " x ", target.tile_columns, ":");
+                            target.tiled ? kTiledRows : kTileRows, " x ", target.tile_columns,
+                            target.tiled ? " by tile registers:" : ":");
   for (const AdapterPlan &adapter : target.adapters) {
     if (adapter.dora())
       text += target.panels_held   ? " dora (norms by panel)"

@@ -249,9 +249,8 @@ TEST_P(CpuKernels, ProductsOfPairs) {
             double want = first && c < kColumns ? 0.0 : 1.0;
             for (std::int64_t k = 0; c < kColumns && k < pairs; ++k)
               for (std::int64_t half = 0; half < 2; ++half)
-                want += left[static_cast<std::size_t>(2 * ((i / k_.pair_height * pairs + k) * k_.pair_height +
-                                                           i % k_.pair_height) +
-                                                      half)] *
+                want += left[static_cast<std::size_t>(
+                            2 * ((i / k_.pair_height * pairs + k) * k_.pair_height + i % k_.pair_height) + half)] *
                         right[static_cast<std::size_t>(2 * ((c / kPanel * pairs + k) * kPanel + c % kPanel) + half)];
             ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
                 << rows << " " << pairs << " " << i << " " << c;

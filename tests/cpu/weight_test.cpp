@@ -164,11 +164,11 @@ TEST_P(CpuWeight, WideRowsCrossTiles) {
     }
 }
 
-// A single product of bf16 factors, which some tables multiply by pairs: whole tiles, ends of both sides and of the
-// rank, and beside other terms.
+// Products of bf16 factors, which some tables multiply by pairs or by tile registers: whole tiles, ends of both sides
+// and of the rank, and beside other terms.
 TEST_P(CpuWeight, ProductsOfBf16Factors) {
-  for (const Shape &shape : {Shape{13, 65, {3, 1, 1}}, Shape{48, 256, {1, 1, 1}}})
-    for (std::int64_t rank : {1, 2, 7, 130})
+  for (const Shape &shape : {Shape{13, 65, {3, 1, 1}}, Shape{48, 256, {1, 1, 1}}, Shape{35, 1280, {1, 1, 1}}})
+    for (std::int64_t rank : {1, 2, 7, 32, 130})
       for (DoraAxis axis : {DoraAxis::kNone, DoraAxis::kOut, DoraAxis::kIn})
         for (Order order : {Order::kOIHW, Order::kHWIO}) {
           SCOPED_TRACE(testing::Message()
@@ -181,8 +181,10 @@ TEST_P(CpuWeight, ProductsOfBf16Factors) {
           other.kind = TermKind::kSparse;
           TargetChoice target = simple(shape, term, axis);
           if (rank == 7) target.adapters[0].terms.push_back(other);
-          target.base_dtype = target.out_dtype = rank % 2 ? LYC_DTYPE_F32 : LYC_DTYPE_BF16;
+          if (rank % 4 == 2) target.adapters[0].terms[0].kind = TermKind::kHadamard;
+          target.base_dtype = target.out_dtype = rank == 32 ? LYC_DTYPE_F16 : rank % 2 ? LYC_DTYPE_F32 : LYC_DTYPE_BF16;
           target.base_order = target.out_order = order;
+          target.in_place = shape.out == 35;
           c.add(target);
           c.multipliers = {-0.7f};
           expect_reference(context_, c, WeightOp::kMerge);
@@ -195,6 +197,9 @@ TEST_P(CpuWeight, ProductsOfBf16Factors) {
 // panels that end within, norms that go on in the next panel, rows beyond a near cache, and a weight for several
 // threads.
 TEST_P(CpuWeight, DoraAlone) {
+  cpu::Kernels other = *GetParam();
+  other.holds_panels = !other.holds_panels;
+  ops::BackendContext others(3, other);
   constexpr lyc_dtype kTypes[] = {LYC_DTYPE_F32, LYC_DTYPE_BF16, LYC_DTYPE_F16};
   std::size_t choice = 0;
   for (const Shape &shape : {Shape{100, 192, {1, 1, 1}}, Shape{13, 128, {3, 3, 1}}, Shape{26, 64, {2, 2, 1}},
@@ -214,6 +219,7 @@ TEST_P(CpuWeight, DoraAlone) {
                                           << ", rule " << static_cast<int>(rule) << ", type " << target.base_dtype);
           c.add(target);
           expect_reference(context_, c, WeightOp::kMerge);
+          if (axis == DoraAxis::kIn) expect_reference(others, c, WeightOp::kMerge);
           if (!in_place) expect_reference(context_, c, WeightOp::kDiff);
         }
 }
