@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <gtest/gtest.h>
+#include <limits>
 #include <string>
 
 #include "base/dtype.hpp"
@@ -256,6 +257,70 @@ TEST_P(CpuKernels, ProductsOfPairs) {
                 << rows << " " << pairs << " " << i << " " << c;
           }
       }
+}
+
+// Three bf16 hold a float32, two a float16, one a bf16; what is no number stays what it is.
+TEST_P(CpuKernels, PartsAddUp) {
+  if (!k_.split) GTEST_SKIP() << "no parts";
+  constexpr float kInfinity = std::numeric_limits<float>::infinity(), kMax = std::numeric_limits<float>::max();
+  test::Random random(9);
+  std::vector<float> values = {0.0f, -0.0f, 1.0f, kMax, -kMax, kInfinity, -kInfinity, std::nanf("")};
+  while (values.size() < 77) values.push_back(static_cast<float>(std::exp(9.0 * random.normal())));
+  const std::size_t n = values.size();
+  std::vector<std::uint16_t> halves(kMaxParts * n + 1, 7);
+  k_.split(values.data(), static_cast<std::int64_t>(n), kMaxParts, halves.data(), static_cast<std::int64_t>(n));
+  EXPECT_EQ(halves.back(), 7);
+  for (std::size_t i = 0; i < n; ++i) {
+    float sum = 0.0f;
+    for (std::size_t part = kMaxParts; part-- > 0;) sum += bf16_to_float(halves[part * n + i]);
+    if (std::isnan(values[i]))
+      EXPECT_TRUE(std::isnan(sum));
+    else
+      EXPECT_EQ(sum, values[i]) << i;
+  }
+}
+
+// As exact as the float32 that they stand for, for every pair of numbers of parts.
+TEST_P(CpuKernels, ProductsOfParts) {
+  if (!k_.split) GTEST_SKIP() << "no parts";
+  constexpr std::int64_t kRows = 19, kDepth = 38, kPairs = kDepth / 2, kColumns = kPanel;
+  const auto round_to = [](float value, std::int64_t parts) {
+    return parts == 1 ? bf16_to_float(float_to_bf16(value)) : parts == 2 ? f16_to_float(float_to_f16(value)) : value;
+  };
+  for (std::int64_t left_parts = 1; left_parts <= kMaxParts; ++left_parts)
+    for (std::int64_t right_parts = 1; right_parts <= kMaxParts; ++right_parts) {
+      test::Random random(10);
+      float left[kRows][kDepth], right[kColumns][kDepth];
+      for (auto &row : left)
+        for (float &value : row) value = round_to(static_cast<float>(random.normal()), left_parts);
+      for (auto &row : right)
+        for (float &value : row) value = round_to(static_cast<float>(random.normal()), right_parts);
+      std::vector<float> lefts(kRows * kMaxParts * kPairs), rights(kColumns * kMaxParts * kPairs);
+      for (std::int64_t i = 0; i < kRows; ++i)
+        k_.split(left[i], kDepth, left_parts, reinterpret_cast<std::uint16_t *>(lefts.data() + i * left_parts * kPairs),
+                 kDepth);
+      for (std::int64_t c = 0; c < kColumns; ++c) {
+        float parts[kMaxParts][kPairs];
+        k_.split(right[c], kDepth, right_parts, reinterpret_cast<std::uint16_t *>(parts), kDepth);
+        for (std::int64_t part = 0; part < right_parts; ++part)
+          for (std::int64_t k = 0; k < kPairs; ++k)
+            rights[static_cast<std::size_t>((part * kPairs + k) * kPanel + c)] = parts[part][k];
+      }
+      std::vector<float> tile(kRows * kColumns);
+      k_.pair_product({lefts.data(), left_parts}, {rights.data(), right_parts}, kPairs, kRows, 1,
+                      {tile.data(), kColumns, nullptr, true});
+      for (std::int64_t i = 0; i < kRows; ++i)
+        for (std::int64_t c = 0; c < kColumns; ++c) {
+          double want = 0.0, size = 0.0;
+          for (std::int64_t k = 0; k < kDepth; ++k) {
+            const double product = static_cast<double>(left[i][k]) * static_cast<double>(right[c][k]);
+            want += product;
+            size += std::abs(product);
+          }
+          ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kColumns + c)]), want, 0x1p-22 * size)
+              << left_parts << " and " << right_parts << " parts";
+        }
+    }
 }
 
 TEST_P(CpuKernels, PeriodicProductsRepeatTheirLeftFactor) {
