@@ -627,7 +627,7 @@ void pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std
 }
 #endif
 
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3 && defined(LYC_AMX)
 // The nearest bf16, half away from zero, that is finite if v is; what has no bf16 left behind is 0.
 HWY_INLINE Floats taken_part(Floats &v) {
   const hn::Rebind<std::uint32_t, decltype(kFloats)> words;

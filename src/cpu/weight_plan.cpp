@@ -374,7 +374,7 @@ class TargetBuilder {
     const auto suits = [](const Factor &factor) {
       return factor.source && factor.source.dtype == LYC_DTYPE_BF16 && !factor.diagonal.data && !factor.mask.data;
     };
-    return suits(product.left) && suits(product.right);
+    return product.rank > 0 && suits(product.left) && suits(product.right);
   }
 
   void pair_up(TermPlan &term, Joined &group) const {
