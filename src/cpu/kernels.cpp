@@ -714,14 +714,11 @@ void periodic_product(const float *left, std::int64_t left_stride, std::int64_t 
 // -- Products by tile registers --------------------------------------------------------------------------------
 
 #if HWY_TARGET == HWY_AVX3 && defined(LYC_AMX)
-constexpr std::int64_t kTiledColumns = 2 * kLanes;
-
-/// kTiledRows rows by kTiledColumns columns of a product after the other: while one is looked at, registers kFirst and
-/// kFirst + 1 take up the next one. Its left factor comes through register kFirst / 2 + 4, the right one 6 and 7.
-template <int kFirst>
+/// kTiledRows rows by a panel of a product after the other: while one is looked at, registers 0 to 3 take up the next
+/// one, whose left factor comes through register 4, the right one through 6 and 7.
 class TiledSums {
  public:
-  TiledSums(const Packed &product, std::int64_t columns) : product_(product), columns_(columns) { begin(); }
+  TiledSums(const Packed &product, std::int64_t panels) : product_(product), panels_(panels) { begin(); }
 
   const float *next() {
     const float *made = sums_[turn_];
@@ -732,33 +729,40 @@ class TiledSums {
 
  private:
   void begin() {
-    if (column_ == columns_) return;
-    constexpr int kLeft = kFirst / 2 + 4;
-    const float *right = right_at(product_.right, product_.rank, column_);
-    clear_tile<kFirst>();
-    clear_tile<kFirst + 1>();
-    for (std::int64_t k = 0; k < product_.rank; k += kTiledPairs, right += kTiledPairs * kPanel) {
-      load_tile<kLeft>(product_.left + k, product_.rank);
+    if (panels_-- <= 0) return;
+    clear_tile<0>();
+    clear_tile<1>();
+    clear_tile<2>();
+    clear_tile<3>();
+    for (std::int64_t k = 0; k < product_.rank; k += kTiledPairs) {
+      const float *right = product_.right + k * kPanel;
+      load_tile<4>(product_.left + k, product_.rank);
       load_tile<6>(right, kPanel);
       load_tile<7>(right + kLanes, kPanel);
-      add_tile_product<kFirst, kLeft, 6>();
-      add_tile_product<kFirst + 1, kLeft, 7>();
+      add_tile_product<0, 4, 6>();
+      add_tile_product<1, 4, 7>();
+      load_tile<6>(right + 2 * kLanes, kPanel);
+      load_tile<7>(right + 3 * kLanes, kPanel);
+      add_tile_product<2, 4, 6>();
+      add_tile_product<3, 4, 7>();
     }
-    store_tile<kFirst>(sums_[turn_], kTiledColumns);
-    store_tile<kFirst + 1>(sums_[turn_] + kLanes, kTiledColumns);
-    column_ += kTiledColumns;
+    store_tile<0>(sums_[turn_], kPanel);
+    store_tile<1>(sums_[turn_] + kLanes, kPanel);
+    store_tile<2>(sums_[turn_] + 2 * kLanes, kPanel);
+    store_tile<3>(sums_[turn_] + 3 * kLanes, kPanel);
+    product_.right += product_.rank * kPanel;
   }
 
   Packed product_;
-  std::int64_t columns_, column_ = 0, turn_ = 0;
-  alignas(64) float sums_[2][kTiledRows * kTiledColumns];
+  std::int64_t panels_, turn_ = 0;
+  alignas(64) float sums_[2][kTiledRows * kPanel];
 };
 
 // Of so many rows.
 void take_registers(TileRegisters &registers, std::int64_t rows, std::int64_t rank) {
   const std::int64_t pairs = std::min(rank, kTiledPairs);
   for (std::int64_t tile = 0; tile < 4; ++tile) registers.set(tile, rows, kTiledRows);
-  for (std::int64_t tile = 4; tile < 6; ++tile) registers.set(tile, rows, pairs);
+  registers.set(4, rows, pairs);
   for (std::int64_t tile = 6; tile < 8; ++tile) registers.set(tile, pairs, kTiledRows);
   registers.take();
 }
@@ -771,40 +775,44 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
   TileRegisters registers;
   take_registers(registers, count, product.rank);
   const std::int64_t n = panels * kPanel;
-  TiledSums<0> sums(product, n);
-  TiledSums<2> others(kTimes ? *times : product, kTimes ? n : 0);
+  TiledSums sums(product, panels);
+  TiledSums others(kTimes ? *times : product, kTimes ? panels : 0);
   const Floats scale = hn::Set(kFloats, kTimes ? product.scale * times->scale : product.scale);
   const T *base = static_cast<const T *>(rows.base), *next = static_cast<const T *>(rows.next);
   if (kOnto == TiledOnto::kNothing) next = nullptr;
   T *out = static_cast<T *>(rows.out);
-  for (std::int64_t column = 0; column < n; column += kTiledColumns) {
+  constexpr std::int64_t kCount = kPanel / kLanes;
+  for (std::int64_t column = 0; column < n; column += kPanel) {
     const float *sum = sums.next(), *other = kTimes ? others.next() : nullptr;
-    Floats w[2], d[2] = {scale, scale};
-    for (std::int64_t v = 0; kOnto == TiledOnto::kColumns && v < 2; ++v) {
+    Floats w[kCount], d[kCount];
+    for (std::int64_t v = 0; v < kCount; ++v) {
+      d[v] = scale;
+      if (kOnto != TiledOnto::kColumns) continue;
       w[v] = load_vector(factors->weight + column + v * kLanes);
       d[v] = hn::Mul(scale, load_vector(factors->delta + column + v * kLanes));
     }
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (kOnto == TiledOnto::kRows) {
-        w[0] = w[1] = hn::Set(kFloats, factors->weight[i]);
-        d[0] = d[1] = hn::Mul(scale, hn::Set(kFloats, factors->delta[i]));
-      }
-      if (next) {
-        fetch_later(next + i * rows.base_stride + column);
-        if (sizeof(T) > 2) fetch_later(next + i * rows.base_stride + column + kLanes);
-      }
-      Floats values[2];
-      HWY_UNROLL(2)
-      for (std::int64_t v = 0; v < 2; ++v) {
-        Floats made = load_vector(sum + i * kTiledColumns + v * kLanes);
-        if (kTimes) made = hn::Mul(made, load_vector(other + i * kTiledColumns + v * kLanes));
+    for (std::int64_t i = 0; i < count; ++i, sum += kPanel, other = advanced(other, kPanel)) {
+      if (kOnto == TiledOnto::kRows)
+        for (std::int64_t v = 0; v < kCount; ++v) {
+          w[v] = hn::Set(kFloats, factors->weight[i]);
+          d[v] = hn::Mul(scale, hn::Set(kFloats, factors->delta[i]));
+        }
+      for (std::int64_t c = 0; next && c < kPanel; c += 64 / std::int64_t{sizeof(T)})
+        fetch_later(next + i * rows.base_stride + column + c);
+      Floats values[kCount];
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kCount; ++v) {
+        Floats made = load_vector(sum + v * kLanes);
+        if (kTimes) made = hn::Mul(made, load_vector(other + v * kLanes));
         values[v] = hn::Mul(d[v], made);
         const std::int64_t at = i * rows.base_stride + column + v * kLanes;
         if (kOnto == TiledOnto::kWeight) values[v] = hn::Add(values[v], load_vector(base + at));
         if (kOnto == TiledOnto::kColumns || kOnto == TiledOnto::kRows)
           values[v] = hn::MulAdd(w[v], load_vector(base + at), values[v]);
       }
-      write_pair<kStream>(values[0], values[1], out + i * rows.out_stride + column);
+      HWY_UNROLL(2)
+      for (std::int64_t v = 0; v < kCount; v += 2)
+        write_pair<kStream>(values[v], values[v + 1], out + i * rows.out_stride + column + v * kLanes);
     }
   }
 }
@@ -841,45 +849,49 @@ void merge_tiled(const Packed &product, const Packed *times, std::int64_t count,
   }
 }
 
-template <typename T>
-void tiled_squares_as(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
+template <typename T, bool kByRow>
+void tiled_squares_by(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
                       double *by_row, float *by_column) {
-  constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
+  constexpr std::int64_t kShort = 16;  // panels, summed in float32
   TileRegisters registers;
   take_registers(registers, count, product.rank);
-  const std::int64_t n = panels * kPanel;
-  TiledSums<0> sums(product, n);
+  TiledSums sums(product, panels);
   const Floats scale = hn::Set(kFloats, product.scale);
   const T *base = static_cast<const T *>(rows.base), *next = static_cast<const T *>(rows.next);
   Floats squares[kTiledRows];
   for (Floats &square : squares) square = hn::Zero(kFloats);
-  for (std::int64_t column = 0; column < n; column += kTiledColumns) {
+  constexpr std::int64_t kCount = kPanel / kLanes;
+  for (std::int64_t panel = 0; panel < panels; ++panel, base += kPanel, next = advanced(next, kPanel)) {
     const float *sum = sums.next();
-    Floats all[2] = {hn::Zero(kFloats), hn::Zero(kFloats)};
-    for (std::int64_t i = 0; i < count; ++i) {
-      const T *w = base + i * rows.base_stride + column;
-      if (next) {
-        fetch_later(next + i * rows.base_stride + column);
-        if (sizeof(T) > 2) fetch_later(next + i * rows.base_stride + column + kLanes);
+    Floats all[kCount];
+    for (Floats &of_column : all) of_column = hn::Zero(kFloats);
+    for (std::int64_t i = 0; i < count; ++i, sum += kPanel) {
+      for (std::int64_t c = 0; next && c < kPanel; c += 64 / std::int64_t{sizeof(T)})
+        fetch_later(next + i * rows.base_stride + c);
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kCount; ++v) {
+        const Floats value =
+            hn::MulAdd(scale, load_vector(sum + v * kLanes), load_vector(base + i * rows.base_stride + v * kLanes));
+        Floats &squared = kByRow ? squares[i] : all[v];
+        squared = hn::MulAdd(value, value, squared);
       }
-      Floats values[2];
-      HWY_UNROLL(2)
-      for (std::int64_t v = 0; v < 2; ++v) {
-        values[v] = hn::MulAdd(scale, load_vector(sum + i * kTiledColumns + v * kLanes), load_vector(w + v * kLanes));
-        if (by_column) all[v] = hn::MulAdd(values[v], values[v], all[v]);
-      }
-      if (by_row) squares[i] = hn::MulAdd(values[1], values[1], hn::MulAdd(values[0], values[0], squares[i]));
     }
-    for (std::int64_t v = 0; by_column && v < 2; ++v) {
-      float *to = by_column + column + v * kLanes;
+    for (std::int64_t v = 0; !kByRow && v < kCount; ++v) {
+      float *to = by_column + panel * kPanel + v * kLanes;
       store_vector(hn::Add(all[v], load_vector(to)), to);
     }
-    const std::int64_t end = column + kTiledColumns;
-    for (std::int64_t i = 0; by_row && (end == n || end % kShort == 0) && i < count; ++i) {
+    for (std::int64_t i = 0; kByRow && (panel + 1 == panels || panel % kShort == kShort - 1) && i < count; ++i) {
       by_row[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
       squares[i] = hn::Zero(kFloats);
     }
   }
+}
+
+template <typename T>
+void tiled_squares_as(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
+                      double *by_row, float *by_column) {
+  const auto add_squares = by_row ? tiled_squares_by<T, true> : tiled_squares_by<T, false>;
+  add_squares(product, count, panels, rows, by_row, by_column);
 }
 
 void tiled_squares(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
