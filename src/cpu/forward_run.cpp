@@ -95,6 +95,9 @@ class Windows {
   void at_position(std::int64_t group, std::int64_t position, std::int64_t k, std::int64_t n, Value *values) const {
     const Place place = place_of(position);
     if (s_.taps() == 1) return channels(group, place, reach_of(0), k, n, values);
+    for (std::int64_t i = 0; !s_.taps_outside && i < n; ++i)
+      channels(group, place, reach_of((k + i) % s_.taps()), (k + i) / s_.taps(), 1, values + i);
+    if (!s_.taps_outside) return;
     while (n > 0) {
       const std::int64_t part = std::min(n, s_.inputs - k % s_.inputs);
       channels(group, place, reach_of(k / s_.inputs), k % s_.inputs, part, values);
@@ -371,9 +374,9 @@ class ForwardRunner {
       const std::int64_t group = item / blocks, block = item % blocks;
       const std::int64_t first = begin + block * height, n = std::min(height, begin + count - first);
       float *to = packed(sum, index, group) + block * height * windows_depth(source);
-      if (windows.by_position())
-        pack_by_position(source, windows, group, first, n, height, sum.positions_in_rows && left_in_rows(source),
-                         scratch(sum, worker).gather, to);
+      const bool in_rows = sum.positions_in_rows && left_in_rows(source);
+      if (in_rows || windows.by_position())
+        pack_by_position(source, windows, group, first, n, height, in_rows, scratch(sum, worker).gather, to);
       else if (!source.pairs)
         pack_by_depth(source, windows, group, first, n, height, to);
       else if (source.x_parts == 1)
