@@ -39,9 +39,9 @@ class Product {
     registers_.take();
   }
 
-  void run(std::int64_t panels, const Tile &tile, bool first) const {
+  void run(std::int64_t panels, const Tile &tile) const {
     for (std::int64_t column = 0; column < panels * kPanel; column += 2 * kRows)
-      two_ ? add_columns<true>(column, tile, first) : add_columns<false>(column, tile, first);
+      two_ ? add_columns<true>(column, tile) : add_columns<false>(column, tile);
   }
 
  private:
@@ -50,12 +50,12 @@ class Product {
   };
 
   template <bool kTwo>
-  void add_columns(std::int64_t column, const Tile &tile, bool first) const {
+  void add_columns(std::int64_t column, const Tile &tile) const {
     float *const to = tile.data + column, *const below = to + kRows * tile.stride;
     const std::int64_t left_stride = left_.parts * pairs_;
     const float *left = left_.data + begin_;
     const float *right = right_.data + (column / kPanel * right_.parts * pairs_ + begin_) * kPanel + column % kPanel;
-    if (first) {
+    if (tile.first) {
       clear_tile<0>(), clear_tile<1>();
       if (kTwo) clear_tile<2>(), clear_tile<3>();
     } else {
@@ -97,12 +97,12 @@ void amx_pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs,
   const std::int64_t whole = pairs / kTiledPairs * kTiledPairs;
   for (std::int64_t row = 0; row < rows; row += 2 * kRows) {
     const std::int64_t count = std::min(2 * kRows, rows - row);
-    const Tile part = {tile.data + row * tile.stride, tile.stride, nullptr, tile.first};
+    Tile part = {tile.data + row * tile.stride, tile.stride, nullptr, tile.first};
     const Pairs from = {left.data + row * left.parts * pairs, left.parts};
-    if (whole > 0)
-      Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(panels, part, tile.first);
-    if (whole < pairs)
-      Product(from, right, pairs, whole, pairs - whole, 1, count).run(panels, part, tile.first && whole == 0);
+    if (whole > 0) Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(panels, part);
+    if (whole == pairs) continue;
+    part.first = tile.first && whole == 0;
+    Product(from, right, pairs, whole, pairs - whole, 1, count).run(panels, part);
   }
 }
 

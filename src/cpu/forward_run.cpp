@@ -95,9 +95,11 @@ class Windows {
   void at_position(std::int64_t group, std::int64_t position, std::int64_t k, std::int64_t n, Value *values) const {
     const Place place = place_of(position);
     if (s_.taps() == 1) return channels(group, place, reach_of(0), k, n, values);
-    for (std::int64_t i = 0; !s_.taps_outside && i < n; ++i)
-      channels(group, place, reach_of((k + i) % s_.taps()), (k + i) / s_.taps(), 1, values + i);
-    if (!s_.taps_outside) return;
+    if (!s_.taps_outside) {
+      for (const Value *end = values + n; values < end; ++k, ++values)
+        channels(group, place, reach_of(k % s_.taps()), k / s_.taps(), 1, values);
+      return;
+    }
     while (n > 0) {
       const std::int64_t part = std::min(n, s_.inputs - k % s_.inputs);
       channels(group, place, reach_of(k / s_.inputs), k % s_.inputs, part, values);

@@ -301,6 +301,11 @@ template <typename T>
 HWY_INLINE void fetch_later(const T *p) {
   __builtin_prefetch(p, 0, 2);
 }
+// A panel of one of them.
+template <typename T>
+HWY_INLINE void fetch_run_later(const T *p) {
+  for (std::int64_t at = 0; at < kPanel; at += 64 / std::int64_t{sizeof(T)}) fetch_later(p + at);
+}
 
 /// Writes value(i) for a row of n elements, from left to right: value takes the number of a vector's first element,
 /// part how many there are of it. Streams whole cache lines.
@@ -407,6 +412,8 @@ HWY_INLINE void put(Floats v, float *to, const float *times) {
   if (!kFirst) v = hn::Add(v, load_vector(to));
   store_vector(v, to);
 }
+
+constexpr std::int64_t kShort = 16 * kPanel;  // of a row, whose squares are summed in float32
 
 // The sums of one register tile: kTileRows rows of kVectors vectors, or of the first rows alone.
 using Sums = Floats[kTileRows][kVectors];
@@ -797,8 +804,7 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
           w[v] = hn::Set(kFloats, factors->weight[i]);
           d[v] = hn::Mul(scale, hn::Set(kFloats, factors->delta[i]));
         }
-      for (std::int64_t c = 0; next && c < kPanel; c += 64 / std::int64_t{sizeof(T)})
-        fetch_later(next + i * rows.base_stride + column + c);
+      if (next) fetch_run_later(next + i * rows.base_stride + column);
       Floats values[kCount];
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kCount; ++v) {
@@ -852,7 +858,6 @@ void merge_tiled(const Packed &product, const Packed *times, std::int64_t count,
 template <typename T, bool kByRow>
 void tiled_squares_by(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
                       double *by_row, float *by_column) {
-  constexpr std::int64_t kShort = 16;  // panels, summed in float32
   TileRegisters registers;
   take_registers(registers, count, product.rank);
   TiledSums sums(product, panels);
@@ -866,8 +871,7 @@ void tiled_squares_by(const Packed &product, std::int64_t count, std::int64_t pa
     Floats all[kCount];
     for (Floats &of_column : all) of_column = hn::Zero(kFloats);
     for (std::int64_t i = 0; i < count; ++i, sum += kPanel) {
-      for (std::int64_t c = 0; next && c < kPanel; c += 64 / std::int64_t{sizeof(T)})
-        fetch_later(next + i * rows.base_stride + c);
+      if (next) fetch_run_later(next + i * rows.base_stride);
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kCount; ++v) {
         const Floats value =
@@ -880,7 +884,7 @@ void tiled_squares_by(const Packed &product, std::int64_t count, std::int64_t pa
       float *to = by_column + panel * kPanel + v * kLanes;
       store_vector(hn::Add(all[v], load_vector(to)), to);
     }
-    for (std::int64_t i = 0; kByRow && (panel + 1 == panels || panel % kShort == kShort - 1) && i < count; ++i) {
+    for (std::int64_t i = 0; kByRow && (panel + 1 == panels || (panel + 1) * kPanel % kShort == 0) && i < count; ++i) {
       by_row[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
       squares[i] = hn::Zero(kFloats);
     }
@@ -1294,7 +1298,6 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
 template <typename T, typename Step, bool kChanges>
 void product_row_squares(const Packed &product, std::int64_t n, const Tile &tile, const WeightRows &rows,
                          const Changed *changed, double *sums) {
-  constexpr std::int64_t kShort = 16 * kPanel;  // summed in float32
   Change<T> change(changed);
   for (std::int64_t column = 0; column < n; column += kShort) {
     Floats squares[kTileRows];
@@ -1370,8 +1373,7 @@ void write_panel(const Held &held, const float *values, std::int64_t count, T *o
     return kKeep ? hn::MulAdd(hn::Set(kFloats, held.kept), load_vector(out + i * stride + at), value) : value;
   };
   for (std::int64_t i = 0; i < count; ++i) {
-    for (std::int64_t at = 0; next && at < kPanel; at += 64 / std::int64_t{sizeof(T)})
-      fetch_later(next + i * stride + at);
+    if (next) fetch_run_later(next + i * stride);
     for (std::int64_t at = 0; at < kPanel; at += 2 * kLanes)
       write_pair<false>(changed(i, at), changed(i, at + kLanes), out + i * stride + at);
   }
