@@ -18,7 +18,7 @@ import sys
 import time
 
 import torch
-from methods import METHODS, module_of
+from methods import computes, module_of
 
 THREADS = 2
 REPEATS = 15
@@ -27,7 +27,6 @@ COLD_BYTES = 100e6  # of weights, as the benchmark program has it
 
 SHAPES = {"3072x3072": (3072, 3072), "12288x3072": (12288, 3072), "1280x1280x3x3": (1280, 1280, 3)}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-NARROW = {"tlora r16"}  # that the peer has for linear layers in float32 only
 LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<shape>\d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<op>merge|diff)"
                   r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
 
@@ -68,9 +67,7 @@ def main(program, pattern):
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     print(f"{'method':<19} {'shape':<14} {'type':<5} {'op':<6} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
     for (method, shape, dtype, op), (milliseconds, share) in ours.items():
-        if method not in METHODS or shape not in SHAPES:
-            continue
-        if method in NARROW and (len(SHAPES[shape]) > 2 or dtype != "f32"):
+        if shape not in SHAPES or not computes(method, SHAPES[shape][2:], dtype):
             continue
         best, median = peer_times(method, SHAPES[shape], DTYPES[dtype], op)
         print(f"{method:<19} {shape:<14} {dtype:<5} {op:<6} {milliseconds:8.2f} {share:4d} % {best:8.2f} {median:8.2f} "

@@ -14,7 +14,7 @@ import sys
 import time
 
 import torch
-from methods import METHODS, module_of
+from methods import computes, module_of
 
 THREADS = 2
 REPEATS = 9
@@ -27,7 +27,6 @@ LAYERS = {  # as lycoris_forward_bench calls them: out, in, kernel, shape of x
     "32x32 1280x1280x3x3": (1280, 1280, 3, (1, 1280, 32, 32)),
 }
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-NARROW = {"tlora r16"}  # that the peer has for linear layers in float32 only
 LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<layer>\d+\S* \d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<path>\w+)"
                   r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
 
@@ -57,8 +56,7 @@ def main(program, pattern):
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     print(f"{'method':<19} {'layer':<20} {'type':<5} {'path':<8} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
     for line in map(LINE.match, output.splitlines()):
-        narrow = line and line["method"] in NARROW and (LAYERS[line["layer"]][2] or line["dtype"] != "f32")
-        if line and not narrow and (line["method"] == "base" or line["method"] in METHODS):
+        if line and (line["method"] == "base" or computes(line["method"], LAYERS[line["layer"]][2], line["dtype"])):
             ours = float(line["ms"])
             best, median = peer_times(line["method"], line["layer"], DTYPES[line["dtype"]])
             print(f"{line['method']:<19} {line['layer']:<20} {line['dtype']:<5} {line['path']:<8} {ours:8.2f} "

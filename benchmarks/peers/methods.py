@@ -29,6 +29,12 @@ METHODS = {  # as benchmarks/methods.cpp calls them
     "loha tucker r16": (LohaModule, dict(lora_dim=16, alpha=8, use_tucker=True)),
     "lokr f16 tucker r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16, use_tucker=True)),
 }
+NARROW = {"tlora r16"}  # for linear layers in float32 only
+
+
+def computes(method, kernel, dtype):
+    """Whether the peer has a method for a layer, with a kernel or without, of a type ("f32", "bf16")."""
+    return method in METHODS and (method not in NARROW or (not kernel and dtype == "f32"))
 
 
 def module_of(method, layer, dtype):
