@@ -16,7 +16,16 @@ namespace {
 
 clockid_t g_clock = CLOCK_MONOTONIC;
 
-using Wide [[gnu::vector_size(64)]] = float;
+// A register's width, and as many sums as registers hold beside two factors: enough of them to hide a multiply-add's
+// latency.
+#if defined __AVX512F__
+constexpr int kWidth = 64, kSums = 16;
+#elif defined __AVX__
+constexpr int kWidth = 32, kSums = 12;
+#else
+constexpr int kWidth = 16, kSums = 12;
+#endif
+using Wide [[gnu::vector_size(kWidth)]] = float;
 
 constexpr int kRepeats = 100;                             // short ones: other programs leave gaps of milliseconds only
 constexpr std::int64_t kSize = std::int64_t{128} << 20;   // far beyond any cache
@@ -93,23 +102,21 @@ double write_rate(ThreadPool &pool) {
 }
 
 double fma_rate(ThreadPool &pool) {
-  constexpr int kChains = 16;
   constexpr std::int64_t kSteps = 200000;
   std::vector<float> sinks(static_cast<std::size_t>(pool.threads()) * 16);
   const double seconds = best_seconds(kRepeats, [&] {
     pool.parallel_for(pool.threads(), [&](std::int64_t, int worker) {
-      Wide sum[kChains], a = {}, b = {};
+      Wide sum[kSums], a = {}, b = {};
       for (Wide &s : sum) s = Wide{} + sinks[static_cast<std::size_t>(worker) * 16];
       a += 0.999f;
       b += 0.001f;
       for (std::int64_t step = 0; step < kSteps; ++step)
         for (Wide &s : sum) s = s * a + b;
-      for (int i = 1; i < kChains; ++i) sum[0] += sum[i];
+      for (int i = 1; i < kSums; ++i) sum[0] += sum[i];
       sinks[static_cast<std::size_t>(worker) * 16] = sum[0][0];
     });
   });
-  const double lanes = sizeof(Wide) / sizeof(float);
-  return 2.0 * lanes * kChains * static_cast<double>(kSteps) * pool.threads() / seconds;
+  return 2.0 * (kWidth / 4) * kSums * static_cast<double>(kSteps) * pool.threads() / seconds;
 }
 
 }  // namespace lyc::bench

@@ -1,8 +1,8 @@
 // Merging and differences on the CPU, as shares of what the machine could do at best:
 //   time at best = max(bytes / copy rate, operations / multiply-add rate), the rates measured in the same run.
 // A difference that reads no weight only writes: its bytes go by the rate of writing alone.
-// Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a
-// line]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
+// Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a line
+// [operations]]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -28,6 +28,15 @@ constexpr std::size_t kAlignment = 64;  // as the allocators of tensors have it
 struct Rates {
   double copy, write, fma;
 };
+
+struct Op {
+  const char *name;
+  ops::WeightOp op;
+  bool in_place;
+};
+constexpr Op kOps[] = {{"merge", ops::WeightOp::kMerge, true},
+                       {"diff", ops::WeightOp::kDiff, false},
+                       {"new", ops::WeightOp::kMerge, false}};  // a merge to another weight
 
 /// One weight on a context, with its workspace.
 class Prepared {
@@ -71,41 +80,40 @@ class Prepared {
 };
 
 void measure(ops::BackendContext &context, const Rates &rates, const Method &method, const Shape &shape,
-             const char *shape_name, lyc_dtype dtype, ops::WeightOp op) {
+             const char *shape_name, lyc_dtype dtype, const Op &op) {
   const double size = static_cast<double>(shape.numel()) * static_cast<double>(dtype_size(dtype));
   const int targets = std::max(2, static_cast<int>(kColdBytes / size));
   TargetChoice choice;
   choice.shape = shape;
   choice.base_dtype = choice.out_dtype = dtype;
-  choice.in_place = op == ops::WeightOp::kMerge;
+  choice.in_place = op.in_place;
   choice.adapters = {method.adapter};
   WeightCase weights(1, kAlignment);
   weights.factor_dtype = dtype;
   for (int i = 0; i < targets; ++i) weights.add(choice);
   use_family_coefficients(weights);
 
-  const ops::RunOptions options = {op, 0, weights.multipliers.data(), nullptr, nullptr};
+  const ops::RunOptions options = {op.op, 0, weights.multipliers.data(), nullptr, nullptr};
   std::vector<Prepared> plans;
   for (int i = 0; i < targets; ++i) plans.emplace_back(context, weights.batch(i));
   double seconds = 1e30;
   for (int i = 0; i < kRepeats * targets; ++i)
     seconds = std::min(seconds, best_seconds(1, [&] { plans[static_cast<std::size_t>(i % targets)].run(options); }));
 
-  const bool reads = op == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
+  const bool reads = op.op == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
   const double memory = bytes / (reads ? rates.copy : rates.write), arithmetic = operations / rates.fma;
   std::printf("%-19s %-14s %-4s %-5s %8.3f ms %7.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name, shape_name,
-              dtype_name(dtype), op == ops::WeightOp::kMerge ? "merge" : "diff", seconds * 1e3, bytes / seconds * 1e-9,
-              operations / seconds * 1e-9, memory > arithmetic ? "memory" : "fma",
-              100 * std::max(memory, arithmetic) / seconds);
+              dtype_name(dtype), op.name, seconds * 1e3, bytes / seconds * 1e-9, operations / seconds * 1e-9,
+              memory > arithmetic ? "memory" : "fma", 100 * std::max(memory, arithmetic) / seconds);
   std::fflush(stdout);
 }
 
 int main(int argc, char **argv) {
   const int asked = argc > 1 ? std::atoi(argv[1]) : os::cpu_count(), threads = std::max(asked, 1);
   if (asked == 0) by_processor_time();
-  const std::string filter = argc > 2 ? argv[2] : "";
+  const std::string filter = argc > 2 ? argv[2] : "", wanted = argc > 3 ? argv[3] : "merge diff";
   ops::BackendContext context(threads, *cpu::supported_kernels().front());
   spread(context.pool);
   const Rates rates = {copy_rate(context.pool), write_rate(context.pool), fma_rate(context.pool)};
@@ -118,8 +126,9 @@ int main(int argc, char **argv) {
     for (Method &method : methods()) {
       if (!complete(method, shape)) continue;
       for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
-        for (ops::WeightOp op : {ops::WeightOp::kMerge, ops::WeightOp::kDiff})
-          if ((std::string(method.name) + " " + name).rfind(filter, 0) == 0)
+        for (const Op &op : kOps)
+          if ((std::string(method.name) + " " + name).rfind(filter, 0) == 0 &&
+              wanted.find(op.name) != std::string::npos)
             measure(context, rates, method, shape, name, dtype, op);
     }
   return 0;
