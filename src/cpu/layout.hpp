@@ -11,7 +11,9 @@ namespace lyc::cpu {
 /// Positions in the workspace count floats.
 using Position = std::uint64_t;
 
-inline constexpr Position kCacheLine = 16;  // in floats
+inline constexpr Position kAlignment = 64;  // in floats: a row of a panel
+
+constexpr Position aligned(Position floats) { return (floats + kAlignment - 1) / kAlignment * kAlignment; }
 
 inline Position multiply(Position a, Position b) {
   if (a != 0 && b > std::numeric_limits<std::int64_t>::max() / sizeof(float) / a)
@@ -28,7 +30,7 @@ class Layout {
  public:
   Position take(Position floats) {
     const Position at = size_;
-    size_ += (multiply(floats, 1) + kCacheLine - 1) / kCacheLine * kCacheLine;
+    size_ += aligned(multiply(floats, 1));
     if (size_ > std::numeric_limits<std::int64_t>::max() / sizeof(float))
       fail(LYC_ERROR_OUT_OF_MEMORY, "workspace size overflows");
     return at;

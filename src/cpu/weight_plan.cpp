@@ -485,11 +485,11 @@ class TargetBuilder {
     plan_.step_columns = std::min(plan_.tile_columns, widest_step_);
     while (plan_.tile_columns < plan_.columns && plan_.tile_columns % plan_.step_columns) plan_.step_columns -= kPanel;
     // Three tiles (sum, delta, Hadamard's first half), two rows, a panel of the weight, and projections.
-    plan_.scratch_size =
-        multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel) + plan_.projecting_size;
+    plan_.scratch_size = aligned(multiply(3 * kTileRows + 2, plan_.tile_stride()) + multiply(kProjectRows, kPanel) +
+                                 plan_.projecting_size);
     if (!plan_.panels_held) return;
-    plan_.held_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
-    plan_.scratch_size = plan_.held_at + multiply(plan_.panels_held * plan_.rows, kPanel);
+    plan_.held_at = plan_.scratch_size;
+    plan_.scratch_size += multiply(plan_.panels_held * plan_.rows, kPanel);
   }
 
   template <typename Visit>
@@ -521,13 +521,13 @@ class TargetBuilder {
     if (plan_.tile_columns <= kTileColumns)  // otherwise they are whole rows
       plan_.tile_columns = std::min(round_up(plan_.columns, kPanel), columns * std::max<std::int64_t>(1, more_columns));
     finish_scratch();
-    plan_.region_at = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    plan_.region_at = plan_.scratch_size;
     Position turning = 0;
     for_rotations([&](const AdapterPlan &, const TermPlan &term) {
       turning = std::max(turning, region_scratch(term.rotation, plan_.region_rows, plan_.tile_columns));
     });
     plan_.scratch_size = std::max(plan_.region_at + 2 * plan_.region_size() + turning, matrices);
-    plan_.scratch_size = (plan_.scratch_size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    plan_.scratch_size = aligned(plan_.scratch_size);
   }
 
   // One rotation and nothing else, of all its lines.
@@ -640,6 +640,7 @@ void arrange(ops::WeightPlan &plan) {
           std::max(plan.workspace_floats, target.packed_size + multiply(workers, target.scratch_size));
   }
   plan.workspace_floats = std::max(plan.workspace_floats, multiply(workers, plan.small_floats));
+  if (plan.workspace_floats != 0) plan.workspace_floats += kAlignment;  // to begin where it suits the output
 }
 
 const char *kind_name(TermKind kind) {

@@ -31,6 +31,16 @@ DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
   fail(LYC_ERROR_INTERNAL, "unknown DoRA rule");
 }
 
+// The workspace from where rows of a panel lie in it as the output's do in memory. A load waits for what has been
+// stored at the same place within a page, long if that went past the caches: now this was four tiles of AVX2 ago, not
+// one.
+float *beside(const void *out, float *workspace) {
+  constexpr std::uintptr_t kRow = kAlignment * sizeof(float), kLine = 64;
+  const std::uintptr_t apart =
+      (reinterpret_cast<std::uintptr_t>(out) - reinterpret_cast<std::uintptr_t>(workspace)) % kRow;
+  return workspace + apart / kLine * (kLine / sizeof(float));
+}
+
 /// One run on one target, by all threads of `pool`, or by the calling thread alone if that is null.
 class TargetRun {
  public:
@@ -41,8 +51,8 @@ class TargetRun {
         pool_(pool),
         op_(options.op),
         multipliers_(options.multipliers),
-        packed_(workspace),
-        scratch_(workspace + target.packed_size) {
+        packed_(beside(target.out.data, workspace)),
+        scratch_(packed_ + target.packed_size) {
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.replaces && active(adapter)) --weights_;
     streams_ = t_.streams && (op_ == WeightOp::kDiff || t_.base.data != t_.out.data);
