@@ -562,21 +562,21 @@ void merge_tile(const Packed &product, std::int64_t panels, const WeightRows &ro
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
     multiply<Step>(product, column, sum, FetchTile<T>(advanced(next, column), next_stride));
+    // All that is read before anything is written: a load waits for stores with the same address within a page.
     HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kVectors; ++v) {
-        const std::int64_t at = column + v * kLanes;
-        if (kTimes) sum[i][v] = hn::Mul(sum[i][v], load_vector(times + i * times_stride + at));
-        if (kOnto == Onto::kWeight) sum[i][v] = hn::Add(sum[i][v], load_vector(base + i * base_stride + at));
-        if (kOnto == Onto::kFactors)
-          sum[i][v] = hn::MulAdd(load_vector(weights + at), load_vector(base + i * base_stride + at),
-                                 hn::Mul(load_vector(deltas + at), sum[i][v]));
-      }
-      HWY_UNROLL(2)
-      for (std::int64_t v = 0; v < kVectors; v += 2)
-        write_pair<kStream>(sum[i][v], sum[i][v + 1], out + i * out_stride + column + v * kLanes);
+    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      const std::int64_t at = column + v * kLanes;
+      if (kTimes) sum[i][v] = hn::Mul(sum[i][v], load_vector(times + i * times_stride + at));
+      if (kOnto == Onto::kWeight) sum[i][v] = hn::Add(sum[i][v], load_vector(base + i * base_stride + at));
+      if (kOnto == Onto::kFactors)
+        sum[i][v] = hn::MulAdd(load_vector(weights + at), load_vector(base + i * base_stride + at),
+                               hn::Mul(load_vector(deltas + at), sum[i][v]));
     }
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(2)
+    for (std::int64_t v = 0; v < kVectors; v += 2)
+      write_pair<kStream>(sum[i][v], sum[i][v + 1], out + i * out_stride + column + v * kLanes);
   }
 }
 
@@ -596,7 +596,7 @@ void merge_product_by(const Packed &product, std::int64_t panels, const WeightRo
 template <typename T>
 void merge_product_as(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                       std::int64_t times_stride, const Factors *factors, bool stream) {
-  const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kPanel);
+  const bool whole = stream && whole_lines<T>(rows.out, rows.out_stride, kVectors * kLanes);
   const auto merge_by = product.pairs
                             ? (whole ? merge_product_by<T, true, PairSteps> : merge_product_by<T, false, PairSteps>)
                             : (whole ? merge_product_by<T, true, Numbers> : merge_product_by<T, false, Numbers>);
@@ -1614,7 +1614,7 @@ HWY_INLINE void turn_rows(const float *left, const Lines &lines, std::int64_t ro
 template <typename T>
 void turn_as(const float *left, const Lines &lines, std::int64_t n, const Turned &to, const Ahead &rows_ahead) {
   const std::int64_t rank = lines.runs * lines.length;
-  const bool stream = streams<T>(to, kPanel);
+  const bool stream = streams<T>(to, kVectors * kLanes);
   Fetch ahead(rows_ahead, rank);
   bool sum = lines.change != nullptr;
   for (std::int64_t run = 0; run < lines.runs; ++run)
@@ -1983,6 +1983,7 @@ constexpr Kernels kernels_with(const char *name) {
   kernels.row_squares = row_squares;
   kernels.column_squares = column_squares;
   kernels.product_squares = product_squares<Half>;
+  kernels.changes_beside = kVectors == 4;
   kernels.change_panel = change_panel<Half>;
   kernels.change = change;
   kernels.changes = changes;

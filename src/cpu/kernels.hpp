@@ -184,8 +184,11 @@ struct Kernels {
   void (*product_squares)(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
                           const Changed *changed, double *by_row, float *by_column);
 
-  // Whether this is faster than to go through the weight twice: it writes short runs, each on another page, which suits
-  // AMD's Zen 4, and no Xeon of Intel's.
+  // Whether there are registers enough for the latter: with 16, it takes twice as long as rows changed afterwards.
+  bool changes_beside;
+
+  // Whether change_panel is faster than to go through the weight twice: it writes short runs, each on another page,
+  // which suits AMD's Zen 4, and no Xeon of Intel's.
   bool holds_panels;
 
   // `count` rows of a panel: what is held goes to rows.out, if that is there, and then V = w + product is held and its

@@ -732,8 +732,8 @@ class TargetRun {
   // Pairs have half the steps, too few to write a tile beside them.
   bool changes_rows() const {
     const AdapterPlan &adapter = t_.adapters[0];
-    return t_.changes_weight && adapter.multiplies && norms_by_row(adapter) && !adapter.joined.pairs &&
-           base_in_rows() && t_.columns % kPanel == 0 && t_.columns <= kChangedColumns;
+    return k_.changes_beside && t_.changes_weight && adapter.multiplies && norms_by_row(adapter) &&
+           !adapter.joined.pairs && base_in_rows() && t_.columns % kPanel == 0 && t_.columns <= kChangedColumns;
   }
 
   // A tile goes onto the weight beside the next one's product.
