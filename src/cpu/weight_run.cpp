@@ -32,8 +32,8 @@ DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
 }
 
 // The workspace from where rows of a panel lie in it as the output's do in memory. A load waits for what has been
-// stored at the same place within a page, long if that went past the caches: now this was four tiles of AVX2 ago, not
-// one.
+// stored at the same place within a page, long if that went past the caches: this way four tiles of AVX2 lie
+// between the two.
 float *beside(const void *out, float *workspace) {
   constexpr std::uintptr_t kRow = kAlignment * sizeof(float), kLine = 64;
   const std::uintptr_t apart =
