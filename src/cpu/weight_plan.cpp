@@ -633,14 +633,13 @@ void arrange(ops::WeightPlan &plan) {
   const Position workers = static_cast<Position>(threads);
   for (std::size_t i = 0; i < plan.targets.size(); ++i) {
     const TargetPlan &target = plan.targets[i];
+    const Position packed = target.packed_size + kAlignment;  // which begins where it suits the target's output
     if (i < plan.small_count)
-      plan.small_floats = std::max(plan.small_floats, target.packed_size + target.scratch_size);
+      plan.small_floats = std::max(plan.small_floats, packed + target.scratch_size);
     else
-      plan.workspace_floats =
-          std::max(plan.workspace_floats, target.packed_size + multiply(workers, target.scratch_size));
+      plan.workspace_floats = std::max(plan.workspace_floats, packed + multiply(workers, target.scratch_size));
   }
   plan.workspace_floats = std::max(plan.workspace_floats, multiply(workers, plan.small_floats));
-  if (plan.workspace_floats != 0) plan.workspace_floats += kAlignment;  // to begin where it suits the output
 }
 
 const char *kind_name(TermKind kind) {

@@ -28,6 +28,7 @@ class Prepared {
     ops::WeightPlanInfo info;
     ops::cpu_backend()->weight_info(plan_, &info);
     EXPECT_EQ(info.workspace_size % 256, 0u);
+    workspace_size_ = info.workspace_size;
     workspace_.resize(info.workspace_size / sizeof(float) + 64 + 64, kPoison);
   }
   ~Prepared() { ops::cpu_backend()->weight_release(plan_); }
@@ -43,6 +44,8 @@ class Prepared {
     return ops::cpu_backend()->weight_run(plan_, &options, &failure);
   }
 
+  std::uint64_t workspace_size() const { return workspace_size_; }
+
   std::string explain() {
     std::string text(ops::cpu_backend()->weight_explain(plan_, nullptr, 0) + 1, '\0');
     ops::cpu_backend()->weight_explain(plan_, text.data(), text.size());
@@ -52,6 +55,7 @@ class Prepared {
  private:
   static constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
   ops::WeightPlan *plan_ = nullptr;
+  std::uint64_t workspace_size_ = 0;
   std::vector<float> workspace_;
 };
 
@@ -555,6 +559,18 @@ TEST_F(CpuBatch, WrongShapesAreRefused) {
 TEST_F(CpuBatch, EmptyBatchRuns) {
   Prepared prepared(context_, {});
   EXPECT_EQ(prepared.run(WeightOp::kMerge, {}), LYC_OK);
+}
+
+TEST_F(CpuBatch, TargetsSideBySideHaveRoomEach) {
+  const auto size = [&](int threads, int targets) {
+    ops::BackendContext context(threads, kernels_);
+    WeightCase c(25);
+    TermChoice term;
+    term.kind = TermKind::kProduct;
+    for (int i = 0; i < targets; ++i) c.add(simple({30, 40, {1, 1, 1}}, term));
+    return Prepared(context, c.batch()).workspace_size();
+  };
+  EXPECT_GE(size(2, 4), 2 * size(1, 1));
 }
 
 TEST_F(CpuBatch, ExplainSaysWhatIsDone) {
