@@ -31,7 +31,7 @@ struct Rates {
 
 struct Op {
   const char *name;
-  ops::WeightOp op;
+  ops::WeightOp what;
   bool in_place;
 };
 constexpr Op kOps[] = {{"merge", ops::WeightOp::kMerge, true},
@@ -93,14 +93,14 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   for (int i = 0; i < targets; ++i) weights.add(choice);
   use_family_coefficients(weights);
 
-  const ops::RunOptions options = {op.op, 0, weights.multipliers.data(), nullptr, nullptr};
+  const ops::RunOptions options = {op.what, 0, weights.multipliers.data(), nullptr, nullptr};
   std::vector<Prepared> plans;
   for (int i = 0; i < targets; ++i) plans.emplace_back(context, weights.batch(i));
   double seconds = 1e30;
   for (int i = 0; i < kRepeats * targets; ++i)
     seconds = std::min(seconds, best_seconds(1, [&] { plans[static_cast<std::size_t>(i % targets)].run(options); }));
 
-  const bool reads = op.op == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
+  const bool reads = op.what == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
   const double memory = bytes / (reads ? rates.copy : rates.write), arithmetic = operations / rates.fma;
