@@ -301,10 +301,9 @@ template <typename T>
 HWY_INLINE void fetch_later(const T *p) {
   __builtin_prefetch(p, 0, 2);
 }
-// A panel of one of them.
-template <typename T>
+template <std::int64_t kElements, typename T>
 HWY_INLINE void fetch_run_later(const T *p) {
-  for (std::int64_t at = 0; at < kPanel; at += 64 / std::int64_t{sizeof(T)}) fetch_later(p + at);
+  for (std::int64_t at = 0; at < kElements; at += 64 / std::int64_t{sizeof(T)}) fetch_later(p + at);
 }
 
 /// Writes value(i) for a row of n elements, from left to right: value takes the number of a vector's first element,
@@ -455,7 +454,7 @@ class FetchTile {
   HWY_INLINE void next() {
     if (left_ == 0) return;
     --left_;
-    for (std::int64_t at = 0; at < kVectors * kLanes; at += 64 / std::int64_t{sizeof(T)}) fetch_later(row_ + at);
+    fetch_run_later<kVectors * kLanes>(row_);
     row_ += stride_;
   }
 
@@ -804,7 +803,7 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
           w[v] = hn::Set(kFloats, factors->weight[i]);
           d[v] = hn::Mul(scale, hn::Set(kFloats, factors->delta[i]));
         }
-      if (next) fetch_run_later(next + i * rows.base_stride + column);
+      if (next) fetch_run_later<kPanel>(next + i * rows.base_stride + column);
       Floats values[kCount];
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kCount; ++v) {
@@ -871,7 +870,7 @@ void tiled_squares_by(const Packed &product, std::int64_t count, std::int64_t pa
     Floats all[kCount];
     for (Floats &of_column : all) of_column = hn::Zero(kFloats);
     for (std::int64_t i = 0; i < count; ++i, sum += kPanel) {
-      if (next) fetch_run_later(next + i * rows.base_stride);
+      if (next) fetch_run_later<kPanel>(next + i * rows.base_stride);
       HWY_UNROLL(4)
       for (std::int64_t v = 0; v < kCount; ++v) {
         const Floats value =
@@ -1373,7 +1372,7 @@ void write_panel(const Held &held, const float *values, std::int64_t count, T *o
     return kKeep ? hn::MulAdd(hn::Set(kFloats, held.kept), load_vector(out + i * stride + at), value) : value;
   };
   for (std::int64_t i = 0; i < count; ++i) {
-    if (next) fetch_run_later(next + i * stride);
+    if (next) fetch_run_later<kPanel>(next + i * stride);
     for (std::int64_t at = 0; at < kPanel; at += 2 * kLanes)
       write_pair<false>(changed(i, at), changed(i, at + kLanes), out + i * stride + at);
   }

@@ -45,6 +45,7 @@ inline constexpr std::int64_t kPackColumns = 4 * kPanel;
 inline constexpr std::int64_t kProjectRows = kPanel;  // of the weight, multiplied at a time by columns
 
 static_assert(kTileColumns < kTileApart);
+static_assert(kAlignment == kPanel);  // what TargetRun begins beside the output stays there
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
