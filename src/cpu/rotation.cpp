@@ -414,8 +414,9 @@ class LineRun {
     const std::int64_t start = window + block * (runs_ == 1 ? r_.block_size : length_);
     if (first) load_lines(start);
     const Lines lines = {weight(start), first ? nullptr : change(start), gathered_, runs_, length_, length_ << stage};
-    k_.turn(left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_, lines, last ? lanes_ : kPanel,
-            last ? stored(stage, start) : kept(stage, start), first ? ahead(start) : Ahead{});
+    const float *matrix = left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_;
+    k_.turn(matrix, lines, last ? lanes_ : kPanel, last ? stored(stage, start) : kept(stage, start),
+            first ? ahead(start) : following(matrix));
   }
 
   // A block's lines as they are, which lie side by side in the first stage.
@@ -446,6 +447,14 @@ class LineRun {
             const_cast<char *>(at(region_.out, line(element), lane_)),
             region_.out.stride,
             region_.stream};
+  }
+
+  // The stage's next matrix, if there are too many for a near cache.
+  Ahead following(const float *matrix) const {
+    constexpr std::int64_t kNearFloats = std::int64_t{1} << 20;
+    if (plan_.matrices() * matrix_step_ <= kNearFloats) return {};
+    const std::int64_t line = r_.block_size * std::int64_t{sizeof(float)};
+    return {reinterpret_cast<const char *>(matrix + matrix_step_), line, line};
   }
 
   // What the first stage takes next: the next panel of these lines or, where all lines of a panel come first, those of
