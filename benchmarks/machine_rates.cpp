@@ -41,17 +41,33 @@ double best_window(ThreadPool &pool, Body &&body) {
   });
 }
 
-// Past the caches, a line at a time where there is such a store.
-void stream_lines(char *to, std::int64_t size) {
+// Past the caches, a line at a time where there is such a store: a copy, or fours. Zeros may be stored without being
+// written.
+void stream_lines(const char *from, char *to, std::int64_t size) {
 #if defined __AVX512F__
   for (std::int64_t i = 0; i < size; i += 64)
-    _mm512_stream_si512(reinterpret_cast<__m512i *>(to + i), _mm512_set1_epi8(4));
+    _mm512_stream_si512(reinterpret_cast<__m512i *>(to + i), from ? _mm512_loadu_si512(from + i) : _mm512_set1_epi8(4));
 #elif defined __SSE2__
-  for (std::int64_t i = 0; i < size; i += 16) _mm_stream_si128(reinterpret_cast<__m128i *>(to + i), _mm_set1_epi8(4));
+  for (std::int64_t i = 0; i < size; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i *>(to + i),
+                     from ? _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + i)) : _mm_set1_epi8(4));
 #else
-  std::memset(to, 4, static_cast<std::size_t>(size));
+  if (from)
+    std::memcpy(to, from, static_cast<std::size_t>(size));
+  else
+    std::memset(to, 4, static_cast<std::size_t>(size));
 #endif
 }
+
+/// Memory from a cache line on.
+class Lines {
+ public:
+  Lines() : storage_(kSize + 64, 1) {}
+  char *data() { return storage_.data() + -reinterpret_cast<std::uintptr_t>(storage_.data()) % 64; }
+
+ private:
+  std::vector<char> storage_;
+};
 
 }  // namespace
 
@@ -82,23 +98,31 @@ void spread([[maybe_unused]] ThreadPool &pool) {
 }
 
 double copy_rate(ThreadPool &pool) {
-  std::vector<char> from(kSize, 1), to(kSize, 2);
-  const double copy = best_window(
-      pool, [&](std::int64_t at) { std::memcpy(to.data() + at, from.data() + at, static_cast<std::size_t>(kPart)); });
-  const double change = best_window(pool, [&](std::int64_t at) {
-    float *values = reinterpret_cast<float *>(to.data() + at);
+  Lines source, target;
+  const char *from = source.data();
+  char *to = target.data();
+  const double copied =
+      best_window(pool, [&](std::int64_t at) { std::memcpy(to + at, from + at, static_cast<std::size_t>(kPart)); });
+  const double streamed = best_window(pool, [&](std::int64_t at) { stream_lines(from + at, to + at, kPart); });
+  return 2.0 * static_cast<double>(kWindow) / std::min(copied, streamed);
+}
+
+double change_rate(ThreadPool &pool) {
+  Lines lines;
+  const double seconds = best_window(pool, [&](std::int64_t at) {
+    float *values = reinterpret_cast<float *>(lines.data() + at);
     for (std::int64_t i = 0; i < kPart / 4; ++i) values[i] += 1.0f;
   });
-  return 2.0 * static_cast<double>(kWindow) / std::min(copy, change);
+  return 2.0 * static_cast<double>(kWindow) / seconds;
 }
 
 double write_rate(ThreadPool &pool) {
-  std::vector<char> storage(kSize + 64, 1);
-  char *to = storage.data() + -reinterpret_cast<std::uintptr_t>(storage.data()) % 64;
-  double seconds =
+  Lines lines;
+  char *to = lines.data();
+  const double stored =
       best_window(pool, [&](std::int64_t at) { std::memset(to + at, 3, static_cast<std::size_t>(kPart)); });
-  seconds = std::min(seconds, best_window(pool, [&](std::int64_t at) { stream_lines(to + at, kPart); }));
-  return static_cast<double>(kWindow) / seconds;
+  const double streamed = best_window(pool, [&](std::int64_t at) { stream_lines(nullptr, to + at, kPart); });
+  return static_cast<double>(kWindow) / std::min(stored, streamed);
 }
 
 double fma_rate(ThreadPool &pool) {

@@ -8,10 +8,10 @@ namespace lyc::bench {
 /// Every thread on a processor of its own, where there are as many: some systems leave two on one for a long time.
 void spread(ThreadPool &pool);
 
-/// Bytes per second, read and written both counted: the better of copying and of changing in place.
+/// Bytes per second, read and written both counted, to another place and in place, and where nothing is read. What is
+/// only written goes the better way of through the caches and past them.
 double copy_rate(ThreadPool &pool);
-
-/// Bytes per second where nothing is read: the better of stores through the caches and of stores past them.
+double change_rate(ThreadPool &pool);
 double write_rate(ThreadPool &pool);
 
 /// float32 operations per second of independent fused multiply-adds in registers.

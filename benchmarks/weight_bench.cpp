@@ -1,6 +1,7 @@
 // Merging and differences on the CPU, as shares of what the machine could do at best:
-//   time at best = max(bytes / copy rate, operations / multiply-add rate), the rates measured in the same run.
-// A difference that reads no weight only writes: its bytes go by the rate of writing alone.
+//   time at best = max(bytes / rate, operations / multiply-add rate), the rates measured in the same run.
+// Bytes go by the rate of what is done with them: a weight changed in place, read and written elsewhere, or, where a
+// difference reads no weight, written alone.
 // Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a line
 // [operations]]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
 #include <cstdio>
@@ -26,7 +27,7 @@ constexpr int kRepeats = 15;
 constexpr std::size_t kAlignment = 64;  // as the allocators of tensors have it
 
 struct Rates {
-  double copy, write, fma;
+  double copy, change, write, fma;
 };
 
 struct Op {
@@ -103,7 +104,8 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   const bool reads = op.what == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
-  const double memory = bytes / (reads ? rates.copy : rates.write), arithmetic = operations / rates.fma;
+  const double memory = bytes / (op.in_place ? rates.change : reads ? rates.copy : rates.write);
+  const double arithmetic = operations / rates.fma;
   std::printf("%-19s %-14s %-4s %-5s %8.3f ms %7.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name, shape_name,
               dtype_name(dtype), op.name, seconds * 1e3, bytes / seconds * 1e-9, operations / seconds * 1e-9,
               memory > arithmetic ? "memory" : "fma", 100 * std::max(memory, arithmetic) / seconds);
@@ -116,9 +118,11 @@ int main(int argc, char **argv) {
   const std::string filter = argc > 2 ? argv[2] : "", wanted = argc > 3 ? argv[3] : "merge diff";
   ops::BackendContext context(threads, *cpu::supported_kernels().front());
   spread(context.pool);
-  const Rates rates = {copy_rate(context.pool), write_rate(context.pool), fma_rate(context.pool)};
-  std::printf("%s, %d threads, copy %.1f GB/s, write %.1f GB/s, fma %.1f GFLOP/s\n", context.kernels.name, threads,
-              rates.copy * 1e-9, rates.write * 1e-9, rates.fma * 1e-9);
+  const Rates rates = {copy_rate(context.pool), change_rate(context.pool), write_rate(context.pool),
+                       fma_rate(context.pool)};
+  std::printf("%s, %d threads, copy %.1f GB/s, in place %.1f GB/s, write %.1f GB/s, fma %.1f GFLOP/s\n",
+              context.kernels.name, threads, rates.copy * 1e-9, rates.change * 1e-9, rates.write * 1e-9,
+              rates.fma * 1e-9);
   const std::pair<const char *, Shape> shapes[] = {{"3072x3072", {3072, 3072, {1, 1, 1}}},
                                                    {"12288x3072", {12288, 3072, {1, 1, 1}}},
                                                    {"1280x1280x3x3", {1280, 1280, {3, 3, 1}}}};
