@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cstring>
 #include <time.h>
-#include <vector>
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -29,17 +28,8 @@ using Wide [[gnu::vector_size(kWidth)]] = float;
 
 constexpr int kRepeats = 100;                             // short ones: other programs leave gaps of milliseconds only
 constexpr std::int64_t kSize = std::int64_t{128} << 20;   // far beyond any cache
-constexpr std::int64_t kWindow = std::int64_t{16} << 20;  // taken in turn
+constexpr std::int64_t kWindow = std::int64_t{16} << 20;  // moved at a time
 constexpr std::int64_t kPart = std::int64_t{1} << 16;
-
-template <typename Body>
-double best_window(ThreadPool &pool, Body &&body) {
-  std::int64_t window = 0;
-  return best_seconds(kRepeats, [&] {
-    pool.parallel_for(kWindow / kPart, [&](std::int64_t index, int) { body(window + index * kPart); });
-    window = (window + kWindow) % kSize;
-  });
-}
 
 // Past the caches, a line at a time where there is such a store: a copy, or fours. Zeros may be stored without being
 // written.
@@ -58,16 +48,6 @@ void stream_lines(const char *from, char *to, std::int64_t size) {
     std::memset(to, 4, static_cast<std::size_t>(size));
 #endif
 }
-
-/// Memory from a cache line on.
-class Lines {
- public:
-  Lines() : storage_(kSize + 64, 1) {}
-  char *data() { return storage_.data() + -reinterpret_cast<std::uintptr_t>(storage_.data()) % 64; }
-
- private:
-  std::vector<char> storage_;
-};
 
 }  // namespace
 
@@ -97,32 +77,40 @@ void spread([[maybe_unused]] ThreadPool &pool) {
 #endif
 }
 
-double copy_rate(ThreadPool &pool) {
-  Lines source, target;
-  const char *from = source.data();
-  char *to = target.data();
-  const double copied =
-      best_window(pool, [&](std::int64_t at) { std::memcpy(to + at, from + at, static_cast<std::size_t>(kPart)); });
-  const double streamed = best_window(pool, [&](std::int64_t at) { stream_lines(from + at, to + at, kPart); });
-  return 2.0 * static_cast<double>(kWindow) / std::min(copied, streamed);
+Memory::Memory(ThreadPool &pool) : pool_(pool), from_(kSize + 64, 1), to_(kSize + 64, 2) {}
+
+template <typename Body>
+double Memory::seconds(Body &&body) {
+  const auto aligned = [this](std::vector<char> &bytes) {
+    return bytes.data() + -reinterpret_cast<std::uintptr_t>(bytes.data()) % 64 + window_;
+  };
+  const char *from = aligned(from_);
+  char *to = aligned(to_);
+  window_ = (window_ + kWindow) % kSize;
+  const double start = now();
+  pool_.parallel_for(kWindow / kPart, [&](std::int64_t part, int) { body(from + part * kPart, to + part * kPart); });
+  return now() - start;
 }
 
-double change_rate(ThreadPool &pool) {
-  Lines lines;
-  const double seconds = best_window(pool, [&](std::int64_t at) {
-    float *values = reinterpret_cast<float *>(lines.data() + at);
-    for (std::int64_t i = 0; i < kPart / 4; ++i) values[i] += 1.0f;
-  });
-  return 2.0 * static_cast<double>(kWindow) / seconds;
-}
-
-double write_rate(ThreadPool &pool) {
-  Lines lines;
-  char *to = lines.data();
-  const double stored =
-      best_window(pool, [&](std::int64_t at) { std::memset(to + at, 3, static_cast<std::size_t>(kPart)); });
-  const double streamed = best_window(pool, [&](std::int64_t at) { stream_lines(nullptr, to + at, kPart); });
-  return static_cast<double>(kWindow) / std::min(stored, streamed);
+double Memory::rate(Move move) {
+  switch (move) {
+    case Move::kCopy: {
+      const double copied = seconds([](const char *from, char *to) { std::memcpy(to, from, std::size_t{kPart}); });
+      const double streamed = seconds([](const char *from, char *to) { stream_lines(from, to, kPart); });
+      return 2.0 * static_cast<double>(kWindow) / std::min(copied, streamed);
+    }
+    case Move::kChange:
+      return 2.0 * static_cast<double>(kWindow) / seconds([](const char *, char *to) {
+               float *values = reinterpret_cast<float *>(to);
+               for (std::int64_t i = 0; i < kPart / 4; ++i) values[i] += 1.0f;
+             });
+    case Move::kWrite: {
+      const double stored = seconds([](const char *, char *to) { std::memset(to, 3, std::size_t{kPart}); });
+      const double streamed = seconds([](const char *, char *to) { stream_lines(nullptr, to, kPart); });
+      return static_cast<double>(kWindow) / std::min(stored, streamed);
+    }
+  }
+  return 0.0;
 }
 
 double fma_rate(ThreadPool &pool) {

@@ -1,6 +1,9 @@
 // What the machine can do: the two sides of a roofline.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "base/threads.hpp"
 
 namespace lyc::bench {
@@ -8,11 +11,27 @@ namespace lyc::bench {
 /// Every thread on a processor of its own, where there are as many: some systems leave two on one for a long time.
 void spread(ThreadPool &pool);
 
-/// Bytes per second, read and written both counted, to another place and in place, and where nothing is read. What is
-/// only written goes the better way of through the caches and past them.
-double copy_rate(ThreadPool &pool);
-double change_rate(ThreadPool &pool);
-double write_rate(ThreadPool &pool);
+/// What is done with memory: read and written to another place or in place, or written without being read.
+enum class Move { kCopy, kChange, kWrite };
+
+/// Two pieces of memory far beyond any cache, moved by windows of a few milliseconds: its rate depends on the
+/// neighbours of a virtual machine, so it is measured beside what is to be compared with it.
+class Memory {
+ public:
+  explicit Memory(ThreadPool &pool);
+
+  /// Bytes per second in the next window, read and written both counted: the better way of through the caches and past
+  /// them.
+  double rate(Move move);
+
+ private:
+  template <typename Body>
+  double seconds(Body &&body);
+
+  ThreadPool &pool_;
+  std::vector<char> from_, to_;
+  std::int64_t window_ = 0;
+};
 
 /// float32 operations per second of independent fused multiply-adds in registers.
 double fma_rate(ThreadPool &pool);

@@ -1,7 +1,7 @@
 // Merging and differences on the CPU, as shares of what the machine could do at best:
 //   time at best = max(bytes / rate, operations / multiply-add rate), the rates measured in the same run.
 // Bytes go by the rate of what is done with them: a weight changed in place, read and written elsewhere, or, where a
-// difference reads no weight, written alone.
+// difference reads no weight, written alone. That is measured between the repeats of each row.
 // Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a line
 // [operations]]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
 #include <cstdio>
@@ -24,10 +24,12 @@ using test::WeightCase;
 
 constexpr double kColdBytes = 100e6;
 constexpr int kRepeats = 15;
+constexpr int kWindows = 4;             // of memory, after each
 constexpr std::size_t kAlignment = 64;  // as the allocators of tensors have it
 
-struct Rates {
-  double copy, change, write, fma;
+struct Machine {
+  Memory memory;
+  double fma;
 };
 
 struct Op {
@@ -80,7 +82,7 @@ class Prepared {
   ops::Failure failure_ = {};
 };
 
-void measure(ops::BackendContext &context, const Rates &rates, const Method &method, const Shape &shape,
+void measure(ops::BackendContext &context, Machine &machine, const Method &method, const Shape &shape,
              const char *shape_name, lyc_dtype dtype, const Op &op) {
   const double size = static_cast<double>(shape.numel()) * static_cast<double>(dtype_size(dtype));
   const int targets = std::max(2, static_cast<int>(kColdBytes / size));
@@ -97,18 +99,22 @@ void measure(ops::BackendContext &context, const Rates &rates, const Method &met
   const ops::RunOptions options = {op.what, 0, weights.multipliers.data(), nullptr, nullptr};
   std::vector<Prepared> plans;
   for (int i = 0; i < targets; ++i) plans.emplace_back(context, weights.batch(i));
-  double seconds = 1e30;
-  for (int i = 0; i < kRepeats * targets; ++i)
-    seconds = std::min(seconds, best_seconds(1, [&] { plans[static_cast<std::size_t>(i % targets)].run(options); }));
 
   const bool reads = op.what == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
+  const Move move = op.in_place ? Move::kChange : reads ? Move::kCopy : Move::kWrite;
+  double seconds = 1e30, rate = 0.0;
+  for (int i = 0; i < kRepeats; ++i) {
+    for (Prepared &plan : plans) seconds = std::min(seconds, best_seconds(1, [&] { plan.run(options); }));
+    for (int window = 0; window < kWindows; ++window) rate = std::max(rate, machine.memory.rate(move));
+  }
+
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
-  const double memory = bytes / (op.in_place ? rates.change : reads ? rates.copy : rates.write);
-  const double arithmetic = operations / rates.fma;
-  std::printf("%-19s %-14s %-4s %-5s %8.3f ms %7.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name, shape_name,
-              dtype_name(dtype), op.name, seconds * 1e3, bytes / seconds * 1e-9, operations / seconds * 1e-9,
-              memory > arithmetic ? "memory" : "fma", 100 * std::max(memory, arithmetic) / seconds);
+  const double memory = bytes / rate, arithmetic = operations / machine.fma;
+  std::printf("%-19s %-14s %-4s %-5s %8.3f ms %5.1f of %5.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name,
+              shape_name, dtype_name(dtype), op.name, seconds * 1e3, bytes / seconds * 1e-9, rate * 1e-9,
+              operations / seconds * 1e-9, memory > arithmetic ? "memory" : "fma",
+              100 * std::max(memory, arithmetic) / seconds);
   std::fflush(stdout);
 }
 
@@ -118,11 +124,8 @@ int main(int argc, char **argv) {
   const std::string filter = argc > 2 ? argv[2] : "", wanted = argc > 3 ? argv[3] : "merge diff";
   ops::BackendContext context(threads, *cpu::supported_kernels().front());
   spread(context.pool);
-  const Rates rates = {copy_rate(context.pool), change_rate(context.pool), write_rate(context.pool),
-                       fma_rate(context.pool)};
-  std::printf("%s, %d threads, copy %.1f GB/s, in place %.1f GB/s, write %.1f GB/s, fma %.1f GFLOP/s\n",
-              context.kernels.name, threads, rates.copy * 1e-9, rates.change * 1e-9, rates.write * 1e-9,
-              rates.fma * 1e-9);
+  Machine machine = {Memory(context.pool), fma_rate(context.pool)};
+  std::printf("%s, %d threads, fma %.1f GFLOP/s\n", context.kernels.name, threads, machine.fma * 1e-9);
   const std::pair<const char *, Shape> shapes[] = {{"3072x3072", {3072, 3072, {1, 1, 1}}},
                                                    {"12288x3072", {12288, 3072, {1, 1, 1}}},
                                                    {"1280x1280x3x3", {1280, 1280, {3, 3, 1}}}};
@@ -133,7 +136,7 @@ int main(int argc, char **argv) {
         for (const Op &op : kOps)
           if ((std::string(method.name) + " " + name).rfind(filter, 0) == 0 &&
               wanted.find(op.name) != std::string::npos)
-            measure(context, rates, method, shape, name, dtype, op);
+            measure(context, machine, method, shape, name, dtype, op);
     }
   return 0;
 }
