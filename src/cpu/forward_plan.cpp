@@ -530,15 +530,17 @@ class Builder {
     const bool scaled = source.scaling.kind != Scaling::Kind::kPlain && source.scaling.kind != Scaling::Kind::kRows;
     if (!context_.kernels.pair_product) return;
     const std::int64_t x = parts_of(source.x.tensor.dtype);
-    const std::int64_t weight = scaled ? kMaxParts : parts_of(source.weight.dtype);
+    const std::int64_t weight = parts_of(scaled ? LYC_DTYPE_F32 : source.weight.dtype);
     source.pairs = context_.kernels.split || (x == 1 && weight == 1);
     if (!source.pairs) return;
     source.x_parts = x;
     source.weight_parts = weight;
   }
 
-  static std::int64_t parts_of(lyc_dtype dtype) {
-    return dtype == LYC_DTYPE_BF16 ? 1 : dtype == LYC_DTYPE_F16 ? 2 : kMaxParts;
+  /// Two parts of a float32 are 256 times as exact as an output of 16 bits.
+  std::int64_t parts_of(lyc_dtype dtype) const {
+    if (dtype == LYC_DTYPE_BF16) return 1;
+    return dtype == LYC_DTYPE_F16 || f_.y.dtype != LYC_DTYPE_F32 ? 2 : kMaxParts;
   }
 
   /// Of a step.
