@@ -269,6 +269,12 @@ HWY_INLINE void store_part(Floats v, std::int64_t n, T *p) {
 
 // -- Rows of the weight ----------------------------------------------------------------------------------------
 
+// Of functions for bf16, f16 and float32, the one for a type.
+template <typename Function>
+HWY_INLINE Function *for_type(lyc_dtype dtype, Function *bf16, Function *f16, Function *f32) {
+  return dtype == LYC_DTYPE_BF16 ? bf16 : dtype == LYC_DTYPE_F16 ? f16 : f32;
+}
+
 template <typename T>
 HWY_INLINE const T *advanced(const T *p, std::int64_t by) {
   return p ? p + by : nullptr;
@@ -605,14 +611,8 @@ void merge_product_as(const Packed &product, std::int64_t panels, const WeightRo
 template <typename Half>
 void merge_product(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                    std::int64_t times_stride, const Factors *factors, bool stream) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return merge_product_as<Half>(product, panels, rows, times, times_stride, factors, stream);
-    case LYC_DTYPE_F16:
-      return merge_product_as<F16>(product, panels, rows, times, times_stride, factors, stream);
-    default:
-      return merge_product_as<float>(product, panels, rows, times, times_stride, factors, stream);
-  }
+  const auto merge_rows = for_type(rows.dtype, merge_product_as<Half>, merge_product_as<F16>, merge_product_as<float>);
+  merge_rows(product, panels, rows, times, times_stride, factors, stream);
 }
 
 void product(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile &tile) {
@@ -844,14 +844,8 @@ void merge_tiled_as(const Packed &product, const Packed *times, std::int64_t cou
 
 void merge_tiled(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
                  const WeightRows &rows, const Factors *factors, bool stream) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return merge_tiled_as<FastBf16>(product, times, count, panels, rows, factors, stream);
-    case LYC_DTYPE_F16:
-      return merge_tiled_as<F16>(product, times, count, panels, rows, factors, stream);
-    default:
-      return merge_tiled_as<float>(product, times, count, panels, rows, factors, stream);
-  }
+  const auto merge_rows = for_type(rows.dtype, merge_tiled_as<FastBf16>, merge_tiled_as<F16>, merge_tiled_as<float>);
+  merge_rows(product, times, count, panels, rows, factors, stream);
 }
 
 template <typename T, bool kByRow>
@@ -899,14 +893,8 @@ void tiled_squares_as(const Packed &product, std::int64_t count, std::int64_t pa
 
 void tiled_squares(const Packed &product, std::int64_t count, std::int64_t panels, const WeightRows &rows,
                    double *by_row, float *by_column) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return tiled_squares_as<Bf16>(product, count, panels, rows, by_row, by_column);
-    case LYC_DTYPE_F16:
-      return tiled_squares_as<F16>(product, count, panels, rows, by_row, by_column);
-    default:
-      return tiled_squares_as<float>(product, count, panels, rows, by_row, by_column);
-  }
+  const auto add_squares = for_type(rows.dtype, tiled_squares_as<Bf16>, tiled_squares_as<F16>, tiled_squares_as<float>);
+  add_squares(product, count, panels, rows, by_row, by_column);
 }
 #endif
 
@@ -1105,14 +1093,9 @@ template <typename Half>
 void merge_kronecker(const float *p, const float *q, const Split &split, std::int64_t begin, std::int64_t n,
                      const WeightRows &row, bool stream) {
   const Segments parts(p, q, split, begin, n);
-  switch (row.dtype) {
-    case LYC_DTYPE_BF16:
-      return merge_kronecker_as<Half>(parts, row, n, stream);
-    case LYC_DTYPE_F16:
-      return merge_kronecker_as<F16>(parts, row, n, stream);
-    default:
-      return merge_kronecker_as<float>(parts, row, n, stream);
-  }
+  const auto merge_rows =
+      for_type(row.dtype, merge_kronecker_as<Half>, merge_kronecker_as<F16>, merge_kronecker_as<float>);
+  merge_rows(parts, row, n, stream);
 }
 
 // -- DoRA ------------------------------------------------------------------------------------------------------
@@ -1151,14 +1134,8 @@ void row_squares_as(const WeightRows &rows, std::int64_t count, const float *d, 
 
 void row_squares(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
                  double *sums) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return row_squares_as<Bf16>(rows, count, d, d_stride, n, sums);
-    case LYC_DTYPE_F16:
-      return row_squares_as<F16>(rows, count, d, d_stride, n, sums);
-    default:
-      return row_squares_as<float>(rows, count, d, d_stride, n, sums);
-  }
+  const auto add_squares = for_type(rows.dtype, row_squares_as<Bf16>, row_squares_as<F16>, row_squares_as<float>);
+  add_squares(rows, count, d, d_stride, n, sums);
 }
 
 template <typename T, bool kWhole>
@@ -1193,14 +1170,9 @@ void column_squares_as(const WeightRows &rows, std::int64_t count, const float *
 
 void column_squares(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
                     float *sums) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return column_squares_as<Bf16>(rows, count, d, d_stride, n, sums);
-    case LYC_DTYPE_F16:
-      return column_squares_as<F16>(rows, count, d, d_stride, n, sums);
-    default:
-      return column_squares_as<float>(rows, count, d, d_stride, n, sums);
-  }
+  const auto add_squares =
+      for_type(rows.dtype, column_squares_as<Bf16>, column_squares_as<F16>, column_squares_as<float>);
+  add_squares(rows, count, d, d_stride, n, sums);
 }
 
 /// Changes rows beside a product, a pair of vectors at a step, as many as the register tile has.
@@ -1331,14 +1303,9 @@ void product_squares_as(const Packed &product, std::int64_t panels, const Tile &
 template <typename Half>
 void product_squares(const Packed &product, std::int64_t panels, const Tile &tile, const WeightRows &rows,
                      const Changed *changed, double *by_row, float *by_column) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return product_squares_as<Half>(product, panels, tile, rows, changed, by_row, by_column);
-    case LYC_DTYPE_F16:
-      return product_squares_as<F16>(product, panels, tile, rows, changed, by_row, by_column);
-    default:
-      return product_squares_as<float>(product, panels, tile, rows, changed, by_row, by_column);
-  }
+  const auto add_squares =
+      for_type(rows.dtype, product_squares_as<Half>, product_squares_as<F16>, product_squares_as<float>);
+  add_squares(product, panels, tile, rows, changed, by_row, by_column);
 }
 
 // V of kTileRows rows of a panel, or the first `count` of them.
@@ -1401,14 +1368,8 @@ void change_panel_as(const Packed &product, std::int64_t count, const WeightRows
 
 template <typename Half>
 void change_panel(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return change_panel_as<Half>(product, count, rows, held);
-    case LYC_DTYPE_F16:
-      return change_panel_as<F16>(product, count, rows, held);
-    default:
-      return change_panel_as<float>(product, count, rows, held);
-  }
+  const auto change_rows = for_type(rows.dtype, change_panel_as<Half>, change_panel_as<F16>, change_panel_as<float>);
+  change_rows(product, count, rows, held);
 }
 
 // kVary: one factor per column, otherwise the same for all.
@@ -1491,14 +1452,9 @@ void change_weight_as(const WeightRows &rows, std::int64_t count, const float *d
 template <bool kKeep, typename Half>
 void change_weight_to(const WeightRows &rows, std::int64_t count, const float *d, std::int64_t d_stride, std::int64_t n,
                       const Factors &factors, bool stream) {
-  switch (rows.dtype) {
-    case LYC_DTYPE_BF16:
-      return change_weight_as<kKeep, Half>(rows, count, d, d_stride, n, factors, stream);
-    case LYC_DTYPE_F16:
-      return change_weight_as<kKeep, F16>(rows, count, d, d_stride, n, factors, stream);
-    default:
-      return change_weight_as<kKeep, float>(rows, count, d, d_stride, n, factors, stream);
-  }
+  const auto change_rows =
+      for_type(rows.dtype, change_weight_as<kKeep, Half>, change_weight_as<kKeep, F16>, change_weight_as<kKeep, float>);
+  change_rows(rows, count, d, d_stride, n, factors, stream);
 }
 
 template <typename Half>
@@ -1626,14 +1582,8 @@ void turn_as(const float *left, const Lines &lines, std::int64_t n, const Turned
 
 template <typename Half>
 void turn(const float *left, const Lines &lines, std::int64_t n, const Turned &to, const Ahead &ahead) {
-  switch (to.dtype) {
-    case LYC_DTYPE_BF16:
-      return turn_as<Half>(left, lines, n, to, ahead);
-    case LYC_DTYPE_F16:
-      return turn_as<F16>(left, lines, n, to, ahead);
-    default:
-      return turn_as<float>(left, lines, n, to, ahead);
-  }
+  const auto turn_lines = for_type(to.dtype, turn_as<Half>, turn_as<F16>, turn_as<float>);
+  turn_lines(left, lines, n, to, ahead);
 }
 
 constexpr std::int64_t kTurnedTiles = kVectors / 2;  // of kTileRows rows by two vectors, in registers
@@ -1726,14 +1676,8 @@ template <typename Half>
 void turn_columns(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right,
                   std::int64_t block, std::int64_t blocks, std::int64_t step, bool keep, const Turned &to,
                   const Ahead &ahead) {
-  switch (to.dtype) {
-    case LYC_DTYPE_BF16:
-      return turn_columns_as<Half>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
-    case LYC_DTYPE_F16:
-      return turn_columns_as<F16>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
-    default:
-      return turn_columns_as<float>(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
-  }
+  const auto turn_lines = for_type(to.dtype, turn_columns_as<Half>, turn_columns_as<F16>, turn_columns_as<float>);
+  turn_lines(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
 }
 
 template <typename T>
