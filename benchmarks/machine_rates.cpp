@@ -109,6 +109,13 @@ double Memory::rate(Move move) {
       const double streamed = seconds([](const char *, char *to) { stream_lines(nullptr, to, kPart); });
       return static_cast<double>(kWindow) / std::min(stored, streamed);
     }
+    case Move::kRead:
+      return static_cast<double>(kWindow) / seconds([](const char *from, char *) {
+               const std::uint64_t *words = reinterpret_cast<const std::uint64_t *>(from);
+               std::uint64_t sum = 0;
+               for (std::int64_t i = 0; i < kPart / 8; ++i) sum += words[i];
+               [[maybe_unused]] volatile std::uint64_t sink = sum;
+             });
   }
   return 0.0;
 }

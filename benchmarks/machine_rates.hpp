@@ -11,8 +11,8 @@ namespace lyc::bench {
 /// Every thread on a processor of its own, where there are as many: some systems leave two on one for a long time.
 void spread(ThreadPool &pool);
 
-/// What is done with memory: read and written to another place or in place, or written without being read.
-enum class Move { kCopy, kChange, kWrite };
+/// What is done with memory: read and written to another place or in place, written without being read, or read alone.
+enum class Move { kCopy, kChange, kWrite, kRead };
 
 /// Two pieces of memory far beyond any cache, moved by windows of a few milliseconds: its rate depends on the
 /// neighbours of a virtual machine, so it is measured beside what is to be compared with it.

@@ -1,7 +1,8 @@
 // Merging and differences on the CPU, as shares of what the machine could do at best:
 //   time at best = max(bytes / rate, operations / multiply-add rate), the rates measured in the same run.
 // Bytes go by the rate of what is done with them: a weight changed in place, read and written elsewhere, or, where a
-// difference reads no weight, written alone. That is measured between the repeats of each row.
+// difference reads no weight, written alone. That is measured between the repeats of each row. Norms along columns are
+// known when the whole weight has been read: "read twice" is the share if it has to be read again.
 // Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a line
 // [operations]]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
 #include <cstdio>
@@ -24,7 +25,8 @@ using test::WeightCase;
 
 constexpr double kColdBytes = 100e6;
 constexpr int kRepeats = 15;
-constexpr int kWindows = 4;             // of memory, after each
+constexpr int kWindows = 6;             // of memory, after each; the first ones fill the caches with what is to be
+constexpr int kFirstWindows = 3;        // written back
 constexpr std::size_t kAlignment = 64;  // as the allocators of tensors have it
 
 struct Machine {
@@ -103,18 +105,28 @@ void measure(ops::BackendContext &context, Machine &machine, const Method &metho
   const bool reads = op.what == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
   const Move move = op.in_place ? Move::kChange : reads ? Move::kCopy : Move::kWrite;
-  double seconds = 1e30, rate = 0.0;
+  const bool twice = method.adapter.axis == ops::DoraAxis::kIn;
+  double seconds = 1e30, rate = 0.0, read_rate = 0.0;
   for (int i = 0; i < kRepeats; ++i) {
     for (Prepared &plan : plans) seconds = std::min(seconds, best_seconds(1, [&] { plan.run(options); }));
-    for (int window = 0; window < kWindows; ++window) rate = std::max(rate, machine.memory.rate(move));
+    for (int window = 0; window < kWindows; ++window) {
+      const double moved = machine.memory.rate(move);
+      if (window >= kFirstWindows) rate = std::max(rate, moved);
+    }
+    for (int window = 0; twice && window < kWindows; ++window) {
+      const double read = machine.memory.rate(Move::kRead);
+      if (window >= kFirstWindows) read_rate = std::max(read_rate, read);
+    }
   }
 
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
   const double memory = bytes / rate, arithmetic = operations / machine.fma;
-  std::printf("%-19s %-14s %-4s %-5s %8.3f ms %5.1f of %5.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%\n", method.name,
+  std::printf("%-19s %-14s %-4s %-5s %8.3f ms %5.1f of %5.1f GB/s %7.1f GFLOP/s  %s-bound  %3.0f %%", method.name,
               shape_name, dtype_name(dtype), op.name, seconds * 1e3, bytes / seconds * 1e-9, rate * 1e-9,
               operations / seconds * 1e-9, memory > arithmetic ? "memory" : "fma",
               100 * std::max(memory, arithmetic) / seconds);
+  if (twice) std::printf(", read twice %3.0f %%", 100 * std::max(size / read_rate + memory, arithmetic) / seconds);
+  std::printf("\n");
   std::fflush(stdout);
 }
 
@@ -134,7 +146,7 @@ int main(int argc, char **argv) {
       if (!complete(method, shape)) continue;
       for (lyc_dtype dtype : {LYC_DTYPE_BF16, LYC_DTYPE_F32})
         for (const Op &op : kOps)
-          if ((std::string(method.name) + " " + name).rfind(filter, 0) == 0 &&
+          if ((std::string(method.name) + " " + name + " " + dtype_name(dtype)).rfind(filter, 0) == 0 &&
               wanted.find(op.name) != std::string::npos)
             measure(context, machine, method, shape, name, dtype, op);
     }
