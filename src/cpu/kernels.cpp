@@ -661,9 +661,11 @@ void split(const float *values, std::int64_t n, std::int64_t parts, std::uint16_
 // kTileRows rows of `count` vectors that lie `apart` and share their left factors.
 template <bool kFirst>
 HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, const float *const *right,
-                                   std::int64_t right_stride, const std::int32_t *lanes, std::int64_t rank,
+                                   std::int64_t right_stride, float residue, float period, std::int64_t rank,
                                    std::int64_t count, float *to, std::int64_t stride, std::int64_t apart) {
-  const auto spread = hn::SetTableIndices(kFloats, lanes);
+  const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
+  const Floats place = hn::Add(hn::Iota(kFloats, 0.0f), hn::Set(kFloats, residue + 0.5f));
+  const auto spread = hn::IndicesFromVec(kFloats, hn::ConvertTo(ints, hn::Mul(place, hn::Set(kFloats, 1.0f / period))));
   Sums sum;
   NoFetch none;
   multiply_by<Numbers>(
@@ -678,17 +680,6 @@ HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, 
     if (v < count) put<kFirst, false>(sum[i][v], to + i * stride + v * apart, nullptr);
 }
 
-// How many periods after the first each lane is, of which `residue` have gone already.
-HWY_INLINE void store_periods(std::int64_t period, std::int64_t residue, std::int32_t *lanes) {
-  const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
-  auto count = hn::Zero(ints);
-  for (std::int64_t edge = period - residue; edge < kLanes; edge += period) {
-    const auto beyond = hn::Gt(hn::Iota(ints, 0), hn::Set(ints, static_cast<std::int32_t>(edge - 1)));
-    count = hn::Sub(count, hn::VecFromMask(ints, beyond));
-  }
-  hn::StoreU(count, ints, lanes);
-}
-
 template <bool kFirst>
 void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t period, std::int64_t begin,
                    const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
@@ -697,15 +688,13 @@ void periodic_tile(const float *left, std::int64_t left_stride, std::int64_t per
   const std::int64_t common = step * period;  // vectors that far apart share left factors, whole periods
   for (std::int64_t phase = 0; phase < std::min(common, n); phase += kLanes) {
     const std::int64_t residue = (begin + phase) % period, whole = (begin + phase) / period;
-    std::int32_t lanes[kLanes];
-    store_periods(period, residue, lanes);
     const float *at = right + whole;
     for (std::int64_t column = phase; column < n; column += kVectors * common, at += kVectors * step) {
       const std::int64_t count = std::min(kVectors, (n - column + common - 1) / common);
       const float *from[kVectors];
       for (std::int64_t v = 0; v < kVectors; ++v) from[v] = at + std::min(v, count - 1) * step;
-      periodic_vectors<kFirst>(left + residue, left_stride, from, right_stride, lanes, rank, count, tile.data + column,
-                               tile.stride, common);
+      periodic_vectors<kFirst>(left + residue, left_stride, from, right_stride, static_cast<float>(residue),
+                               static_cast<float>(period), rank, count, tile.data + column, tile.stride, common);
     }
   }
 }
