@@ -371,15 +371,19 @@ class TargetRun {
     const std::int64_t inside = projection.inside, inner = projection.in * inside;
     const std::int64_t rows = round_up(end - begin, kTileRows), lines = projection.positions * rows;
     float *values = projecting_buffer(worker), *sums = values + kTileRows * projection.stride();
+    // Of one tile, float32 need not be loaded first.
+    const bool in_place =
+        projection.interleaved && end - begin == kTileRows && base_in_rows() && t_.base.dtype == LYC_DTYPE_F32;
+    const std::int64_t stride = in_place ? t_.base.rows.stride[0] : projection.stride();
     std::fill_n(sums, projection.panels() * lines * kTurned, 0.0f);
     for (std::int64_t column = 0; column < t_.columns;) {
       const std::int64_t input = projection.input(column), first = projection.position(column) * rows;
       const std::int64_t n = std::min(projection.columns(), inner - input * inside);
-      for (std::int64_t i = 0; i < end - begin; ++i)
-        load(k_, t_.base, begin + i, column, n,
-             values + i % kTileRows * projection.stride() + i / kTileRows * kTileApart);
+      for (std::int64_t i = 0; !in_place && i < end - begin; ++i)
+        load(k_, t_.base, begin + i, column, n, values + i % kTileRows * stride + i / kTileRows * kTileApart);
+      const float *weight = in_place ? reinterpret_cast<const float *>(t_.base.at(begin, column)) : values;
       for (std::int64_t panel = 0; panel < projection.panels(); ++panel)
-        k_.project(values, projection.stride(), rows / kTileRows, inside, n / inside,
+        k_.project(weight, stride, rows / kTileRows, inside, n / inside,
                    packed_ + projection.up.at + (panel * projection.in + input) * kTurned,
                    sums + (panel * lines + first) * kTurned, panel == 0 ? next_columns(begin, column + n, n) : Ahead{});
       column += n;
@@ -395,7 +399,7 @@ class TargetRun {
 
   // Of the weight's rows from `row` on.
   Ahead next_columns(std::int64_t row, std::int64_t column, std::int64_t n) const {
-    if (!t_.base.contiguous() || t_.base.rows.count > 1 || column >= t_.columns) return {};
+    if (!base_in_rows() || column >= t_.columns) return {};
     const std::int64_t size = static_cast<std::int64_t>(dtype_size(t_.base.dtype));
     return {t_.base.at(row, column), t_.base.rows.stride[0] * size, std::min(n, t_.columns - column) * size};
   }
