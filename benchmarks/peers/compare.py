@@ -1,14 +1,16 @@
 """Deltas and merges on two CPU threads: ours beside PyTorch with LyCORIS 4.1.3, in one run on one machine.
 
-    compare.py LYCORIS_WEIGHT_BENCH [FILTER]
+    compare.py LYCORIS_WEIGHT_BENCH [START OF A LINE]
 
 Run it pinned (`taskset --cpu-list 0,1`) in an environment with `torch` and `lycoris_lora==4.1.3`, on a quiet machine.
-Ours is the best of the benchmark program; of the peer, the best (which the ratio takes) and the median are shown. Both
-take several weights by turns, and as many results are kept, so that neither finds them in a cache.
+Ours is the best of the benchmark program, run before and after the peer; of the peer, the best (which the ratio takes)
+and the median are shown. Both take several weights by turns, and as many results are kept, so that neither finds them in
+a cache.
 share: of the roofline that the benchmark program measures, for ours.
 """
 
 import collections
+import itertools
 import math
 import os
 import re
@@ -18,7 +20,7 @@ import sys
 import time
 
 import torch
-from methods import computes, module_of
+from methods import METHODS, computes, module_of
 
 THREADS = 2
 REPEATS = 15
@@ -26,16 +28,14 @@ SECONDS = 4.0  # at most, for one row
 COLD_BYTES = 100e6  # of weights, as the benchmark program has it
 
 SHAPES = {"3072x3072": (3072, 3072), "12288x3072": (12288, 3072), "1280x1280x3x3": (1280, 1280, 3)}
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<shape>\d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<op>merge|diff)"
-                  r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+LINE = re.compile(r"\S.*\s(?P<op>merge|diff)\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
 
 
-def our_times(program, pattern):
-    output = subprocess.run([program, str(THREADS), *pattern], check=True, capture_output=True, text=True).stdout
-    print(output.splitlines()[0])
-    return {tuple(m.group("method", "shape", "dtype", "op")): (float(m["ms"]), int(m["share"]))
-            for m in map(LINE.match, output.splitlines()) if m}
+def our_times(program, row):
+    """{operation: (milliseconds, share)}"""
+    output = subprocess.run([program, str(THREADS), row], check=True, capture_output=True, text=True).stdout
+    return {m["op"]: (float(m["ms"]), int(m["share"])) for m in map(LINE.match, output.splitlines()) if m}
 
 
 def peer_module(method, shape, dtype):
@@ -61,17 +61,25 @@ def peer_times(method, shape, dtype, op):
     return min(times) * 1e3, statistics.median(times) * 1e3
 
 
-def main(program, pattern):
-    torch.set_num_threads(THREADS)
-    ours = our_times(program, pattern)
-    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
-    print(f"{'method':<19} {'shape':<14} {'type':<5} {'op':<6} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
-    for (method, shape, dtype, op), (milliseconds, share) in ours.items():
-        if shape not in SHAPES or not computes(method, SHAPES[shape][2:], dtype):
-            continue
-        best, median = peer_times(method, SHAPES[shape], DTYPES[dtype], op)
+def compare(program, method, shape, dtype):
+    row = f"{method} {shape} {dtype}"
+    before = our_times(program, row)
+    peers = {op: peer_times(method, SHAPES[shape], DTYPES[dtype], op) for op in before}
+    after = our_times(program, row)
+    for op, (best, median) in peers.items():
+        milliseconds, share = min(before[op], after[op])
         print(f"{method:<19} {shape:<14} {dtype:<5} {op:<6} {milliseconds:8.2f} {share:4d} % {best:8.2f} {median:8.2f} "
               f"{best / milliseconds:6.1f}", flush=True)
 
 
-main(sys.argv[1], sys.argv[2:])
+def main(program, pattern=""):
+    torch.set_num_threads(THREADS)
+    print(subprocess.run([program, str(THREADS), "none"], check=True, capture_output=True, text=True).stdout, end="")
+    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    print(f"{'method':<19} {'shape':<14} {'type':<5} {'op':<6} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
+    for shape, method, dtype in itertools.product(SHAPES, METHODS, DTYPES):
+        if computes(method, SHAPES[shape][2:], dtype) and f"{method} {shape} {dtype}".startswith(pattern):
+            compare(program, method, shape, dtype)
+
+
+main(*sys.argv[1:])

@@ -663,6 +663,7 @@ template <bool kFirst>
 HWY_NOINLINE void periodic_vectors(const float *left, std::int64_t left_stride, const float *const *right,
                                    std::int64_t right_stride, float residue, float period, std::int64_t rank,
                                    std::int64_t count, float *to, std::int64_t stride, std::int64_t apart) {
+  // Each lane's input, counted from the first lane's: nothing lies near enough to a whole number to be rounded to it.
   const hn::Rebind<std::int32_t, decltype(kFloats)> ints;
   const Floats place = hn::Add(hn::Iota(kFloats, 0.0f), hn::Set(kFloats, residue + 0.5f));
   const auto spread = hn::IndicesFromVec(kFloats, hn::ConvertTo(ints, hn::Mul(place, hn::Set(kFloats, 1.0f / period))));
