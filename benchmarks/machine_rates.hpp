@@ -14,17 +14,18 @@ void spread(ThreadPool &pool);
 /// What is done with memory: read and written to another place or in place, written without being read, or read alone.
 enum class Move { kCopy, kChange, kWrite, kRead };
 
-/// Two pieces of memory far beyond any cache, moved by windows of a few milliseconds: its rate depends on the
+/// Two pieces of memory far beyond any cache, moved by windows of less than a millisecond: its rate depends on the
 /// neighbours of a virtual machine, so it is measured beside what is to be compared with it.
 class Memory {
  public:
   explicit Memory(ThreadPool &pool);
 
-  /// Bytes per second in the next window, read and written both counted: the better way of through the caches and past
-  /// them.
+  /// Bytes per second, read and written both counted, in the best of the next windows, the better way of through the
+  /// caches and past them.
   double rate(Move move);
 
  private:
+  double window_rate(Move move);
   template <typename Body>
   double seconds(Body &&body);
 

@@ -25,8 +25,6 @@ using test::WeightCase;
 
 constexpr double kColdBytes = 100e6;
 constexpr int kRepeats = 15;
-constexpr int kWindows = 6;             // of memory, after each; the first ones fill the caches with what is to be
-constexpr int kFirstWindows = 3;        // written back
 constexpr std::size_t kAlignment = 64;  // as the allocators of tensors have it
 
 struct Machine {
@@ -109,14 +107,8 @@ void measure(ops::BackendContext &context, Machine &machine, const Method &metho
   double seconds = 1e30, rate = 0.0, read_rate = 0.0;
   for (int i = 0; i < kRepeats; ++i) {
     for (Prepared &plan : plans) seconds = std::min(seconds, best_seconds(1, [&] { plan.run(options); }));
-    for (int window = 0; window < kWindows; ++window) {
-      const double moved = machine.memory.rate(move);
-      if (window >= kFirstWindows) rate = std::max(rate, moved);
-    }
-    for (int window = 0; twice && window < kWindows; ++window) {
-      const double read = machine.memory.rate(Move::kRead);
-      if (window >= kFirstWindows) read_rate = std::max(read_rate, read);
-    }
+    rate = std::max(rate, machine.memory.rate(move));
+    if (twice) read_rate = std::max(read_rate, machine.memory.rate(Move::kRead));
   }
 
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());

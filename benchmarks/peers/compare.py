@@ -64,6 +64,8 @@ def peer_times(method, shape, dtype, op):
 def compare(program, method, shape, dtype):
     row = f"{method} {shape} {dtype}"
     before = our_times(program, row)
+    if not before:  # a shape that the method does not have
+        return
     peers = {op: peer_times(method, SHAPES[shape], DTYPES[dtype], op) for op in before}
     after = our_times(program, row)
     for op, (best, median) in peers.items():
