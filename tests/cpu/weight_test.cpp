@@ -25,11 +25,8 @@ class Prepared {
     ops::Failure failure = {};
     const lyc_status status = ops::cpu_backend()->weight_prepare(&context, &batch, &plan_, &failure);
     if (status != LYC_OK) throw std::runtime_error(failure.message);
-    ops::WeightPlanInfo info;
-    ops::cpu_backend()->weight_info(plan_, &info);
-    EXPECT_EQ(info.workspace_size % 256, 0u);
-    workspace_size_ = info.workspace_size;
-    workspace_.resize(info.workspace_size / sizeof(float) + 64 + 64, kPoison);
+    EXPECT_EQ(workspace_size() % 256, 0u);
+    workspace_.resize(workspace_size() / sizeof(float) + 64 + 64, kPoison);
   }
   ~Prepared() { ops::cpu_backend()->weight_release(plan_); }
   Prepared(const Prepared &) = delete;
@@ -44,7 +41,11 @@ class Prepared {
     return ops::cpu_backend()->weight_run(plan_, &options, &failure);
   }
 
-  std::uint64_t workspace_size() const { return workspace_size_; }
+  std::uint64_t workspace_size() const {
+    ops::WeightPlanInfo info;
+    ops::cpu_backend()->weight_info(plan_, &info);
+    return info.workspace_size;
+  }
 
   std::string explain() {
     std::string text(ops::cpu_backend()->weight_explain(plan_, nullptr, 0) + 1, '\0');
@@ -55,7 +56,6 @@ class Prepared {
  private:
   static constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
   ops::WeightPlan *plan_ = nullptr;
-  std::uint64_t workspace_size_ = 0;
   std::vector<float> workspace_;
 };
 
