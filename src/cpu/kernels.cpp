@@ -293,16 +293,8 @@ HWY_INLINE void fetch(const T *p) {
     __builtin_prefetch(p + element, 1);
 }
 
-// Tiles go along the rows: what lies further on is needed next, and comes while the tile is computed. Not into the
-// nearest cache, where the tile's factors would replace it, and which waits for few lines at a time.
-constexpr std::int64_t kAhead = 1024;  // bytes
-template <std::int64_t kElements, typename T>
-HWY_INLINE void fetch_ahead(const T *p) {
-  for (std::int64_t element = 0; element < kElements; element += 64 / std::int64_t{sizeof(T)})
-    __builtin_prefetch(reinterpret_cast<const char *>(p + element) + kAhead, 0, 2);
-}
-
-// Other rows are as a rule in the same set of the nearest cache: the next one takes them.
+// Not into the nearest cache: the tile's factors would be replaced there, it waits for few lines at a time, and other
+// rows are as a rule in the same set of it.
 template <typename T>
 HWY_INLINE void fetch_later(const T *p) {
   __builtin_prefetch(p, 0, 2);
@@ -310,6 +302,13 @@ HWY_INLINE void fetch_later(const T *p) {
 template <std::int64_t kElements, typename T>
 HWY_INLINE void fetch_run_later(const T *p) {
   for (std::int64_t at = 0; at < kElements; at += 64 / std::int64_t{sizeof(T)}) fetch_later(p + at);
+}
+
+// Tiles go along the rows: what lies further on is needed next, and comes while the tile is computed.
+constexpr std::int64_t kAhead = 1024;  // bytes
+template <std::int64_t kElements, typename T>
+HWY_INLINE void fetch_ahead(const T *p) {
+  fetch_run_later<kElements>(p + kAhead / std::int64_t{sizeof(T)});
 }
 
 /// Writes value(i) for a row of n elements, from left to right: value takes the number of a vector's first element,

@@ -36,6 +36,8 @@ struct Matrix {
 
   explicit operator bool() const { return data != nullptr; }
   bool contiguous() const { return columns.contiguous(); }
+  /// Contiguous, and rows at one distance.
+  bool in_rows() const { return contiguous() && rows.count <= 1; }
   /// Address of an element. Rows of contiguous matrices go on from there.
   char *at(std::int64_t row, std::int64_t column) const;
 };

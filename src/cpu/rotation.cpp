@@ -453,7 +453,7 @@ class LineRun {
   Ahead following(const float *matrix) const {
     constexpr std::int64_t kNearFloats = std::int64_t{1} << 20;
     if (plan_.matrices() * matrix_step_ <= kNearFloats) return {};
-    const std::int64_t line = r_.block_size * std::int64_t{sizeof(float)};
+    const std::int64_t line = matrix_step_ / r_.block_size * std::int64_t{sizeof(float)};
     return {reinterpret_cast<const char *>(matrix + matrix_step_), line, line};
   }
 

@@ -542,10 +542,7 @@ class TargetBuilder {
   }
 
   // Rows of base and out lie in one piece each, and of one type.
-  bool whole_rows() const {
-    return plan_.out.contiguous() && plan_.out.rows.count <= 1 &&
-           (!plan_.base || (plan_.base.contiguous() && plan_.base.rows.count <= 1));
-  }
+  bool whole_rows() const { return plan_.out.in_rows() && (!plan_.base || plan_.base.in_rows()); }
   bool same_rows() const { return whole_rows() && (!plan_.base || plan_.base.dtype == plan_.out.dtype); }
 
   // One product of one adapter, or all of them joined.

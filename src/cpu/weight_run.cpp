@@ -371,17 +371,16 @@ class TargetRun {
     const std::int64_t inside = projection.inside, inner = projection.in * inside;
     const std::int64_t rows = round_up(end - begin, kTileRows), lines = projection.positions * rows;
     float *values = projecting_buffer(worker), *sums = values + kTileRows * projection.stride();
-    // Of one tile, float32 need not be loaded first.
-    const bool in_place =
-        projection.interleaved && end - begin == kTileRows && base_in_rows() && t_.base.dtype == LYC_DTYPE_F32;
-    const std::int64_t stride = in_place ? t_.base.rows.stride[0] : projection.stride();
+    // One tile of float32 need not be loaded first.
+    const bool as_it_lies = end - begin == kTileRows && t_.base.in_rows() && t_.base.dtype == LYC_DTYPE_F32;
+    const std::int64_t stride = as_it_lies ? t_.base.rows.stride[0] : projection.stride();
     std::fill_n(sums, projection.panels() * lines * kTurned, 0.0f);
     for (std::int64_t column = 0; column < t_.columns;) {
       const std::int64_t input = projection.input(column), first = projection.position(column) * rows;
       const std::int64_t n = std::min(projection.columns(), inner - input * inside);
-      for (std::int64_t i = 0; !in_place && i < end - begin; ++i)
+      for (std::int64_t i = 0; !as_it_lies && i < end - begin; ++i)
         load(k_, t_.base, begin + i, column, n, values + i % kTileRows * stride + i / kTileRows * kTileApart);
-      const float *weight = in_place ? reinterpret_cast<const float *>(t_.base.at(begin, column)) : values;
+      const float *weight = as_it_lies ? reinterpret_cast<const float *>(t_.base.at(begin, column)) : values;
       for (std::int64_t panel = 0; panel < projection.panels(); ++panel)
         k_.project(weight, stride, rows / kTileRows, inside, n / inside,
                    packed_ + projection.up.at + (panel * projection.in + input) * kTurned,
@@ -399,7 +398,7 @@ class TargetRun {
 
   // Of the weight's rows from `row` on.
   Ahead next_columns(std::int64_t row, std::int64_t column, std::int64_t n) const {
-    if (!base_in_rows() || column >= t_.columns) return {};
+    if (!t_.base.in_rows() || column >= t_.columns) return {};
     const std::int64_t size = static_cast<std::int64_t>(dtype_size(t_.base.dtype));
     return {t_.base.at(row, column), t_.base.rows.stride[0] * size, std::min(n, t_.columns - column) * size};
   }
@@ -694,11 +693,9 @@ class TargetRun {
     return {packed_ + adapter.weight_factor_at + column, packed_ + adapter.delta_factor_at + column, true};
   }
 
-  bool base_in_rows() const { return t_.base.contiguous() && t_.base.rows.count <= 1; }
-
   // Some rows of the base as they lie in memory, or converted.
   WeightRows base_rows(std::int64_t row, std::int64_t column, std::int64_t n, int worker) const {
-    if (base_in_rows()) return {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0};
+    if (t_.base.in_rows()) return {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0};
     float *values = hadamard_tile(worker);
     for (std::int64_t i = 0; i < height(row); ++i) load(k_, t_.base, row + i, column, n, values + i * t_.tile_stride());
     return {LYC_DTYPE_F32, values, t_.tile_stride(), nullptr, 0};
@@ -718,7 +715,7 @@ class TargetRun {
     if (t_.tiled)
       return k_.tiled_squares(packed(adapter.joined, row, column), tiled_height(row), n / kPanel,
                               changed_rows(row, column, next), by_row, by_column);
-    if (adapter.multiplies && base_in_rows() && height(row) == kTileRows && n % kPanel == 0)
+    if (adapter.multiplies && t_.base.in_rows() && height(row) == kTileRows && n % kPanel == 0)
       return k_.product_squares(packed(adapter.joined, row, column), n / kPanel, delta,
                                 {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0, next},
                                 nullptr, by_row, by_column);
@@ -737,7 +734,7 @@ class TargetRun {
   bool changes_rows() const {
     const AdapterPlan &adapter = t_.adapters[0];
     return k_.changes_beside && t_.changes_weight && adapter.multiplies && norms_by_row(adapter) &&
-           !adapter.joined.pairs && base_in_rows() && t_.columns % kPanel == 0 && t_.columns <= kChangedColumns;
+           !adapter.joined.pairs && t_.base.in_rows() && t_.columns % kPanel == 0 && t_.columns <= kChangedColumns;
   }
 
   // A tile goes onto the weight beside the next one's product.
