@@ -1401,8 +1401,8 @@ void change_weight_row(const T *w, T *out, const float *d, std::int64_t n, const
   write_row(
       n, out, stream,
       [=](std::int64_t i) HWY_ATTR {
-        if (kDelta && kVary) fetch_later(w + later + i);
-        if (!kDelta) fetch_ahead<kLanes>(w + i);
+        if (kVary) fetch_later(w + later + i);
+        if (!kVary && !kDelta) fetch_ahead<kLanes>(w + i);
         Floats delta = hn::Zero(kFloats);
         if (kDelta) delta = hn::Mul(load_vector(d + i), kVary ? load_vector(deltas + i) : same_delta);
         return changed(load_vector(w + i), kVary ? load_vector(weights + i) : same_weight, delta);
@@ -1422,7 +1422,7 @@ void change_weight_rows(const WeightRows &rows, std::int64_t count, const float 
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t own = kVary ? 0 : i;
     change_weight_row<kKeep, kVary, kDelta>(w, out, d, n, factors.weight + own, advanced(factors.delta, own),
-                                            kTileRows * rows.base_stride, stream);
+                                            (kDelta ? kTileRows : 1) * rows.base_stride, stream);
     w += rows.base_stride;
     out += rows.out_stride;
     d = advanced(d, d_stride);

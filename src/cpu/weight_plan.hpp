@@ -29,6 +29,7 @@ inline constexpr std::int64_t kItemRows = 4 * kTileRows;         // what a threa
 inline constexpr std::int64_t kItemColumns = 16384;              // the rows, so that memory is read in long runs
 inline constexpr std::int64_t kTiledItemRows = 3 * kTiledRows;   // the same by tile registers,
 inline constexpr std::int64_t kTiledColumns = 4 * kTileColumns;  // whose tiles are wider
+inline constexpr std::int64_t kScaledColumns = 4096;             // whose factors stay in the nearest cache
 inline constexpr std::int64_t kChangedRows = 8 * kTileRows;  // of DoRA, by a thread one after the other, if two tiles
 inline constexpr std::int64_t kChangedColumns = 8192;        // of so many columns stay in a near cache
 inline constexpr std::int64_t kNormRows = 16 * kTileRows;    // rows whose squares are summed in float32

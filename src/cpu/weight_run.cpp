@@ -953,9 +953,13 @@ class TargetRun {
 
   void scale_weight(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
     const TermPlan &term = t_.adapters[0].terms[0];
-    const Factors factors = {term.by_row ? row_line(term) + begin : column_line(term) + column, nullptr,
-                             term.by_column};
-    k_.change_weight(changed_rows(begin, column), end - begin, keeps(), nullptr, 0, n, factors, streams_);
+    const auto scale = [&](std::int64_t first, std::int64_t some, const float *factors) {
+      k_.change_weight(changed_rows(begin, first), end - begin, keeps(), nullptr, 0, some,
+                       {factors, nullptr, term.by_column}, streams_);
+    };
+    if (term.by_row) return scale(column, n, row_line(term) + begin);
+    for (std::int64_t first = column; first < column + n; first += kScaledColumns)
+      scale(first, std::min(kScaledColumns, column + n - first), column_line(term) + first);
   }
 
   void merge_kronecker(std::int64_t begin, std::int64_t end, std::int64_t column, std::int64_t n) {
