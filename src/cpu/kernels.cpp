@@ -531,11 +531,16 @@ HWY_INLINE const float *right_at(const float *right, std::int64_t rank, std::int
 template <typename Step, typename Next>
 HWY_INLINE void multiply(const Packed &product, std::int64_t column, Sums &sum, Next &&fetch) {
   multiply<Step>(product.left, right_at(product.right, product.rank, column), product.rank, sum, fetch);
-  if (!Step::kScales) return;
-  const Floats scale = hn::Set(kFloats, product.scale);
-  HWY_UNROLL(6)
-  for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
-  for (std::int64_t v = 0; v < kVectors; ++v) sum[i][v] = hn::Mul(scale, sum[i][v]);
+}
+
+// The scale that sums of pairs still lack: on what multiplies them, by themselves, or onto something else.
+template <typename Step>
+HWY_INLINE Floats scaled(Floats v, Floats scale) {
+  return Step::kScales ? hn::Mul(scale, v) : v;
+}
+template <typename Step>
+HWY_INLINE Floats scaled_onto(Floats sum, Floats scale, Floats base) {
+  return Step::kScales ? hn::MulAdd(scale, sum, base) : hn::Add(sum, base);
 }
 
 template <bool kFirst, bool kTimes, typename Step = Numbers>
@@ -562,20 +567,26 @@ void merge_tile(const Packed &product, std::int64_t panels, const WeightRows &ro
   T *out = static_cast<T *>(rows.out);
   const std::int64_t base_stride = rows.base_stride, out_stride = rows.out_stride;
   const std::int64_t next_stride = base ? base_stride : out_stride;
+  const Floats scale = hn::Set(kFloats, product.scale);
   if (kOnto == Onto::kNothing && kStream) next = nullptr;
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
     multiply<Step>(product, column, sum, FetchTile<T>(advanced(next, column), next_stride));
     // All that is read before anything is written: a load waits for stores with the same address within a page.
-    HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
+    HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
-      if (kTimes) sum[i][v] = hn::Mul(sum[i][v], load_vector(times + i * times_stride + at));
-      if (kOnto == Onto::kWeight) sum[i][v] = hn::Add(sum[i][v], load_vector(base + i * base_stride + at));
-      if (kOnto == Onto::kFactors)
-        sum[i][v] = hn::MulAdd(load_vector(weights + at), load_vector(base + i * base_stride + at),
-                               hn::Mul(load_vector(deltas + at), sum[i][v]));
+      const Floats weight = kOnto == Onto::kFactors ? load_vector(weights + at) : scale;
+      const Floats delta = kOnto == Onto::kFactors ? scaled<Step>(load_vector(deltas + at), scale) : scale;
+      HWY_UNROLL(6)
+      for (std::int64_t i = 0; i < kTileRows; ++i) {
+        Floats &value = sum[i][v];
+        if (kTimes) value = hn::Mul(value, load_vector(times + i * times_stride + at));
+        if (kOnto == Onto::kNothing) value = scaled<Step>(value, scale);
+        if (kOnto == Onto::kWeight) value = scaled_onto<Step>(value, scale, load_vector(base + i * base_stride + at));
+        if (kOnto == Onto::kFactors)
+          value = hn::MulAdd(weight, load_vector(base + i * base_stride + at), hn::Mul(delta, value));
+      }
     }
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(2)
@@ -1227,6 +1238,7 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
   const T *const w = static_cast<const T *>(rows.base), *const next = static_cast<const T *>(rows.next);
   const std::int64_t stride = rows.base_stride, to_stride = tile.stride;
   float *const to = tile.data;
+  const Floats scale = hn::Set(kFloats, product.scale);
   for (std::int64_t column = begin; column < end; column += kVectors * kLanes) {
     Sums sum;
     FetchTile<T> fetch(advanced(next, column), stride);
@@ -1245,8 +1257,9 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
       Floats all = kByRow ? hn::Zero(kFloats) : load_vector(by_column + at);
       HWY_UNROLL(6)
       for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const Floats value = hn::Add(sum[i][v], load_vector(w + i * stride + at));
-        if (kByRow) store_vector(sum[i][v], to + i * to_stride + at);
+        if (kByRow) store_vector(sum[i][v] = scaled<Step>(sum[i][v], scale), to + i * to_stride + at);
+        const Floats base = load_vector(w + i * stride + at);
+        const Floats value = kByRow ? hn::Add(sum[i][v], base) : scaled_onto<Step>(sum[i][v], scale, base);
         Floats &squared = kByRow ? squares[i] : all;
         squared = hn::MulAdd(value, value, squared);
       }
@@ -1301,6 +1314,7 @@ void product_squares(const Packed &product, std::int64_t panels, const Tile &til
 template <typename T, typename Step>
 void panel_tile(const Packed &product, const T *w, std::int64_t stride, std::int64_t count, float *to, float *squares) {
   constexpr std::int64_t kFurther = 4 * kTileRows;  // a row takes a page of its own, which is looked up first
+  const Floats scale = hn::Set(kFloats, product.scale);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
     multiply<Step>(product, column, sum, FetchTile<T>(w + kFurther * stride + column, stride));
@@ -1311,7 +1325,7 @@ void panel_tile(const Packed &product, const T *w, std::int64_t stride, std::int
       HWY_UNROLL(6)
       for (std::int64_t i = 0; i < kTileRows; ++i) {
         if (i == count) break;
-        const Floats value = hn::Add(sum[i][v], load_vector(w + i * stride + at));
+        const Floats value = scaled_onto<Step>(sum[i][v], scale, load_vector(w + i * stride + at));
         store_vector(value, to + i * kPanel + at);
         all = hn::MulAdd(value, value, all);
       }
