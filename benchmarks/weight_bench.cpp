@@ -2,7 +2,7 @@
 //   time at best = max(bytes / rate, operations / multiply-add rate), the rates measured in the same run.
 // Bytes go by the rate of what is done with them: a weight changed in place, read and written elsewhere, or, where a
 // difference reads no weight, written alone. That is measured between the repeats of each row. Norms along columns are
-// known when the whole weight has been read: "read twice" is the share if it has to be read again.
+// known when the whole weight has been read: "in two passes" is the share if all but the writing is done again.
 // Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a line
 // [operations]]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
 #include <cstdio>
@@ -103,12 +103,12 @@ void measure(ops::BackendContext &context, Machine &machine, const Method &metho
   const bool reads = op.what == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
   const Move move = op.in_place ? Move::kChange : reads ? Move::kCopy : Move::kWrite;
-  const bool twice = method.adapter.axis == ops::DoraAxis::kIn;
+  const bool two_passes = method.adapter.axis == ops::DoraAxis::kIn;
   double seconds = 1e30, rate = 0.0, read_rate = 0.0;
   for (int i = 0; i < kRepeats; ++i) {
     for (Prepared &plan : plans) seconds = std::min(seconds, best_seconds(1, [&] { plan.run(options); }));
     rate = std::max(rate, machine.memory.rate(move));
-    if (twice) read_rate = std::max(read_rate, machine.memory.rate(Move::kRead));
+    if (two_passes) read_rate = std::max(read_rate, machine.memory.rate(Move::kRead));
   }
 
   const double bytes = size * (reads ? 2 : 1), operations = method.operations * static_cast<double>(shape.numel());
@@ -117,7 +117,8 @@ void measure(ops::BackendContext &context, Machine &machine, const Method &metho
               shape_name, dtype_name(dtype), op.name, seconds * 1e3, bytes / seconds * 1e-9, rate * 1e-9,
               operations / seconds * 1e-9, memory > arithmetic ? "memory" : "fma",
               100 * std::max(memory, arithmetic) / seconds);
-  if (twice) std::printf(", read twice %3.0f %%", 100 * std::max(size / read_rate + memory, arithmetic) / seconds);
+  if (two_passes)
+    std::printf(", in two passes %3.0f %%", 100 * std::max(size / read_rate + memory, 2 * arithmetic) / seconds);
   std::printf("\n");
   std::fflush(stdout);
 }

@@ -12,30 +12,20 @@ share: of the roofline that the benchmark program measures, for ours.
 import collections
 import itertools
 import math
-import os
-import re
 import statistics
-import subprocess
 import sys
 import time
 
 import torch
 from methods import METHODS, computes, module_of
+from ours import begin, beside
 
-THREADS = 2
 REPEATS = 15
 SECONDS = 4.0  # at most, for one row
 COLD_BYTES = 100e6  # of weights, as the benchmark program has it
 
 SHAPES = {"3072x3072": (3072, 3072), "12288x3072": (12288, 3072), "1280x1280x3x3": (1280, 1280, 3)}
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
-LINE = re.compile(r"\S.*\s(?P<op>merge|diff)\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
-
-
-def our_times(program, row):
-    """{operation: (milliseconds, share)}"""
-    output = subprocess.run([program, str(THREADS), row], check=True, capture_output=True, text=True).stdout
-    return {m["op"]: (float(m["ms"]), int(m["share"])) for m in map(LINE.match, output.splitlines()) if m}
 
 
 def peer_module(method, shape, dtype):
@@ -62,22 +52,16 @@ def peer_times(method, shape, dtype, op):
 
 
 def compare(program, method, shape, dtype):
-    row = f"{method} {shape} {dtype}"
-    before = our_times(program, row)
-    if not before:  # a shape that the method does not have
-        return
-    peers = {op: peer_times(method, SHAPES[shape], DTYPES[dtype], op) for op in before}
-    after = our_times(program, row)
-    for op, (best, median) in peers.items():
-        milliseconds, share = min(before[op], after[op])
+    def peer(ops):
+        return {op: peer_times(method, SHAPES[shape], DTYPES[dtype], op) for op in ops}
+
+    for op, milliseconds, share, (best, median) in beside(program, f"{method} {shape} {dtype}", peer):
         print(f"{method:<19} {shape:<14} {dtype:<5} {op:<6} {milliseconds:8.2f} {share:4d} % {best:8.2f} {median:8.2f} "
               f"{best / milliseconds:6.1f}", flush=True)
 
 
 def main(program, pattern=""):
-    torch.set_num_threads(THREADS)
-    print(subprocess.run([program, str(THREADS), "none"], check=True, capture_output=True, text=True).stdout, end="")
-    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    begin(program)
     print(f"{'method':<19} {'shape':<14} {'type':<5} {'op':<6} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
     for shape, method, dtype in itertools.product(SHAPES, METHODS, DTYPES):
         if computes(method, SHAPES[shape][2:], dtype) and f"{method} {shape} {dtype}".startswith(pattern):

@@ -2,21 +2,19 @@
 
     compare_forward.py LYCORIS_FORWARD_BENCH [START OF A LINE]
 
-Run it as compare.py. The peer's forward is its modules' own, which rebuild the difference and run two operators; "base"
+Run it as compare.py, which says how. The peer's forward is its modules' own, which rebuild the difference and run two operators; "base"
 is PyTorch's layer alone. share: of the multiply-add rate, for ours.
 """
 
-import os
-import re
+import itertools
 import statistics
-import subprocess
 import sys
 import time
 
 import torch
-from methods import computes, module_of
+from methods import METHODS, computes, module_of
+from ours import begin, beside
 
-THREADS = 2
 REPEATS = 9
 SECONDS = 4.0  # at most, for one row
 
@@ -27,8 +25,6 @@ LAYERS = {  # as lycoris_forward_bench calls them: out, in, kernel, shape of x
     "32x32 1280x1280x3x3": (1280, 1280, 3, (1, 1280, 32, 32)),
 }
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-LINE = re.compile(r"^(?P<method>\S.*?)\s{2,}(?P<layer>\d+\S* \d\S*x\S+)\s+(?P<dtype>f32|bf16)\s+(?P<path>\w+)"
-                  r"\s+(?P<ms>[\d.]+) ms.*?(?P<share>\d+) %")
 
 
 def peer_times(method, layer, dtype):
@@ -49,18 +45,21 @@ def peer_times(method, layer, dtype):
     return min(times) * 1e3, statistics.median(times) * 1e3
 
 
-def main(program, pattern):
-    torch.set_num_threads(THREADS)
-    output = subprocess.run([program, str(THREADS), *pattern], check=True, capture_output=True, text=True).stdout
-    print(output.splitlines()[0])
-    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+def compare(program, method, layer, dtype):
+    def peer(paths):
+        return dict.fromkeys(paths, peer_times(method, layer, DTYPES[dtype]))
+
+    for path, milliseconds, share, (best, median) in beside(program, f"{method} {layer} {dtype}", peer):
+        print(f"{method:<19} {layer:<20} {dtype:<5} {path:<8} {milliseconds:8.2f} {share:4d} % {best:8.2f} {median:8.2f} "
+              f"{best / milliseconds:6.2f}", flush=True)
+
+
+def main(program, pattern=""):
+    begin(program)
     print(f"{'method':<19} {'layer':<20} {'type':<5} {'path':<8} {'ours ms':>8} {'share':>6} {'peer ms':>8} {'median':>8} {'ratio':>6}")
-    for line in map(LINE.match, output.splitlines()):
-        if line and (line["method"] == "base" or computes(line["method"], LAYERS[line["layer"]][2], line["dtype"])):
-            ours = float(line["ms"])
-            best, median = peer_times(line["method"], line["layer"], DTYPES[line["dtype"]])
-            print(f"{line['method']:<19} {line['layer']:<20} {line['dtype']:<5} {line['path']:<8} {ours:8.2f} "
-                  f"{line['share']:>4} % {best:8.2f} {median:8.2f} {best / ours:6.1f}", flush=True)
+    for layer, method, dtype in itertools.product(LAYERS, ("base", *METHODS), DTYPES):
+        if (method == "base" or computes(method, LAYERS[layer][2], dtype)) and f"{method} {layer} {dtype}".startswith(pattern):
+            compare(program, method, layer, dtype)
 
 
-main(sys.argv[1], sys.argv[2:])
+main(*sys.argv[1:])
