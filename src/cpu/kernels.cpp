@@ -451,7 +451,7 @@ struct NoFetch {
 };
 
 /// The same of a register tile further on, a row at a time; nothing of null.
-template <typename T>
+template <typename T, bool kNear = false>
 class FetchTile {
  public:
   FetchTile(const T *rows, std::int64_t stride) : row_(rows), stride_(stride), left_(rows ? kTileRows : 0) {}
@@ -459,7 +459,7 @@ class FetchTile {
   HWY_INLINE void next() {
     if (left_ == 0) return;
     --left_;
-    fetch_run_later<kVectors * kLanes>(row_);
+    kNear ? fetch<kVectors * kLanes>(row_) : fetch_run_later<kVectors * kLanes>(row_);
     row_ += stride_;
   }
 
@@ -1231,6 +1231,18 @@ struct FetchAndChange {
   }
 };
 
+// And where the tile is kept.
+template <typename T>
+struct FetchAndKeep {
+  FetchTile<T> fetch;
+  FetchTile<float, true> keep;
+
+  HWY_INLINE void next() {
+    fetch.next();
+    keep.next();
+  }
+};
+
 // The product, and V^2 while it is in registers.
 template <typename T, typename Step, bool kByRow, bool kChanges>
 void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, const WeightRows &rows, const Tile &tile,
@@ -1248,6 +1260,8 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
       multiply<Step>(product, column, sum, beside);
       beside.change.finish();
       change = beside.change;
+    } else if constexpr (kByRow && !Step::kScales) {  // pairs have too few steps
+      multiply<Step>(product, column, sum, FetchAndKeep<T>{fetch, {to + column, to_stride}});
     } else {
       multiply<Step>(product, column, sum, fetch);
     }
