@@ -482,7 +482,10 @@ LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *n
  *    T-LoRA      the singular triplets that it starts from, kept as parameters base_p_layer.weight, base_lambda_layer
  *                and base_q_layer.weight; needs_base is 0 from then on. An unprepared one whose file has no such
  *                parameters makes them from the weight in every call and every new batch.
- *    OFT, BOFT   the rotations. Binding or writing a parameter ends their preparation.
+ *    OFT, BOFT   the rotations
+ *    DoRA        over outputs, in a CPU context, but by PEFT's rule: the norms. A forward pass may then go through the
+ *                factors.
+ *  Binding or writing a parameter ends the preparation of rotations and norms.
  *  With a CUDA context the CPU does it: weight and factors are copied there, results back. Errors: INVALID_ARGUMENT,
  *  MISMATCH (shape). */
 LYC_API lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec);

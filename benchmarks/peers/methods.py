@@ -17,6 +17,7 @@ METHODS = {  # as benchmarks/methods.cpp calls them
     "lokr f16": (LokrModule, dict(lora_dim=WHOLE, alpha=8, factor=16, full_matrix=True)),
     "lokr f16 r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16)),
     "dora out locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
+    "dora out prepared": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
     "dora in locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=False)),
     "ia3 out": (IA3Module, dict()),
     "ia3 in": (IA3Module, dict(train_on_input=True)),

@@ -67,6 +67,8 @@ ops::Adapter dora_adapter(const Definition &definition, const Placement &placeme
   adapter.magnitude = algo::column(definition.factors.at(kMagnitudeName));
   if (definition.dora_axis == ops::DoraAxis::kOut) {
     adapter.magnitude = slice_rows(adapter.magnitude, placement.row_begin, rows);
+    if (definition.prepared_norms.data)
+      adapter.norms = slice_rows(definition.prepared_norms, placement.row_begin, rows);
   } else {
     std::swap(adapter.magnitude.out, adapter.magnitude.in);
     std::swap(adapter.magnitude.stride_out, adapter.magnitude.stride_in);

@@ -45,6 +45,13 @@ struct Definition {
   ops::DoraAxis dora_axis = ops::DoraAxis::kNone;
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
   std::vector<ops::Operand> prepared_rotations;  // ops::Rotation::prepared of the weight's, in order; empty: none is
+  ops::Operand prepared_norms;                   // ops::Adapter::norms, of all rows; absent: not prepared
+
+  /// What was prepared from factors that have changed.
+  void forget_prepared() {
+    prepared_rotations.clear();
+    prepared_norms = {};
+  }
 
   /// Whether the factors do not include those that are made from the pristine weight.
   bool lacks_base_state() const;

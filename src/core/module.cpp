@@ -249,7 +249,7 @@ void lyc_module::bind(const std::string &name, const lyc_tensor &tensor) {
           shape_text(shape_of(known)));
   require(is_contiguous(tensor), name, " is not contiguous");
   definition.factors.set(name, tensor);
-  definition.prepared_rotations.clear();
+  definition.forget_prepared();
   forget_call();
 }
 
@@ -286,7 +286,7 @@ void lyc_module::write(const std::string &name, const lyc_tensor &tensor) {
   const lyc_tensor &known = factor(name);
   check_host_copy(tensor, known, name);
   require(!(known.flags & LYC_TENSOR_READ_ONLY), name, " is bound to read-only memory");
-  definition.prepared_rotations.clear();
+  definition.forget_prepared();
   forget_call();
   const std::vector<char> values = converted(tensor.data, tensor.dtype, known.dtype, numel(known));
   write_device(*context, known.data, values.data(), values.size());
@@ -310,6 +310,7 @@ void lyc_module::prepare(const lyc_tensor *base, void *stream) {
   if (definition.lacks_base_state()) derive_base_state(*context, definition, weight, {}, stream, owned_);
   prepare_rotations(*context, definition, weight, stream, rests_, owned_);
   definition.prepared_rotations = rests_;
+  definition.prepared_norms = prepare_norms(*context, definition, weight, norms_);
 }
 
 namespace {

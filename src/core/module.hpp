@@ -46,6 +46,7 @@ struct lyc_module final : lyc::Object {
   std::atomic<Call *> last_call_{nullptr};  // null, too, while a thread uses it
   std::vector<lyc::DeviceBuffer> owned_;
   std::vector<lyc::ops::Operand> rests_;  // of rotations, in owned_
+  std::vector<float> norms_;              // of DoRA's rows
 };
 
 namespace lyc {

@@ -1,11 +1,16 @@
 #include "core/prepare.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <list>
+#include <numeric>
 
 #include "base/error.hpp"
 #include "base/tensor.hpp"
+#include "core/execute.hpp"
 #include "core/operand.hpp"
+#include "core/transfer.hpp"
 
 namespace lyc {
 namespace {
@@ -130,6 +135,36 @@ void prepare_rotations(lyc_context &context, const Definition &definition, const
       rests[i] = algo::matrix(filled(context, {count, size}, 0.0f, buffers));
     prepare_rotation(context, rotation, rests[i], stream);
   }
+}
+
+ops::Operand prepare_norms(lyc_context &context, const Definition &definition, const ops::Operand &weight,
+                           std::vector<float> &memory) {
+  if (definition.dora_axis != ops::DoraAxis::kOut || definition.dora_rule == ops::DoraRule::kPeft ||
+      context.options.device_type != LYC_DEVICE_CPU)
+    return {};
+  const auto rows = static_cast<std::size_t>(weight.out), columns = static_cast<std::size_t>(weight.numel()) / rows;
+  std::vector<float> values(rows * columns);
+  ops::Operand sum = weight;
+  sum.data = values.data();
+  sum.dtype = LYC_DTYPE_F32;
+  std::int64_t step = 1;
+  for (int d = ops::kMaxKernelDims - 1; d >= 0; step *= sum.kernel[d--]) sum.stride_kernel[d] = step;
+  sum.stride_in = step;
+  sum.stride_out = step * sum.in;
+  WeightArrays arrays;
+  arrays.begin_target(weight, sum);
+  lower(definition, weight, {}, arrays);
+  arrays.adapters.back().dora_axis = ops::DoraAxis::kNone;
+  Stream stream(context);
+  run_weights(context, stream, arrays, {1.0f});
+  memory.resize(rows);
+  for (std::size_t row = 0; row < rows; ++row) {
+    const auto begin = values.begin() + static_cast<std::ptrdiff_t>(row * columns);
+    const double squares = std::inner_product(begin, begin + static_cast<std::ptrdiff_t>(columns), begin, 0.0,
+                                              std::plus<>(), std::multiplies<double>());
+    memory[row] = static_cast<float>(std::sqrt(squares));
+  }
+  return algo::column(make_tensor(memory.data(), LYC_DTYPE_F32, {weight.out}));
 }
 
 }  // namespace lyc

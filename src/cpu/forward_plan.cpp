@@ -107,13 +107,16 @@ class Builder {
     const ops::WeightTarget &target = f_.weights.targets[0];
     if (target.adapter_count != 1) refuse("it is for one adapter");
     const ops::Adapter &adapter = f_.weights.adapters[target.first_adapter];
-    if (adapter.dora_axis != ops::DoraAxis::kNone) refuse("DoRA divides by norms of the whole weight");
+    const bool dora = adapter.dora_axis != ops::DoraAxis::kNone;
+    if (dora && absent(adapter.norms)) refuse("DoRA divides by norms of the whole weight, which are not prepared");
+    if (dora && embedding) refuse("DoRA scales rows of the table");
     if (adapter.replaces) refuse("the adapter is a whole weight");
     Sum last = last_sum();
     Source base = source(x_, weight_, target.base, true);
     if (f_.whole && embedding) add_table(last, as_matrix(target.base, false));
     for (std::int32_t i = 0; i < adapter.term_count; ++i)
       embedding ? add_embedding_term(adapter.first_term + i, last) : add_term(adapter.first_term + i, last, base);
+    if (dora) scale_by_norms(last, base);
     if (!embedding && (f_.whole || base_used_)) last.sources.insert(last.sources.begin(), base);
     add_sum(std::move(last));
     return finish();
@@ -356,6 +359,23 @@ class Builder {
     base.scaling.at = layout_.take(static_cast<Position>(rows ? weight_.out : weight_.in * weight_.kernel_size()));
   }
 
+  // Each row of W x and of D x by its own factor.
+  void scale_by_norms(Sum &last, Source &base) {
+    if (last.has_addend) refuse("rows of a Kronecker product are not outputs");
+    const ops::Adapter &adapter = f_.weights.adapters[f_.weights.targets[0].first_adapter];
+    if (adapter.magnitude.out != weight_.out || adapter.norms.out != weight_.out)
+      fail(LYC_ERROR_INVALID_ARGUMENT, "magnitude and norms are not one for each of the ", weight_.out, " rows");
+    use_base(base);
+    base.scaling.kind = Scaling::Kind::kDora;
+    base.scaling.one = f_.whole ? 1.0f : 0.0f;
+    base.scaling.at = layout_.take(static_cast<Position>(weight_.out));
+    base.scaling.delta_at = layout_.take(static_cast<Position>(weight_.out));
+    for (Source &delta : last.sources) {
+      delta.scaling.by_row = true;
+      delta.scaling.delta_at = base.scaling.delta_at;
+    }
+  }
+
   // (W P) x = W (P x): in y = W (x + P x) the base is read once.
   void turn_input(std::int32_t index, Source &base) {
     const ops::Product &p = f_.weights.terms[index].p;
@@ -527,7 +547,7 @@ class Builder {
 
   /// Bf16 on both sides, as the caller has it; with parts, all.
   void multiply_pairs(Source &source) const {
-    const bool scaled = source.scaling.kind != Scaling::Kind::kPlain && source.scaling.kind != Scaling::Kind::kRows;
+    const bool scaled = source.scaling.kind != Scaling::Kind::kPlain && !source.scaling.scales_rows();
     if (!context_.kernels.pair_product) return;
     const std::int64_t x = parts_of(source.x.tensor.dtype);
     const std::int64_t weight = parts_of(scaled ? LYC_DTYPE_F32 : source.weight.dtype);

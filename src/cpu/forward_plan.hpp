@@ -42,13 +42,18 @@ struct View {
 /// What multiplies a source's weights, or its products. With c = coefficient * scalar * multiplier of the term:
 ///   kPlain    nothing          kTerm  c, and diagonal and mask by column
 ///   kRows     one + c v[row]   kColumns  one + c v[input]
+///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`
 /// Rows are scaled when the products are there, so their source is the first of its sum.
 struct Scaling {
-  enum class Kind { kPlain, kTerm, kRows, kColumns } kind = Kind::kPlain;
+  enum class Kind { kPlain, kTerm, kRows, kColumns, kDora } kind = Kind::kPlain;
   std::int32_t term = -1;
   float one = 0.0f;
   ops::Operand vector, mask;  // of a kTerm: diagonal and mask
   Position at = 0;            // as float32, one for each row or column
+  Position delta_at = 0;      // kDora's; of a kTerm `by_row`, where that has them for its rows
+  bool by_row = false;
+
+  bool scales_rows() const { return kind == Kind::kRows || kind == Kind::kDora; }
 };
 
 /// One product of a sum: windows of activations times a matrix.

@@ -301,15 +301,35 @@ class ForwardRunner {
   float coefficient(std::int32_t index) const {
     const ops::Term &term = plan_.terms[static_cast<std::size_t>(index)];
     const double scalar = term.scalar.data ? static_cast<double>(read(term.scalar, 0)) : 1.0;
-    const float m =
-        multipliers_[plan_.adapters[static_cast<std::size_t>(plan_.targets[0].first_adapter)].multiplier_index];
-    return static_cast<float>(term.coefficient * scalar * static_cast<double>(m));
+    const double m = adapter().dora_axis == ops::DoraAxis::kNone ? multiplier() : dora().delta;
+    return static_cast<float>(term.coefficient * scalar * m);
+  }
+
+  // Of a factored recipe.
+  const ops::Adapter &adapter() const {
+    return plan_.adapters[static_cast<std::size_t>(plan_.targets[0].first_adapter)];
+  }
+  double multiplier() const { return static_cast<double>(multipliers_[adapter().multiplier_index]); }
+  DoraCoefficients dora() const { return dora_coefficients(adapter().dora_rule, multiplier()); }
+
+  void make_dora_scales(const Scaling &scaling, std::int64_t rows) {
+    float *weights = workspace_ + scaling.at, *deltas = workspace_ + scaling.delta_at;
+    if (!active_) return void(std::fill_n(weights, rows, scaling.one));
+    const ops::Adapter &own = adapter();
+    const DoraCoefficients rule = dora();
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const double g = static_cast<double>(read(own.magnitude, r * own.magnitude.stride_out));
+      const double n = static_cast<double>(read(own.norms, r * own.norms.stride_out) + own.epsilon);
+      weights[r] = static_cast<float>(static_cast<double>(scaling.one) + rule.a - rule.c + rule.b * g / n);
+      deltas[r] = static_cast<float>(rule.a + rule.b * g / n);
+    }
   }
 
   // What multiplies row r or column c of a source's weights.
   void make_scales(const Source &source, std::int64_t rows) {
     const Scaling &scaling = source.scaling;
     if (scaling.kind == Scaling::Kind::kPlain) return;
+    if (scaling.kind == Scaling::Kind::kDora) return make_dora_scales(scaling, rows);
     const float c = coefficient(scaling.term);
     float *to = workspace_ + scaling.at;
     const auto value = [](const ops::Operand &vector, std::int64_t offset) {
@@ -479,7 +499,7 @@ class ForwardRunner {
         multiply(sum, i, range, k, steps, scratch, first);
         first = false;
       }
-      if (source.scaling.kind == Scaling::Kind::kRows) scale_outputs(sum, source.scaling, range, scratch);
+      if (source.scaling.scales_rows()) scale_outputs(sum, source.scaling, range, scratch);
     }
     finish(sum, range, scratch, first);
   }
@@ -491,7 +511,6 @@ class ForwardRunner {
     const std::int64_t row = (source.shared ? 0 : range.group * sum.outputs) + range.output;
     const std::int64_t height = sum.positions_in_rows ? kPanel : left_height(source);
     const bool in_rows = !sum.positions_in_rows && left_in_rows(source);
-    const auto change = [&](std::int64_t at, std::int64_t n, float *values) { scale(source.scaling, at, n, values); };
     for (std::int64_t block = 0; block < range.outputs; block += height)
       pack_rows(k_, source.weight_parts, std::min(height, range.outputs - block), height, steps, in_rows,
                 scratch.gather, scratch.weights + block * steps * source.weight_parts,
@@ -499,14 +518,18 @@ class ForwardRunner {
                   const auto read = [&](std::int64_t column, std::int64_t count, auto *to) {
                     load(k_, weight, row + block + i, column, count, to);
                   };
+                  const auto change = [&](std::int64_t column, std::int64_t count, float *to) {
+                    scale(source.scaling, row + block + i, column, count, to);
+                  };
                   read_steps(k_, source, source.weight_parts, k + at, n, values, apart, read, change);
                 });
   }
 
-  void scale(const Scaling &scaling, std::int64_t k, std::int64_t n, float *values) const {
-    if (scaling.kind == Scaling::Kind::kPlain || scaling.kind == Scaling::Kind::kRows) return;
+  void scale(const Scaling &scaling, std::int64_t row, std::int64_t k, std::int64_t n, float *values) const {
+    if (scaling.kind == Scaling::Kind::kPlain || scaling.scales_rows()) return;
     const float *factors = workspace_ + scaling.at + k;
-    for (std::int64_t i = 0; i < n; ++i) values[i] *= factors[i];
+    const float own = scaling.by_row ? workspace_[scaling.delta_at + static_cast<Position>(row)] : 1.0f;
+    for (std::int64_t i = 0; i < n; ++i) values[i] *= own * factors[i];
   }
 
   void scale_outputs(const Sum &sum, const Scaling &scaling, const Range &range, const Scratch &scratch) const {

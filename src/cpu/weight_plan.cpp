@@ -695,6 +695,18 @@ std::string describe(const TargetPlan &target) {
 
 }  // namespace
 
+DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
+  switch (rule) {
+    case ops::DoraRule::kInterpolate:
+      return {1.0, 0.0, m, m};
+    case ops::DoraRule::kLycoris:
+      return {1.0, 1.0 - m, m, 1.0};
+    case ops::DoraRule::kPeft:
+      return {m, 0.0, 1.0, 1.0};
+  }
+  fail(LYC_ERROR_INTERNAL, "unknown DoRA rule");
+}
+
 std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops::WeightBatch &batch) {
   auto plan = std::make_unique<ops::WeightPlan>(context);
   plan->multiplier_count = batch.multiplier_count;

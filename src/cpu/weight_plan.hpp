@@ -212,6 +212,13 @@ struct lyc::ops::WeightPlan {
 
 namespace lyc::cpu {
 
+/// What DoRA adds to a weight: (a + b g / n)(W + D) - c W, D taken `delta` times. Written as a change,
+/// ((a - c) + b g / n) W + (a + b g / n) D, it loses nothing where it is small.
+struct DoraCoefficients {
+  double delta, a, b, c;
+};
+DoraCoefficients dora_coefficients(ops::DoraRule rule, double multiplier);
+
 /// Throws Error. The batch is not needed afterwards; the memory of its operands is.
 std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops::WeightBatch &batch);
 

