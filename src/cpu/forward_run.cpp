@@ -319,7 +319,8 @@ class ForwardRunner {
     const DoraCoefficients rule = dora();
     for (std::int64_t r = 0; r < rows; ++r) {
       const double g = static_cast<double>(read(own.magnitude, r * own.magnitude.stride_out));
-      const double n = static_cast<double>(read(own.norms, r * own.norms.stride_out) + own.epsilon);
+      const double n =
+          static_cast<double>(read(own.norms, r * own.norms.stride_out)) + static_cast<double>(own.epsilon);
       weights[r] = static_cast<float>(static_cast<double>(scaling.one) + rule.a - rule.c + rule.b * g / n);
       deltas[r] = static_cast<float>(rule.a + rule.b * g / n);
     }

@@ -468,8 +468,9 @@ TEST_F(ForwardTest, DoraIsFactoredWhileItsNormsArePrepared) {
   EXPECT_NE(std::string(lyc_last_error_message()).find("norms"), std::string::npos) << lyc_last_error_message();
   prepare(module, weight);
   EXPECT_EQ(factored(), LYC_OK) << lyc_last_error_message();
-  const lyc_tensor magnitude = random_tensor({6, 1}, 8).view();
-  ok(lyc_module_write_param(module.get(), "dora_scale", &magnitude));
+  const Tensor magnitude = random_tensor({6, 1}, 8);
+  const lyc_tensor view = magnitude.view();
+  ok(lyc_module_write_param(module.get(), "dora_scale", &view));
   EXPECT_EQ(factored(), LYC_ERROR_UNSUPPORTED);
 }
 
