@@ -2,8 +2,8 @@
 
     compare_forward.py LYCORIS_FORWARD_BENCH [START OF A LINE]
 
-Run it as compare.py, which says how. The peer's forward is its modules' own, which rebuild the difference and run two operators; "base"
-is PyTorch's layer alone. share: of the multiply-add rate, for ours.
+Run it as compare.py. The peer's forward is its modules' own, which rebuild the difference and run two operators; "base"
+is PyTorch's layer alone. share: of the multiply-add rate, for ours, before and after the peer.
 """
 
 import itertools

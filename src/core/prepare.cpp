@@ -144,13 +144,9 @@ ops::Operand prepare_norms(lyc_context &context, const Definition &definition, c
     return {};
   const auto rows = static_cast<std::size_t>(weight.out), columns = static_cast<std::size_t>(weight.numel()) / rows;
   std::vector<float> values(rows * columns);
-  ops::Operand sum = weight;
-  sum.data = values.data();
-  sum.dtype = LYC_DTYPE_F32;
-  std::int64_t step = 1;
-  for (int d = ops::kMaxKernelDims - 1; d >= 0; step *= sum.kernel[d--]) sum.stride_kernel[d] = step;
-  sum.stride_in = step;
-  sum.stride_out = step * sum.in;
+  const ops::Operand sum =
+      algo::taps(make_tensor(values.data(), LYC_DTYPE_F32, {weight.out, static_cast<std::int64_t>(columns)}), weight.in,
+                 Shape(weight.kernel, weight.kernel + weight.kernel_dims));
   WeightArrays arrays;
   arrays.begin_target(weight, sum);
   lower(definition, weight, {}, arrays);

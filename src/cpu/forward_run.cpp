@@ -321,8 +321,9 @@ class ForwardRunner {
       const double g = static_cast<double>(read(own.magnitude, r * own.magnitude.stride_out));
       const double n =
           static_cast<double>(read(own.norms, r * own.norms.stride_out)) + static_cast<double>(own.epsilon);
-      weights[r] = static_cast<float>(static_cast<double>(scaling.one) + rule.a - rule.c + rule.b * g / n);
-      deltas[r] = static_cast<float>(rule.a + rule.b * g / n);
+      const ChangeFactors factors = change_factors(rule, static_cast<double>(scaling.one), g, n);
+      weights[r] = factors.weight;
+      deltas[r] = factors.delta;
     }
   }
 

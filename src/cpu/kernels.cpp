@@ -1220,26 +1220,14 @@ class Change {
   std::int64_t at_ = 0, steps_ = 0;
 };
 
-template <typename T>
-struct FetchAndChange {
+template <typename T, typename Other>
+struct FetchAnd {
   FetchTile<T> fetch;
-  Change<T> change;
+  Other other;
 
   HWY_INLINE void next() {
     fetch.next();
-    change.next();
-  }
-};
-
-// And where the tile is kept.
-template <typename T>
-struct FetchAndKeep {
-  FetchTile<T> fetch;
-  FetchTile<float, true> keep;
-
-  HWY_INLINE void next() {
-    fetch.next();
-    keep.next();
+    other.next();
   }
 };
 
@@ -1255,13 +1243,13 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
     Sums sum;
     FetchTile<T> fetch(advanced(next, column), stride);
     if constexpr (kChanges) {
-      FetchAndChange<T> beside = {fetch, change};
-      beside.change.begin();
+      FetchAnd<T, Change<T>> beside = {fetch, change};
+      beside.other.begin();
       multiply<Step>(product, column, sum, beside);
-      beside.change.finish();
-      change = beside.change;
-    } else if constexpr (kByRow && !Step::kScales) {  // pairs have too few steps
-      multiply<Step>(product, column, sum, FetchAndKeep<T>{fetch, {to + column, to_stride}});
+      beside.other.finish();
+      change = beside.other;
+    } else if constexpr (kByRow && !Step::kScales) {  // and where the tile is kept; pairs have too few steps
+      multiply<Step>(product, column, sum, FetchAnd<T, FetchTile<float, true>>{fetch, {to + column, to_stride}});
     } else {
       multiply<Step>(product, column, sum, fetch);
     }

@@ -707,6 +707,11 @@ DoraCoefficients dora_coefficients(ops::DoraRule rule, double m) {
   fail(LYC_ERROR_INTERNAL, "unknown DoRA rule");
 }
 
+ChangeFactors change_factors(const DoraCoefficients &rule, double kept, double magnitude, double norm) {
+  const double blend = rule.b * magnitude / norm;
+  return {static_cast<float>(kept + rule.a - rule.c + blend), static_cast<float>(rule.a + blend)};
+}
+
 std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops::WeightBatch &batch) {
   auto plan = std::make_unique<ops::WeightPlan>(context);
   plan->multiplier_count = batch.multiplier_count;

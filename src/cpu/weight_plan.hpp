@@ -219,6 +219,12 @@ struct DoraCoefficients {
 };
 DoraCoefficients dora_coefficients(ops::DoraRule rule, double multiplier);
 
+/// What that change takes of W and of D in a line, the weight itself `kept` times; epsilon is in the norm.
+struct ChangeFactors {
+  float weight, delta;
+};
+ChangeFactors change_factors(const DoraCoefficients &rule, double kept, double magnitude, double norm);
+
 /// Throws Error. The batch is not needed afterwards; the memory of its operands is.
 std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops::WeightBatch &batch);
 

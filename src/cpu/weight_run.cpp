@@ -603,19 +603,14 @@ class TargetRun {
 
   // -- DoRA ----------------------------------------------------------------------------------------------------
 
-  struct ChangeFactors {
-    float weight, delta;
-  };
-
   ChangeFactors change_factors(const AdapterPlan &adapter, std::int64_t line, double squares) const {
     const DoraCoefficients rule = dora_coefficients(adapter.dora_rule, multiplier(adapter));
     const std::int64_t index = line / adapter.inside % adapter.magnitudes;
     const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
     const double g = static_cast<double>(
         read(adapter.magnitude, index * (out ? adapter.magnitude.stride_out : adapter.magnitude.stride_in)));
-    const double blend = rule.b * g / (std::sqrt(squares) + adapter.epsilon);
     const double kept = t_.changes_weight && op_ != WeightOp::kDiff ? 1.0 : 0.0;
-    return {static_cast<float>(kept + rule.a - rule.c + blend), static_cast<float>(rule.a + blend)};
+    return cpu::change_factors(rule, kept, g, std::sqrt(squares) + adapter.epsilon);
   }
 
   // Sums of squares of V by rows or by columns, in parts that depend on the shape only, then the factors of each line.
