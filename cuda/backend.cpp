@@ -168,6 +168,7 @@ constexpr ops::Backend kBackend = {sizeof(ops::Backend),
                                    weight_release,
                                    nullptr,  // rotations prepared
                                    nullptr,  // singular triplets
+                                   nullptr,  // norms of DoRA
                                    nullptr,  // forward
                                    nullptr,
                                    nullptr,

@@ -65,13 +65,15 @@ ops::Adapter dora_adapter(const Definition &definition, const Placement &placeme
   if (definition.dora_axis == ops::DoraAxis::kNone) return adapter;
   adapter.epsilon = definition.dora_rule == ops::DoraRule::kPeft ? 0.0f : FLT_EPSILON;
   adapter.magnitude = algo::column(definition.factors.at(kMagnitudeName));
-  if (definition.dora_axis == ops::DoraAxis::kOut) {
-    adapter.magnitude = slice_rows(adapter.magnitude, placement.row_begin, rows);
-    if (definition.prepared_norms.data)
-      adapter.norms = slice_rows(definition.prepared_norms, placement.row_begin, rows);
-  } else {
-    std::swap(adapter.magnitude.out, adapter.magnitude.in);
-    std::swap(adapter.magnitude.stride_out, adapter.magnitude.stride_in);
+  adapter.norms = definition.prepared_norms;
+  for (ops::Operand *values : {&adapter.magnitude, &adapter.norms}) {
+    if (!values->data) continue;
+    if (definition.dora_axis == ops::DoraAxis::kOut) {
+      *values = slice_rows(*values, placement.row_begin, rows);
+    } else {
+      std::swap(values->out, values->in);
+      std::swap(values->stride_out, values->stride_in);
+    }
   }
   return adapter;
 }

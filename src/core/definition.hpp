@@ -45,7 +45,7 @@ struct Definition {
   ops::DoraAxis dora_axis = ops::DoraAxis::kNone;
   ops::DoraRule dora_rule = ops::DoraRule::kInterpolate;
   std::vector<ops::Operand> prepared_rotations;  // ops::Rotation::prepared of the weight's, in order; empty: none is
-  ops::Operand prepared_norms;                   // ops::Adapter::norms, of all rows; absent: not prepared
+  ops::Operand prepared_norms;                   // ops::Adapter::norms, one to a magnitude; absent: not prepared
 
   /// What was prepared from factors that have changed.
   void forget_prepared() {

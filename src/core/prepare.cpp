@@ -1,14 +1,10 @@
 #include "core/prepare.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <functional>
 #include <list>
-#include <numeric>
 
 #include "base/error.hpp"
 #include "base/tensor.hpp"
-#include "core/execute.hpp"
 #include "core/operand.hpp"
 #include "core/transfer.hpp"
 
@@ -139,28 +135,17 @@ void prepare_rotations(lyc_context &context, const Definition &definition, const
 
 ops::Operand prepare_norms(lyc_context &context, const Definition &definition, const ops::Operand &weight,
                            std::vector<float> &memory) {
-  if (definition.dora_axis != ops::DoraAxis::kOut || definition.dora_rule == ops::DoraRule::kPeft ||
-      context.options.device_type != LYC_DEVICE_CPU)
+  if (definition.dora_axis == ops::DoraAxis::kNone || definition.dora_rule == ops::DoraRule::kPeft ||
+      !context.backend->dora_norms)
     return {};
-  const auto rows = static_cast<std::size_t>(weight.out), columns = static_cast<std::size_t>(weight.numel()) / rows;
-  std::vector<float> values(rows * columns);
-  const ops::Operand sum =
-      algo::taps(make_tensor(values.data(), LYC_DTYPE_F32, {weight.out, static_cast<std::int64_t>(columns)}), weight.in,
-                 Shape(weight.kernel, weight.kernel + weight.kernel_dims));
   WeightArrays arrays;
-  arrays.begin_target(weight, sum);
+  arrays.begin_target(weight, weight);
   lower(definition, weight, {}, arrays);
-  arrays.adapters.back().dora_axis = ops::DoraAxis::kNone;
-  Stream stream(context);
-  run_weights(context, stream, arrays, {1.0f});
-  memory.resize(rows);
-  for (std::size_t row = 0; row < rows; ++row) {
-    const auto begin = values.begin() + static_cast<std::ptrdiff_t>(row * columns);
-    const double squares = std::inner_product(begin, begin + static_cast<std::ptrdiff_t>(columns), begin, 0.0,
-                                              std::plus<>(), std::multiplies<double>());
-    memory[row] = static_cast<float>(std::sqrt(squares));
-  }
-  return algo::column(make_tensor(memory.data(), LYC_DTYPE_F32, {weight.out}));
+  const ops::WeightBatch batch = arrays.view(1);
+  memory.resize(static_cast<std::size_t>(definition.dora_axis == ops::DoraAxis::kOut ? weight.out : weight.in));
+  ops::Failure failure;
+  check(context.backend->dora_norms(context.device, &batch, memory.data(), &failure), failure);
+  return algo::column(make_tensor(memory.data(), LYC_DTYPE_F32, {static_cast<std::int64_t>(memory.size())}));
 }
 
 }  // namespace lyc

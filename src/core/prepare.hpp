@@ -26,8 +26,8 @@ void derive_base_state(lyc_context &context, Definition &definition, const ops::
 void prepare_rotations(lyc_context &context, const Definition &definition, const ops::Operand &weight, void *stream,
                        std::vector<ops::Operand> &rests, std::vector<DeviceBuffer> &buffers);
 
-/// The norms of the rows of W + D, where they are DoRA's and no multiplier changes them, in `memory`; elsewhere an
-/// absent operand. Only on the CPU: other devices make them as they go through the weight.
+/// DoRA's norms of W + D, where no multiplier changes them, in `memory`; elsewhere an absent operand. Only on the CPU:
+/// other devices make them as they go through the weight.
 ops::Operand prepare_norms(lyc_context &context, const Definition &definition, const ops::Operand &weight,
                            std::vector<float> &memory);
 

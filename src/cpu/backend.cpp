@@ -112,6 +112,16 @@ lyc_status singular_triplets(BackendContext *, const ops::Operand *matrix, std::
   return guard(failure, [&] { cpu::singular_triplets(*matrix, first, *u, *sigma, *v); });
 }
 
+lyc_status dora_norms(BackendContext *context, const ops::WeightBatch *batch, float *norms, Failure *failure) {
+  return guard(failure, [&] {
+    const std::unique_ptr<WeightPlan> plan = prepare_norms(*context, *batch);
+    const std::size_t size = std::max<std::size_t>(plan->workspace_floats * sizeof(float), 1);
+    const auto release = [](void *memory) { ::operator delete(memory, kAlignment); };
+    const std::unique_ptr<void, decltype(release)> workspace(::operator new(size, kAlignment), release);
+    run_norms(*plan, nullptr, workspace.get(), norms);
+  });
+}
+
 lyc_status forward_prepare(BackendContext *context, const ops::Forward *forward, ForwardPlan **plan, Failure *failure) {
   *plan = nullptr;
   return guard(failure, [&] { *plan = prepare(*context, *forward).release(); });
@@ -156,6 +166,7 @@ constexpr ops::Backend kBackend = {
     weight_release,
     rotation_prepare,
     singular_triplets,
+    dora_norms,
     forward_prepare,
     forward_info,
     forward_run,

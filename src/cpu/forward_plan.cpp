@@ -52,6 +52,11 @@ Matrix as_matrix(const Operand &operand, bool taps_outside) {
   return matrix;
 }
 
+Matrix turned(Matrix matrix) {
+  std::swap(matrix.rows, matrix.columns);
+  return matrix;
+}
+
 bool absent(const Operand &operand) { return operand.data == nullptr; }
 
 /// Multiplications to make one element of a term.
@@ -108,8 +113,8 @@ class Builder {
     if (target.adapter_count != 1) refuse("it is for one adapter");
     const ops::Adapter &adapter = f_.weights.adapters[target.first_adapter];
     const bool dora = adapter.dora_axis != ops::DoraAxis::kNone;
-    if (dora && absent(adapter.norms)) refuse("DoRA divides by norms of the whole weight, which are not prepared");
-    if (dora && embedding) refuse("DoRA scales rows of the table");
+    if (dora && (embedding || adapter.dora_axis != ops::DoraAxis::kOut))
+      refuse("only DoRA over outputs scales what a layer puts out");
     if (adapter.replaces) refuse("the adapter is a whole weight");
     Sum last = last_sum();
     Source base = source(x_, weight_, target.base, true);
@@ -145,19 +150,24 @@ class Builder {
     item.to = layout_.take(static_cast<Position>(out.numel()));
     item.plain = plain;
     recipe_.scratch = std::max(recipe_.scratch, item.plan->workspace_floats);
-    double depth = 0.0;
-    for (std::int32_t a = 0; a < target.adapter_count; ++a) {
-      const ops::Adapter &adapter = batch.adapters[target.first_adapter + a];
-      const double passes = adapter.dora_axis == ops::DoraAxis::kNone ? 1.0 : 2.0;
-      for (std::int32_t t = 0; t < adapter.term_count; ++t)
-        depth += passes * depth_of(batch.terms[adapter.first_term + t], batch);
-    }
-    const double bytes = static_cast<double>(dtype_size(LYC_DTYPE_F32)) +
-                         (absent(target.base) ? 0.0 : static_cast<double>(dtype_size(target.base.dtype)));
-    recipe_.price += static_cast<double>(out.numel()) * (depth + kPricePerByte * bytes);
+    recipe_.price += price_of_pass(batch, target, 2.0, static_cast<double>(dtype_size(LYC_DTYPE_F32)));
     const Position at = item.to;
     recipe_.rebuilds.push_back(std::move(item));
     return at;
+  }
+
+  /// Through a weight, of which so many bytes are written. DoRA may compute its delta more often.
+  static double price_of_pass(const ops::WeightBatch &batch, const ops::WeightTarget &target, double doras,
+                              double written) {
+    double depth = 0.0;
+    for (std::int32_t a = 0; a < target.adapter_count; ++a) {
+      const ops::Adapter &adapter = batch.adapters[target.first_adapter + a];
+      const double times = adapter.dora_axis == ops::DoraAxis::kNone ? 1.0 : doras;
+      for (std::int32_t t = 0; t < adapter.term_count; ++t)
+        depth += times * depth_of(batch.terms[adapter.first_term + t], batch);
+    }
+    const double bytes = written + (absent(target.base) ? 0.0 : static_cast<double>(dtype_size(target.base.dtype)));
+    return static_cast<double>(target.out.numel()) * (depth + kPricePerByte * bytes);
   }
 
   static bool needs_base(const ops::WeightBatch &batch, const ops::WeightTarget &target) {
@@ -255,7 +265,7 @@ class Builder {
       case TermKind::kBaseProduct:
         return turn_input(index, base);
       case TermKind::kHadamard:
-        refuse("a Hadamard product does not split");
+        return add_hadamard(index, last);
       case TermKind::kSparse:
         refuse("single elements are added to the weight");
       case TermKind::kRotation:
@@ -285,6 +295,37 @@ class Builder {
     out.scaling.vector = p.diagonal;
     out.scaling.mask = p.mask;
     last.sources.push_back(out);
+  }
+
+  // (a b o c d) x: columns of a and c, each with each, and rows of b and d are the factors of one product (Khatri-Rao).
+  void add_hadamard(std::int32_t index, Sum &last) {
+    const ops::Product &p = f_.weights.terms[index].p, &q = f_.weights.terms[index].q;
+    for (const ops::Product *half : {&p, &q})
+      if (half->whole() || half->tucker() || !absent(half->diagonal) || !absent(half->mask))
+        refuse("only a Hadamard product of two low-rank products splits");
+    const std::int64_t rank = p.rank() * q.rank();
+    Operand shape = p.down;
+    shape.out = rank;
+    const bool outside = taps_outside(x_, shape);
+    Source down = source(x_, shape, scratch_like(shape, outside), true);
+    down.weight.data = nullptr;
+    down.weight_at = expand(as_matrix(p.down, outside), as_matrix(q.down, outside));
+    const View hidden = product(down, f_.y, f_.layer.groups, rank);
+
+    Operand up = scratch_matrix(rank, weight_.out);
+    std::swap(up.out, up.in);
+    std::swap(up.stride_out, up.stride_in);
+    Source out = scaled(source(hidden, up, up, false), index);
+    out.weight.data = nullptr;
+    out.weight_at = expand(turned(as_matrix(p.up, false)), turned(as_matrix(q.up, false)));
+    last.sources.push_back(out);
+  }
+
+  Position expand(const Matrix &p, const Matrix &q) {
+    const std::int64_t size = p.rows.size() * q.rows.size() * p.columns.size();
+    recipe_.expansions.push_back({p, q, layout_.take(static_cast<Position>(size))});
+    recipe_.price += static_cast<double>(size) * (1.0 + kPricePerByte * static_cast<double>(sizeof(float)));
+    return recipe_.expansions.back().to;
   }
 
   // h[i1] = Q x[i1], as so many groups; y[o1, o2] = sum_i1 P[o1, i1] h[i1, o2], o2 a part of the position.
@@ -359,13 +400,28 @@ class Builder {
     base.scaling.at = layout_.take(static_cast<Position>(rows ? weight_.out : weight_.in * weight_.kernel_size()));
   }
 
+  Position make_norms() {
+    Rebuild item;
+    item.norms = true;
+    ops::WeightBatch one = f_.weights;
+    one.target_count = 1;
+    item.plan = prepare_norms(context_, one);
+    item.to = layout_.take(static_cast<Position>(weight_.out));
+    recipe_.scratch = std::max(recipe_.scratch, item.plan->workspace_floats);
+    recipe_.price += price_of_pass(f_.weights, f_.weights.targets[0], 1.0, 0.0);
+    recipe_.rebuilds.push_back(std::move(item));
+    return recipe_.rebuilds.back().to;
+  }
+
   // Each row of W x and of D x by its own factor.
   void scale_by_norms(Sum &last, Source &base) {
     if (last.has_addend) refuse("rows of a Kronecker product are not outputs");
     const ops::Adapter &adapter = f_.weights.adapters[f_.weights.targets[0].first_adapter];
-    if (adapter.magnitude.out != weight_.out || adapter.norms.out != weight_.out)
+    if (adapter.magnitude.out != weight_.out || (!absent(adapter.norms) && adapter.norms.out != weight_.out))
       fail(LYC_ERROR_INVALID_ARGUMENT, "magnitude and norms are not one for each of the ", weight_.out, " rows");
     use_base(base);
+    base.scaling.vector = adapter.norms;
+    if (absent(adapter.norms)) base.scaling.norms_at = make_norms();
     base.scaling.kind = Scaling::Kind::kDora;
     base.scaling.one = f_.whole ? 1.0f : 0.0f;
     base.scaling.at = layout_.take(static_cast<Position>(weight_.out));
@@ -494,16 +550,17 @@ class Builder {
 
   /// weight x for each group, into the workspace: what lies between two factors.
   View product(const View &x, const Activation &positions, std::int64_t groups, const Operand &weight, bool window) {
+    return product(source(x, weight, weight, window), positions, groups, weight.out);
+  }
+
+  View product(Source only, const Activation &positions, std::int64_t groups, std::int64_t outputs) {
     Sum sum;
     sum.groups = groups;
-    sum.outputs = weight.out;
-    sum.to = scratch_view(positions, groups * weight.out, weight.out);
-    sum.to.stride_group = weight.out * sum.to.tensor.stride_channel;
-    View from = x;
-    from.stride_group = weight.in * x.tensor.stride_channel;
-    Source only = source(from, weight, weight, window);
+    sum.outputs = outputs;
+    sum.to = scratch_view(positions, groups * outputs, outputs);
+    sum.to.stride_group = outputs * sum.to.tensor.stride_channel;
     only.shared = only.adapter = true;
-    sum.sources.push_back(only);
+    sum.sources.push_back(std::move(only));
     sum.adapter = true;
     View to = sum.to;
     to.stride_group = 0;
@@ -563,7 +620,7 @@ class Builder {
     return dtype == LYC_DTYPE_F16 || f_.y.dtype != LYC_DTYPE_F32 ? 2 : kMaxParts;
   }
 
-  /// Of a step.
+  /// Of a step, which may be a pair.
   double price_of(const Source &source) const {
     if (!context_.kernels.split) return 1.0;
     const std::int64_t parts = source.x_parts * source.weight_parts;

@@ -1,6 +1,7 @@
 // A prepared Forward: what is rebuilt, what is gathered, and the sums that lead to y.
 //
-//   rebuild  weights, biases, halves of Kronecker products, by the WeightPlan, as float32 in the workspace
+//   rebuild  weights, biases, norms, halves of Kronecker products, by the WeightPlan, as float32 in the workspace
+//   expand   halves of a Hadamard product, into the factors of one low-rank product
 //   gather   rows of a table (embeddings)
 //   sums     y and what is between: each a sum of matrix products of activations, in one pass over what it makes
 //
@@ -26,7 +27,7 @@ namespace lyc::cpu {
 inline constexpr std::int64_t kDepth = 256;             // steps of packed weights: they stay in the second cache
 inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows and panels end there
 inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
-inline constexpr std::int64_t kPackedFloats = std::int64_t{8} << 20;
+inline constexpr std::int64_t kPackedFloats = std::int64_t{16} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
 inline constexpr std::int64_t kMaxPairOutputs = 4 * kPanel;  // where pairs take many rows at a time
 inline constexpr std::int64_t kGatherFloats = kMaxParts * kPanel * (kPanel + 16);
@@ -42,7 +43,8 @@ struct View {
 /// What multiplies a source's weights, or its products. With c = coefficient * scalar * multiplier of the term:
 ///   kPlain    nothing          kTerm  c, and diagonal and mask by column
 ///   kRows     one + c v[row]   kColumns  one + c v[input]
-///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`
+///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`; `vector`
+///             has the norms, data null: at norms_at
 /// Rows are scaled when the products are there, so their source is the first of its sum.
 struct Scaling {
   enum class Kind { kPlain, kTerm, kRows, kColumns, kDora } kind = Kind::kPlain;
@@ -51,6 +53,7 @@ struct Scaling {
   ops::Operand vector, mask;  // of a kTerm: diagonal and mask
   Position at = 0;            // as float32, one for each row or column
   Position delta_at = 0;      // kDora's; of a kTerm `by_row`, where that has them for its rows
+  Position norms_at = 0;
   bool by_row = false;
 
   bool scales_rows() const { return kind == Kind::kRows || kind == Kind::kDora; }
@@ -105,12 +108,19 @@ inline std::int64_t weight_floats(const Sum &sum) {
 }
 inline std::int64_t row_floats(const Sum &sum) { return std::max(sum.block, sum.width) + kPanel; }
 
-/// A WeightPlan of one target, whose result stays in the workspace.
+/// A WeightPlan of one target, whose result stays in the workspace: the weight, or the norms that DoRA divides it by.
 struct Rebuild {
   std::unique_ptr<ops::WeightPlan> plan;
+  bool norms = false;
   ops::WeightOp op;
   Position to = 0;
   bool plain = false;  // at multiplier 1, whatever the adapter's is: it is a factor
+};
+
+/// Rows of p and q, each with each, element by element: row i * (q's rows) + j of the result is p_i o q_j.
+struct Expansion {
+  Matrix p, q;
+  Position to = 0;
 };
 
 struct Gather {
@@ -123,6 +133,7 @@ struct Gather {
 /// One way to compute it.
 struct Recipe {
   std::vector<Rebuild> rebuilds;
+  std::vector<Expansion> expansions;
   std::vector<Gather> gathers;
   std::vector<Sum> sums;
   Matrix bias;             // as it is; with changes it is rebuilt

@@ -238,6 +238,8 @@ class ForwardRunner {
                           [&](const ops::Adapter &adapter) { return multipliers_[adapter.multiplier_index] != 0.0f; });
     if (!active_ && !f_.whole) return;
     for (Rebuild &rebuild : recipe_.rebuilds) make(rebuild);
+    for (const Expansion &expansion : recipe_.expansions)
+      if (active_) expand(expansion);
     load_bias();
     for (const Gather &gather : recipe_.gathers)
       if (active_ || !gather.adapter) take_rows(gather);
@@ -251,6 +253,7 @@ class ForwardRunner {
 
   void make(Rebuild &rebuild) {
     constexpr float kOne = 1.0f;
+    if (rebuild.norms) return run_norms(*rebuild.plan, multipliers_, scratch_, workspace_ + rebuild.to);
     for (TargetPlan &target : rebuild.plan->targets)
       target.out.data = reinterpret_cast<char *>(workspace_ + rebuild.to);
     ops::RunOptions options{};
@@ -258,6 +261,20 @@ class ForwardRunner {
     options.multipliers = rebuild.plain ? &kOne : multipliers_;
     options.workspace = scratch_;
     cpu::run(*rebuild.plan, options);
+  }
+
+  void expand(const Expansion &expansion) {
+    const std::int64_t below = expansion.q.rows.size(), columns = expansion.q.columns.size();
+    pool_.parallel_for(expansion.p.rows.size() * below, [&](std::int64_t row, int) {
+      float p[kPanel];
+      float *to = workspace_ + expansion.to + row * columns;
+      for (std::int64_t c = 0; c < columns; c += kPanel) {
+        const std::int64_t n = std::min(kPanel, columns - c);
+        load(k_, expansion.p, row / below, c, n, p);
+        load(k_, expansion.q, row % below, c, n, to + c);
+        for (std::int64_t i = 0; i < n; ++i) to[c + i] *= p[i];
+      }
+    });
   }
 
   void load_bias() {
@@ -317,11 +334,13 @@ class ForwardRunner {
     if (!active_) return void(std::fill_n(weights, rows, scaling.one));
     const ops::Adapter &own = adapter();
     const DoraCoefficients rule = dora();
+    const bool prepared = scaling.vector.data;
     for (std::int64_t r = 0; r < rows; ++r) {
       const double g = static_cast<double>(read(own.magnitude, r * own.magnitude.stride_out));
-      const double n =
-          static_cast<double>(read(own.norms, r * own.norms.stride_out)) + static_cast<double>(own.epsilon);
-      const ChangeFactors factors = change_factors(rule, static_cast<double>(scaling.one), g, n);
+      const float n = prepared ? read(scaling.vector, r * scaling.vector.stride_out)
+                               : workspace_[scaling.norms_at + static_cast<Position>(r)];
+      const ChangeFactors factors = change_factors(rule, static_cast<double>(scaling.one), g,
+                                                   static_cast<double>(n) + static_cast<double>(own.epsilon));
       weights[r] = factors.weight;
       deltas[r] = factors.delta;
     }

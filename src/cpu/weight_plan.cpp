@@ -73,8 +73,9 @@ ops::Product slice(ops::Product product, std::int64_t begin, std::int64_t rows) 
 
 class TargetBuilder {
  public:
-  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, const Kernels &kernels)
-      : batch_(batch), weight_(target.out), frame_(target.out), kernels_(kernels) {
+  TargetBuilder(const ops::WeightBatch &batch, const ops::WeightTarget &target, const Kernels &kernels,
+                bool norms_only = false)
+      : batch_(batch), weight_(target.out), frame_(target.out), kernels_(kernels), norms_only_(norms_only) {
     check_operand(target.out, "out");
     plan_.out = frame_.weight(target.out);
     plan_.out_in_columns = frame_.out_in_columns();
@@ -112,6 +113,7 @@ class TargetBuilder {
     plan.dora_rule = adapter.dora_rule;
     plan.epsilon = adapter.dora_rule == ops::DoraRule::kPeft ? 0.0 : static_cast<double>(adapter.epsilon);
     plan.magnitude = adapter.magnitude;
+    if (!norms_only_) plan.norms = adapter.norms;
     plan.replaces = adapter.replaces != 0;
     if (plan.replaces)
       require(bool(plan_.base) && !plan.dora(), "what replaces the weight needs it, and takes no DoRA");
@@ -440,11 +442,14 @@ class TargetBuilder {
     plan.inside = out ? 1 : frame_.inside_in(weight_);
     const std::int64_t given = out ? plan.magnitude.out : plan.magnitude.in;
     require(given == plan.magnitudes, "magnitude has ", given, " entries, must have ", plan.magnitudes);
+    const bool prepared = plan.norms.data;
+    require(!prepared || (plan.norms.out == plan.magnitude.out && plan.norms.in == plan.magnitude.in),
+            "there are not as many norms as magnitudes");
     const std::int64_t lines = plan.norm_per_row ? plan_.rows : plan_.columns;
-    plan.norm_early = !plan.norm_per_row || lines != plan.magnitudes;
+    plan.norm_early = !plan.norm_per_row || lines != plan.magnitudes || prepared || norms_only_;
     if (!plan.norm_early) return;
     const std::int64_t parts = plan.norm_per_row ? ceil_div(plan_.columns, kPanel) : ceil_div(plan_.rows, kNormRows);
-    plan.partial_at = layout_.take(multiply(multiply(parts, lines), 1));
+    if (!prepared) plan.partial_at = layout_.take(multiply(multiply(parts, lines), 1));
     plan.weight_factor_at = layout_.take(static_cast<Position>(lines));
     plan.delta_factor_at = layout_.take(static_cast<Position>(lines));
   }
@@ -465,6 +470,7 @@ class TargetBuilder {
   std::int64_t panels_held() const {
     if (!kernels_.holds_panels || plan_.tiled || !plan_.changes_weight || plan_.base.data != plan_.out.data) return 0;
     const AdapterPlan &adapter = plan_.adapters[0];
+    if (norms_only_ || adapter.norms.data) return 0;
     if (!adapter.multiplies || !adapter.dora() || adapter.norm_per_row || plan_.columns % kPanel != 0 ||
         plan_.columns != adapter.magnitudes * adapter.inside || adapter.inside > kPanel || plan_.rows > kHeldRows)
       return 0;
@@ -608,6 +614,7 @@ class TargetBuilder {
   const Operand weight_;
   const Frame frame_;
   const Kernels &kernels_;
+  const bool norms_only_;
   std::int64_t widest_step_ = kTileColumns;
   Layout layout_;
   TargetPlan plan_;
@@ -684,7 +691,8 @@ std::string describe(const TargetPlan &target) {
                             target.tiled ? " by tile registers:" : ":");
   for (const AdapterPlan &adapter : target.adapters) {
     if (adapter.dora())
-      text += target.panels_held   ? " dora (norms by panel)"
+      text += adapter.norms.data   ? " dora (norms prepared)"
+              : target.panels_held ? " dora (norms by panel)"
               : adapter.norm_early ? " dora (norms first)"
                                    : " dora (norms by row)";
     if (adapter.replaces) text += " replaced by";
@@ -721,6 +729,20 @@ std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops
     plan->targets.push_back(TargetBuilder(batch, batch.targets[i], context.kernels).take());
     for (const AdapterPlan &adapter : plan->targets.back().adapters) plan->invertible &= invertible(adapter);
   }
+  arrange(*plan);
+  return plan;
+}
+
+std::unique_ptr<ops::WeightPlan> prepare_norms(ops::BackendContext &context, const ops::WeightBatch &batch) {
+  require(batch.target_count == 1 && batch.targets[0].adapter_count == 1 &&
+              batch.adapters[batch.targets[0].first_adapter].dora_axis != ops::DoraAxis::kNone,
+          "norms are those of one adapter with DoRA on one weight");
+  ops::WeightTarget target = batch.targets[0];
+  require(target.base.data, "base is absent");
+  target.out = target.base;
+  auto plan = std::make_unique<ops::WeightPlan>(context);
+  plan->multiplier_count = batch.multiplier_count;
+  plan->targets.push_back(TargetBuilder(batch, target, context.kernels, true).take());
   arrange(*plan);
   return plan;
 }

@@ -143,14 +143,15 @@ struct AdapterPlan {
   ops::DoraRule dora_rule;
   double epsilon;
   bool replaces;
-  ops::Operand magnitude;
+  ops::Operand magnitude, norms;  // norms may be absent
   std::vector<TermPlan> terms;
   Joined joined;            // DoRA: of this adapter
   bool multiplies = false;  // nothing else
 
   // DoRA: the lines (rows or columns) that have norms; line -> magnitude is line / inside % magnitudes.
   bool norm_per_row = false;
-  bool norm_early = false;  // needs the norms pass: a magnitude covers columns, or more than one row
+  bool norm_early = false;  // norms come before the tiles: a magnitude covers columns, or more than one row, or they
+                            // are prepared
   std::int64_t magnitudes = 0, inside = 1;
   Position partial_at = 0;                             // sums of squares [parts][lines]
   Position weight_factor_at = 0, delta_factor_at = 0;  // per line: what the change takes of weight and delta
@@ -229,6 +230,12 @@ ChangeFactors change_factors(const DoraCoefficients &rule, double kept, double m
 std::unique_ptr<ops::WeightPlan> prepare(ops::BackendContext &context, const ops::WeightBatch &batch);
 
 void run(const ops::WeightPlan &plan, const ops::RunOptions &options);
+
+/// Of the only target, whose only adapter has DoRA: a run makes the norms of V, one for each magnitude, and leaves the
+/// weight alone. At multiplier 0 it makes nothing.
+std::unique_ptr<ops::WeightPlan> prepare_norms(ops::BackendContext &context, const ops::WeightBatch &batch);
+
+void run_norms(const ops::WeightPlan &plan, const float *multipliers, void *workspace, float *norms);
 
 std::string explain(const ops::WeightPlan &plan);
 

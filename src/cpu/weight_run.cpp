@@ -43,13 +43,7 @@ class TargetRun {
   void run() {
     if (std::none_of(t_.adapters.begin(), t_.adapters.end(), [&](const AdapterPlan &a) { return active(a); }))
       return keep_base();
-    for_each(t_.pack_left, [&](const Step &step) { pack_left(step); });
-    for_each(t_.pack_right, [&](const Step &step) { pack_right(step); });
-    for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
-    for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
-    if (!t_.projected_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
-    for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
-    for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
+    make_factors();
     if (t_.panels_held && keeps()) return change_panels(t_.adapters[0]);
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
@@ -65,7 +59,26 @@ class TargetRun {
     });
   }
 
+  /// Those of the only adapter.
+  void run_norms(float *norms) {
+    const AdapterPlan &adapter = t_.adapters[0];
+    if (!active(adapter)) return;
+    make_factors();
+    sum_squares(adapter);
+    for (std::int64_t i = 0; i < adapter.magnitudes; ++i) norms[i] = static_cast<float>(norm_of(adapter, i));
+  }
+
  private:
+  void make_factors() {
+    for_each(t_.pack_left, [&](const Step &step) { pack_left(step); });
+    for_each(t_.pack_right, [&](const Step &step) { pack_right(step); });
+    for_each(t_.contract, [&](const Step &step, int worker) { contract(step, worker); });
+    for_each(t_.materialise, [&](const Step &step, int worker) { materialise(step, worker); });
+    if (!t_.projected_rows) for_each(t_.project, [&](const Step &step, int worker) { project(step, worker); });
+    for_each(t_.measure, [&](const Step &step, int worker) { measure(step, worker); });
+    for_each(t_.derive, [&](const Step &step, int worker) { derive(step, worker); });
+  }
+
   // -- Work to threads -----------------------------------------------------------------------------------------
 
   template <typename Body>
@@ -603,25 +616,32 @@ class TargetRun {
 
   // -- DoRA ----------------------------------------------------------------------------------------------------
 
-  ChangeFactors change_factors(const AdapterPlan &adapter, std::int64_t line, double squares) const {
+  ChangeFactors change_factors(const AdapterPlan &adapter, std::int64_t line, double norm) const {
     const DoraCoefficients rule = dora_coefficients(adapter.dora_rule, multiplier(adapter));
     const std::int64_t index = line / adapter.inside % adapter.magnitudes;
-    const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
-    const double g = static_cast<double>(
-        read(adapter.magnitude, index * (out ? adapter.magnitude.stride_out : adapter.magnitude.stride_in)));
     const double kept = t_.changes_weight && op_ != WeightOp::kDiff ? 1.0 : 0.0;
-    return cpu::change_factors(rule, kept, g, std::sqrt(squares) + adapter.epsilon);
+    return cpu::change_factors(rule, kept, of_magnitude(adapter, adapter.magnitude, index), norm + adapter.epsilon);
   }
 
-  // Sums of squares of V by rows or by columns, in parts that depend on the shape only, then the factors of each line.
+  static double of_magnitude(const AdapterPlan &adapter, const ops::Operand &values, std::int64_t index) {
+    const bool out = adapter.dora_axis == ops::DoraAxis::kOut;
+    return static_cast<double>(read(values, index * (out ? values.stride_out : values.stride_in)));
+  }
+
+  // The factors of each line.
   void compute_norms(const AdapterPlan &adapter) {
-    for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
-      const std::int64_t last = std::min(column + item_columns(), t_.columns);
-      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, worker);
-    });
+    if (!adapter.norms.data) sum_squares(adapter);
     for_range(ceil_div(adapter.magnitudes, kPanel), [&](std::int64_t index, int) {
       const std::int64_t first = index * kPanel;
       for (std::int64_t i = first; i < std::min(first + kPanel, adapter.magnitudes); ++i) finish_norm(adapter, i);
+    });
+  }
+
+  // Squares of V by rows or by columns, in parts that depend on the shape only.
+  void sum_squares(const AdapterPlan &adapter) {
+    for_tiles(kNormRows, [&](std::int64_t begin, std::int64_t column, int worker) {
+      const std::int64_t last = std::min(column + item_columns(), t_.columns);
+      for (std::int64_t c = column; c < last; c += t_.step_columns) sum_squares(adapter, begin, c, worker);
     });
   }
 
@@ -644,24 +664,32 @@ class TargetRun {
   }
 
   void finish_norm(const AdapterPlan &adapter, std::int64_t index) {
-    const std::int64_t lines = adapter.norm_per_row ? t_.rows : t_.columns;
-    const std::int64_t parts =
-        adapter.norm_per_row ? ceil_div(t_.columns, t_.step_columns) : ceil_div(t_.rows, kNormRows);
-    const float *partial = packed_ + adapter.partial_at;
-    double squares = 0.0;
-    for_lines(adapter, index, lines, [&](std::int64_t line) {
-      for (std::int64_t part = 0; part < parts; ++part) squares += static_cast<double>(partial[part * lines + line]);
-    });
-    const ChangeFactors factors = change_factors(adapter, index * adapter.inside, squares);
-    for_lines(adapter, index, lines, [&](std::int64_t line) {
+    const ChangeFactors factors = change_factors(adapter, index * adapter.inside, norm_of(adapter, index));
+    for_lines(adapter, index, [&](std::int64_t line) {
       packed_[adapter.weight_factor_at + static_cast<Position>(line)] = factors.weight;
       packed_[adapter.delta_factor_at + static_cast<Position>(line)] = factors.delta;
     });
   }
 
+  double norm_of(const AdapterPlan &adapter, std::int64_t index) const {
+    if (adapter.norms.data) return of_magnitude(adapter, adapter.norms, index);
+    const std::int64_t lines = norm_lines(adapter);
+    const std::int64_t parts =
+        adapter.norm_per_row ? ceil_div(t_.columns, t_.step_columns) : ceil_div(t_.rows, kNormRows);
+    const float *partial = packed_ + adapter.partial_at;
+    double squares = 0.0;
+    for_lines(adapter, index, [&](std::int64_t line) {
+      for (std::int64_t part = 0; part < parts; ++part) squares += static_cast<double>(partial[part * lines + line]);
+    });
+    return std::sqrt(squares);
+  }
+
+  std::int64_t norm_lines(const AdapterPlan &adapter) const { return adapter.norm_per_row ? t_.rows : t_.columns; }
+
   // The lines that share magnitude `index`.
   template <typename Visit>
-  static void for_lines(const AdapterPlan &adapter, std::int64_t index, std::int64_t lines, Visit visit) {
+  void for_lines(const AdapterPlan &adapter, std::int64_t index, Visit visit) const {
+    const std::int64_t lines = norm_lines(adapter);
     for (std::int64_t begin = index * adapter.inside; begin < lines; begin += adapter.inside * adapter.magnitudes)
       for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
   }
@@ -727,7 +755,7 @@ class TargetRun {
       k_.product_squares(packed(adapter.joined, row, 0), t_.columns / kPanel, delta, rows,
                          row == begin ? nullptr : &changed, squares, nullptr);
       for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const ChangeFactors factors = change_factors(adapter, row + i, squares[i]);
+        const ChangeFactors factors = change_factors(adapter, row + i, std::sqrt(squares[i]));
         weights[turn][i] = factors.weight;
         deltas[turn][i] = factors.delta;
       }
@@ -789,7 +817,7 @@ class TargetRun {
     for (std::int64_t i = 0; i < height(row); ++i) {
       const float *d = row_of(delta, i).data;
       if (by_row) {
-        const ChangeFactors own = change_factors(adapter, row + i, squares[i]);
+        const ChangeFactors own = change_factors(adapter, row + i, std::sqrt(squares[i]));
         visit(i, d, Factors{&own.weight, &own.delta, false});
       } else if (adapter.norm_per_row) {
         visit(i, d, Factors{weight + row + i, change + row + i, false});
@@ -918,7 +946,7 @@ class TargetRun {
       rows.next = nullptr;
       k_.tiled_squares(product, count, panels, rows, squares, nullptr);
       for (std::int64_t i = 0; i < count; ++i) {
-        const ChangeFactors own = change_factors(adapter, row + i, squares[i]);
+        const ChangeFactors own = change_factors(adapter, row + i, std::sqrt(squares[i]));
         weights[i] = own.weight;
         deltas[i] = own.delta;
       }
@@ -1078,6 +1106,14 @@ void check(const ops::WeightPlan &plan, const ops::RunOptions &options) {
 }
 
 }  // namespace
+
+void run_norms(const ops::WeightPlan &plan, const float *multipliers, void *workspace, float *norms) {
+  ops::RunOptions options{};
+  options.op = WeightOp::kDiff;
+  options.multipliers = multipliers;
+  TargetRun(plan.targets[0], plan.context.kernels, &plan.context.pool, options, static_cast<float *>(workspace))
+      .run_norms(norms);
+}
 
 void run(const ops::WeightPlan &plan, const ops::RunOptions &options) {
   check(plan, options);

@@ -91,6 +91,9 @@ struct Backend {
   // singular value: u [O, n], sigma [n] in `in`, v [n, I*K], all F32. Allocates.
   lyc_status (*singular_triplets)(BackendContext *context, const Operand *matrix, std::int64_t first, const Operand *u,
                                   const Operand *sigma, const Operand *v, void *stream, Failure *failure);
+  // Of the only target, whose only adapter has DoRA: the norms of V at multiplier 1, one for each magnitude, for
+  // Adapter::norms. Allocates. Null where nothing reads them.
+  lyc_status (*dora_norms)(BackendContext *context, const WeightBatch *batch, float *norms, Failure *failure);
 
   // The same for forward; all null where the back end cannot. A plan is run by one thread at a time.
   lyc_status (*forward_prepare)(BackendContext *context, const Forward *forward, ForwardPlan **plan, Failure *failure);

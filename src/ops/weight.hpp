@@ -141,7 +141,7 @@ struct Adapter {
   std::int32_t replaces = 0;  // 1: the terms are the new weight
   float epsilon = 0.0f;       // added to the norm
   Operand magnitude;          // kOut: [O] in `out`; kIn: [I] in `in`
-  Operand norms;              // kOut: those of W + D, prepared, as the magnitude; may be absent, or left unused
+  Operand norms;              // of V, prepared, as the magnitude; may be absent, or left unused
 };
 
 /// One weight and all that is added to it. base and out have the same extents and may be the same memory.

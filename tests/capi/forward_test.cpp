@@ -17,6 +17,7 @@ struct Form {
   uint32_t flags = 0;
   lyc_dora_axis dora = LYC_DORA_AXIS_NONE;
   bool prepared = false;
+  lyc_dora_rule rule = LYC_DORA_RULE_DEFAULT;
 };
 
 const Form kForms[] = {
@@ -26,7 +27,10 @@ const Form kForms[] = {
     {"locon_dora_out", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT},
     {"locon_dora_out_prepared", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT, true},
     {"locon_tucker_dora_out_prepared", LYC_ALGO_LOCON, LYC_MODULE_TUCKER, LYC_DORA_AXIS_OUT, true},
+    {"locon_dora_out_peft", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT, false, LYC_DORA_RULE_PEFT},
     {"locon_dora_in", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN},
+    {"locon_dora_in_prepared", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN, true},
+    {"loha_dora_out", LYC_ALGO_LOHA, 0, LYC_DORA_AXIS_OUT},
     {"lokr_dora_out_prepared", LYC_ALGO_LOKR, 0, LYC_DORA_AXIS_OUT, true},
     {"loha", LYC_ALGO_LOHA},
     {"loha_tucker", LYC_ALGO_LOHA, LYC_MODULE_TUCKER},
@@ -91,6 +95,7 @@ Module create(lyc_context *context, const Form &form, const std::vector<int64_t>
   options.rank = 2;
   options.alpha = 3;
   options.dora_axis = form.dora;
+  options.dora_rule = form.rule;
   options.dtype = dtype;
   options.ndim = static_cast<int32_t>(shape.size());
   std::copy(shape.begin(), shape.end(), options.shape);
@@ -457,21 +462,28 @@ TEST_F(ForwardTest, FactorsOfASwitchedOffAdapterAreNotRead) {
   }
 }
 
-TEST_F(ForwardTest, DoraIsFactoredWhileItsNormsArePrepared) {
+TEST_F(ForwardTest, PreparedNormsAreForgottenWithTheirFactors) {
   const Module module = create(context_.get(), {"dora", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT}, {6, 5}, LYC_DTYPE_F32);
   const Tensor x = random_tensor({3, 5}, 2), weight = random_tensor({6, 5}, 4), y({3, 6}, LYC_DTYPE_F32);
-  const auto factored = [&] {
-    const lyc_layer layer = make_layer(LYC_LAYER_LINEAR, LYC_PATH_FACTORED);
-    return call_forward(module, layer, x, &weight, nullptr, 0.7f, y, true);
+  const auto results = [&] {
+    std::vector<std::vector<double>> all;
+    for (lyc_path path : {LYC_PATH_REBUILT, LYC_PATH_FACTORED}) {
+      ok(call_forward(module, make_layer(LYC_LAYER_LINEAR, path), x, &weight, nullptr, 0.7f, y, true));
+      all.push_back(y.values());
+    }
+    return all;
   };
-  EXPECT_EQ(factored(), LYC_ERROR_UNSUPPORTED);
-  EXPECT_NE(std::string(lyc_last_error_message()).find("norms"), std::string::npos) << lyc_last_error_message();
+  const auto unprepared = results();
   prepare(module, weight);
-  EXPECT_EQ(factored(), LYC_OK) << lyc_last_error_message();
-  const Tensor magnitude = random_tensor({6, 1}, 8);
-  const lyc_tensor view = magnitude.view();
-  ok(lyc_module_write_param(module.get(), "dora_scale", &view));
-  EXPECT_EQ(factored(), LYC_ERROR_UNSUPPORTED);
+  const auto prepared = results();
+  for (std::size_t path = 0; path < 2; ++path)
+    EXPECT_TRUE(near(prepared[path], unprepared[path], tolerance(LYC_DTYPE_F32, 5)));
+  const Tensor up = random_tensor({6, 2}, 8);
+  const lyc_tensor view = up.view();
+  ok(lyc_module_write_param(module.get(), "lora_up.weight", &view));
+  const auto written = results();
+  EXPECT_FALSE(near(written[0], prepared[0], tolerance(LYC_DTYPE_F32, 5)));
+  EXPECT_TRUE(near(written[1], written[0], tolerance(LYC_DTYPE_F32, 5)));
 }
 
 TEST_F(ForwardTest, ExplainShowsPricesChoiceAndReason) {
@@ -488,16 +500,18 @@ TEST_F(ForwardTest, ExplainShowsPricesChoiceAndReason) {
   const std::string low_rank = explained(make_module(context_.get(), lora(64, 64)), make_layer(LYC_LAYER_LINEAR));
   for (const char *word : {"lyc_forward: ", "lyc_forward_fused: ", "path factored", "price factored", "depth 3"})
     EXPECT_NE(low_rank.find(word), std::string::npos) << word << " in " << low_rank;
-  const Module loha = create(context_.get(), {"loha", LYC_ALGO_LOHA}, {64, 64}, LYC_DTYPE_F32);
-  const std::string hadamard = explained(loha, make_layer(LYC_LAYER_LINEAR));
-  for (const char *word : {"path rebuilt", "price factored none", "Hadamard product does not split"})
-    EXPECT_NE(hadamard.find(word), std::string::npos) << word << " in " << hadamard;
+  const Module oft = create(context_.get(), {"oft", LYC_ALGO_OFT}, {64, 64}, LYC_DTYPE_F32);
+  const std::string rotation = explained(oft, make_layer(LYC_LAYER_LINEAR));
+  for (const char *word : {"path rebuilt", "price factored none", "a rotation is applied to the weight"})
+    EXPECT_NE(rotation.find(word), std::string::npos) << word << " in " << rotation;
 }
 
 TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
   const Module module = make_module(context_.get(), lora(4, 6));
   const Module dora = make_module(context_.get(), lora(4, 6, 1, {{"dora_scale", random_tensor({4, 1}, 3)}}));
-  const Module loha = create(context_.get(), {"loha", LYC_ALGO_LOHA}, {4, 6}, LYC_DTYPE_F32);
+  const Module oft = create(context_.get(), {"oft", LYC_ALGO_OFT}, {4, 6}, LYC_DTYPE_F32);
+  const Module over_inputs =
+      create(context_.get(), {"dora_in", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN}, {4, 6}, LYC_DTYPE_F32);
   const Tensor x = random_tensor({5, 6}, 3), weight = random_tensor({4, 6}, 5), bias = random_tensor({4}, 7);
   const Tensor y = random_tensor({5, 4}, 1), before = y;
   const lyc_layer linear_layer = make_layer(LYC_LAYER_LINEAR);
@@ -512,7 +526,7 @@ TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
         LYC_ERROR_INVALID_ARGUMENT, {"weight is NULL"});
   fails(lyc_forward(dora.get(), nullptr, &x_view, nullptr, 1, &y_view, nullptr), LYC_ERROR_INVALID_ARGUMENT,
         {"weight is NULL", "depends"});
-  for (const Module *each : {&dora, &loha})
+  for (const Module *each : {&over_inputs, &oft})
     fails(call_forward(*each, make_layer(LYC_LAYER_LINEAR, LYC_PATH_FACTORED), x, &weight, nullptr, 1, y, true),
           LYC_ERROR_UNSUPPORTED, {"no factored form"});
   fails(add(random_tensor({4, 6}, 1).view(), y_view), LYC_ERROR_MISMATCH, {"[4, 6]", "[5, 4]"});

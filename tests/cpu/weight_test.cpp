@@ -85,6 +85,22 @@ void expect_reference(ops::BackendContext &context, WeightCase &c, WeightOp op) 
         << "target " << t << " op " << static_cast<int>(op);
 }
 
+// The same with norms that are made beforehand, of the one adapter, unless the multiplier changes them.
+void expect_prepared(ops::BackendContext &context, WeightCase &c, WeightOp op) {
+  ops::Adapter &adapter = c.adapters()[0];
+  if (adapter.dora_rule == DoraRule::kPeft) return;
+  std::vector<float> norms(static_cast<std::size_t>(adapter.magnitude.numel()));
+  const ops::WeightBatch batch = c.batch();
+  ops::Failure failure = {};
+  ASSERT_EQ(ops::cpu_backend()->dora_norms(&context, &batch, norms.data(), &failure), LYC_OK) << failure.message;
+  adapter.norms = adapter.magnitude;
+  adapter.norms.data = norms.data();
+  adapter.norms.dtype = LYC_DTYPE_F32;
+  adapter.norms.stride_out = adapter.norms.stride_in = 1;
+  expect_reference(context, c, op);
+  adapter.norms = {};
+}
+
 bool invertible(const WeightCase &c) {
   const ops::WeightBatch batch = c.batch();
   return std::all_of(batch.adapters, batch.adapters + batch.adapter_count,
@@ -150,6 +166,7 @@ TEST_P(CpuWeight, DoraOnEveryTermAxisAndRule) {
           c.add(target);
           expect_reference(context_, c, WeightOp::kMerge);
           expect_reference(context_, c, WeightOp::kDiff);
+          if (rule == DoraRule::kLycoris) expect_prepared(context_, c, WeightOp::kMerge);
         }
 }
 
@@ -224,7 +241,10 @@ TEST_P(CpuWeight, DoraAlone) {
           c.add(target);
           expect_reference(context_, c, WeightOp::kMerge);
           if (axis == DoraAxis::kIn) expect_reference(others, c, WeightOp::kMerge);
-          if (!in_place) expect_reference(context_, c, WeightOp::kDiff);
+          expect_prepared(context_, c, WeightOp::kMerge);
+          if (in_place) continue;
+          expect_reference(context_, c, WeightOp::kDiff);
+          expect_prepared(context_, c, WeightOp::kDiff);
         }
 }
 

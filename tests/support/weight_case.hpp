@@ -88,6 +88,7 @@ class WeightCase {
   }
 
   std::vector<ops::WeightTarget> &targets() { return targets_; }
+  std::vector<ops::Adapter> &adapters() { return adapters_; }
   std::vector<ops::Term> &terms() { return terms_; }
   std::vector<ops::Rotation> &rotations() { return rotations_; }
   Arena &arena() { return arena_; }
