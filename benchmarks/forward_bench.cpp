@@ -56,8 +56,6 @@ ops::Activation activation(const Layer &layer, std::int64_t channels, std::vecto
   return a;
 }
 
-constexpr const char *kPrepared = "dora out prepared";  // with norms of its rows
-
 void measure(ops::BackendContext &context, double fma, const Method &method, const Layer &layer, lyc_dtype dtype) {
   WeightCase weights(1);
   weights.factor_dtype = dtype;
@@ -68,22 +66,14 @@ void measure(ops::BackendContext &context, double fma, const Method &method, con
   if (!method.adapter.terms.empty()) choice.adapters = {method.adapter};
   weights.add(choice);
   use_family_coefficients(weights);
+  std::vector<float> norms;
+  if (method.prepared) use_norms(weights, norms);
   std::vector<std::uint16_t> x, y;
   ops::Forward forward;
   forward.x = activation(layer, layer.weight.in, x, dtype);
   forward.y = activation(layer, layer.weight.out, y, dtype);
   forward.layer.padding[0] = forward.layer.padding[1] = layer.side > 1;
   forward.weights = weights.batch();
-  ops::Adapter prepared;
-  std::vector<float> norms(static_cast<std::size_t>(layer.weight.out), 1.0f);
-  if (method.name == std::string_view(kPrepared)) {
-    prepared = forward.weights.adapters[0];
-    prepared.norms = prepared.magnitude;
-    prepared.norms.data = norms.data();
-    prepared.norms.dtype = LYC_DTYPE_F32;
-    prepared.norms.stride_out = 1;
-    forward.weights.adapters = &prepared;
-  }
   forward.whole = 1;
   const auto plan = cpu::prepare(context, forward);
   std::vector<char> memory(cpu::workspace_size(*plan) + 256);
@@ -107,11 +97,6 @@ int main(int argc, char **argv) {
   const double fma = fma_rate(context.pool);
   std::printf("%s, %d threads, fma %.1f GFLOP/s\n", context.kernels.name, threads, fma * 1e-9);
   std::vector<Method> all = methods();
-  const auto dora = std::find_if(all.begin(), all.end(),
-                                 [](const Method &method) { return method.adapter.axis == ops::DoraAxis::kOut; });
-  Method prepared = *dora;
-  prepared.name = kPrepared;
-  all.insert(dora + 1, prepared);
   all.insert(all.begin(), Method{"base", {}});
   for (const Layer &layer : kLayers)
     for (Method method : all) {

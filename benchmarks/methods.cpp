@@ -1,5 +1,7 @@
 #include "methods.hpp"
 
+#include <algorithm>
+
 namespace lyc::bench {
 namespace {
 
@@ -53,7 +55,9 @@ std::vector<Method> methods() {
       {"lokr f16", {{term(TermKind::kKronecker, Half::kWhole, Half::kWhole, 16, 16)}}, 2},
       {"lokr f16 r16", {{term(TermKind::kKronecker, Half::kWhole, Half::kLowRank, 16, 16)}}, 2},
       {"dora out locon r16", {{low_rank}, ops::DoraAxis::kOut}, 2 * 16 + 4},
+      {"dora out prepared", {{low_rank}, ops::DoraAxis::kOut}, 2 * 16 + 2, false, true},
       {"dora in locon r16", {{low_rank}, ops::DoraAxis::kIn}, 2 * 16 + 4},
+      {"dora in prepared", {{low_rank}, ops::DoraAxis::kIn}, 2 * 16 + 2, false, true},
       {"ia3 out", {{term(TermKind::kBaseHadamard, Half::kByRow, any, 0)}}, 2},
       {"ia3 in", {{term(TermKind::kBaseHadamard, Half::kByColumn, any, 0)}}, 2},
       {"glora r16", {{low_rank, base_product}}, 3 * 2 * 16},
@@ -80,6 +84,18 @@ bool complete(Method &method, const Shape &shape) {
 void use_family_coefficients(test::WeightCase &weights) {
   for (ops::Term &term : weights.terms())
     if (term.kind == ops::TermKind::kRotation) term.coefficient = 1.0;
+}
+
+void use_norms(test::WeightCase &weights, std::vector<float> &memory) {
+  std::int64_t most = 0;
+  for (const ops::Adapter &adapter : weights.adapters()) most = std::max(most, adapter.magnitude.numel());
+  memory.assign(static_cast<std::size_t>(most), 1.0f);
+  for (ops::Adapter &adapter : weights.adapters()) {
+    adapter.norms = adapter.magnitude;
+    adapter.norms.data = memory.data();
+    adapter.norms.dtype = LYC_DTYPE_F32;
+    adapter.norms.stride_out = adapter.norms.stride_in = 1;
+  }
 }
 
 }  // namespace lyc::bench

@@ -12,6 +12,7 @@ struct Method {
   test::AdapterChoice adapter;
   double operations = 0.0;  // of the weight's computation, for each element
   bool only_kernels = false;
+  bool prepared = false;  // with norms made beforehand
 };
 
 std::vector<Method> methods();
@@ -21,5 +22,8 @@ bool complete(Method &method, const test::Shape &shape);
 
 /// Rotations have none in any family; those of the other terms stay random.
 void use_family_coefficients(test::WeightCase &weights);
+
+/// As prepared norms, in `memory`.
+void use_norms(test::WeightCase &weights, std::vector<float> &memory);
 
 }  // namespace lyc::bench

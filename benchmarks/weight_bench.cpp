@@ -2,9 +2,10 @@
 //   time at best = max(bytes / rate, operations / multiply-add rate), the rates measured in the same run.
 // Bytes go by the rate of what is done with them: a weight changed in place, read and written elsewhere, or, where a
 // difference reads no weight, written alone. That is measured between the repeats of each row. Norms along columns are
-// known when the whole weight has been read: "in two passes" is the share if all but the writing is done again.
-// Several weights take turns, so that they come from memory and not from a cache. Arguments: [threads [start of a line
-// [operations]]]; threads 0 = one thread, and processor time instead of time: for a machine that others use too.
+// known when the whole weight has been read, unless they are prepared: "in two passes" is the share if all but the
+// writing is done again. Several weights take turns, so that they come from memory and not from a cache. Arguments:
+// [threads [start of a line [operations]]]; threads 0 = one thread, and processor time instead of time: for a machine
+// that others use too.
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -95,6 +96,8 @@ void measure(ops::BackendContext &context, Machine &machine, const Method &metho
   weights.factor_dtype = dtype;
   for (int i = 0; i < targets; ++i) weights.add(choice);
   use_family_coefficients(weights);
+  std::vector<float> norms;
+  if (method.prepared) use_norms(weights, norms);
 
   const ops::RunOptions options = {op.what, 0, weights.multipliers.data(), nullptr, nullptr};
   std::vector<Prepared> plans;
@@ -103,7 +106,7 @@ void measure(ops::BackendContext &context, Machine &machine, const Method &metho
   const bool reads = op.what == ops::WeightOp::kMerge || method.adapter.axis != ops::DoraAxis::kNone ||
                      ops::reads_base(method.adapter.terms.back().kind);
   const Move move = op.in_place ? Move::kChange : reads ? Move::kCopy : Move::kWrite;
-  const bool two_passes = method.adapter.axis == ops::DoraAxis::kIn;
+  const bool two_passes = method.adapter.axis == ops::DoraAxis::kIn && !method.prepared;
   double seconds = 1e30, rate = 0.0, read_rate = 0.0;
   for (int i = 0; i < kRepeats; ++i) {
     for (Prepared &plan : plans) seconds = std::min(seconds, best_seconds(1, [&] { plan.run(options); }));

@@ -11,14 +11,17 @@ from lycoris.modules.lokr import LokrModule
 from lycoris.modules.tlora import TLoraModule
 
 WHOLE = 100000  # a rank that no half reaches: both stay whole
+DORA_OUT, DORA_IN = ((LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=on_out))
+                     for on_out in (True, False))
 METHODS = {  # as benchmarks/methods.cpp calls them
     "locon r16": (LoConModule, dict(lora_dim=16, alpha=8)),
     "loha r16": (LohaModule, dict(lora_dim=16, alpha=8)),
     "lokr f16": (LokrModule, dict(lora_dim=WHOLE, alpha=8, factor=16, full_matrix=True)),
     "lokr f16 r16": (LokrModule, dict(lora_dim=16, alpha=8, factor=16)),
-    "dora out locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
-    "dora out prepared": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=True)),
-    "dora in locon r16": (LoConModule, dict(lora_dim=16, alpha=8, weight_decompose=True, wd_on_out=False)),
+    "dora out locon r16": DORA_OUT,
+    "dora out prepared": DORA_OUT,
+    "dora in locon r16": DORA_IN,
+    "dora in prepared": DORA_IN,
     "ia3 out": (IA3Module, dict()),
     "ia3 in": (IA3Module, dict(train_on_input=True)),
     "glora r16": (GLoRAModule, dict(lora_dim=16, alpha=8)),

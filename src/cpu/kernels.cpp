@@ -558,7 +558,7 @@ void product_tile(const float *left, const float *right, std::int64_t rank, std:
   }
 }
 
-enum class Onto { kNothing, kWeight, kFactors };
+enum class Onto { kNothing, kWeight, kColumns, kRows };  // the latter with factors for each
 
 template <typename T, Onto kOnto, bool kTimes, bool kStream, typename Step>
 void merge_tile(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
@@ -576,15 +576,17 @@ void merge_tile(const Packed &product, std::int64_t panels, const WeightRows &ro
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
-      const Floats weight = kOnto == Onto::kFactors ? load_vector(weights + at) : scale;
-      const Floats delta = kOnto == Onto::kFactors ? scaled<Step>(load_vector(deltas + at), scale) : scale;
+      Floats weight = kOnto == Onto::kColumns ? load_vector(weights + at) : scale;
+      Floats delta = kOnto == Onto::kColumns ? scaled<Step>(load_vector(deltas + at), scale) : scale;
       HWY_UNROLL(6)
       for (std::int64_t i = 0; i < kTileRows; ++i) {
         Floats &value = sum[i][v];
         if (kTimes) value = hn::Mul(value, load_vector(times + i * times_stride + at));
         if (kOnto == Onto::kNothing) value = scaled<Step>(value, scale);
         if (kOnto == Onto::kWeight) value = scaled_onto<Step>(value, scale, load_vector(base + i * base_stride + at));
-        if (kOnto == Onto::kFactors)
+        if (kOnto == Onto::kRows) weight = hn::Set(kFloats, weights[i]);
+        if (kOnto == Onto::kRows) delta = scaled<Step>(hn::Set(kFloats, deltas[i]), scale);
+        if (kOnto == Onto::kColumns || kOnto == Onto::kRows)
           value = hn::MulAdd(weight, load_vector(base + i * base_stride + at), hn::Mul(delta, value));
       }
     }
@@ -598,9 +600,11 @@ void merge_tile(const Packed &product, std::int64_t panels, const WeightRows &ro
 template <typename T, bool kStream, typename Step>
 void merge_product_by(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                       std::int64_t times_stride, const Factors *factors) {
-  if (factors)
-    return merge_tile<T, Onto::kFactors, false, kStream, Step>(product, panels, rows, nullptr, 0, factors->weight,
-                                                               factors->delta);
+  if (factors) {
+    const auto change = factors->vary ? merge_tile<T, Onto::kColumns, false, kStream, Step>
+                                      : merge_tile<T, Onto::kRows, false, kStream, Step>;
+    return change(product, panels, rows, nullptr, 0, factors->weight, factors->delta);
+  }
   const auto merge_as = times       ? (rows.base ? merge_tile<T, Onto::kWeight, true, kStream, Numbers>
                                                  : merge_tile<T, Onto::kNothing, true, kStream, Numbers>)
                         : rows.base ? merge_tile<T, Onto::kWeight, false, kStream, Step>
@@ -773,9 +777,7 @@ void take_registers(TileRegisters &registers, std::int64_t rows, std::int64_t ra
   registers.take();
 }
 
-enum class TiledOnto { kNothing, kWeight, kColumns, kRows };
-
-template <typename T, bool kStream, TiledOnto kOnto, bool kTimes>
+template <typename T, bool kStream, Onto kOnto, bool kTimes>
 void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
                       const WeightRows &rows, const Factors *factors) {
   TileRegisters registers;
@@ -785,7 +787,7 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
   TiledSums others(kTimes ? *times : product, kTimes ? panels : 0);
   const Floats scale = hn::Set(kFloats, kTimes ? product.scale * times->scale : product.scale);
   const T *base = static_cast<const T *>(rows.base), *next = static_cast<const T *>(rows.next);
-  if (kOnto == TiledOnto::kNothing) next = nullptr;
+  if (kOnto == Onto::kNothing) next = nullptr;
   T *out = static_cast<T *>(rows.out);
   constexpr std::int64_t kCount = kPanel / kLanes;
   for (std::int64_t column = 0; column < n; column += kPanel) {
@@ -793,12 +795,12 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
     Floats w[kCount], d[kCount];
     for (std::int64_t v = 0; v < kCount; ++v) {
       d[v] = scale;
-      if (kOnto != TiledOnto::kColumns) continue;
+      if (kOnto != Onto::kColumns) continue;
       w[v] = load_vector(factors->weight + column + v * kLanes);
       d[v] = hn::Mul(scale, load_vector(factors->delta + column + v * kLanes));
     }
     for (std::int64_t i = 0; i < count; ++i, sum += kPanel, other = advanced(other, kPanel)) {
-      if (kOnto == TiledOnto::kRows)
+      if (kOnto == Onto::kRows)
         for (std::int64_t v = 0; v < kCount; ++v) {
           w[v] = hn::Set(kFloats, factors->weight[i]);
           d[v] = hn::Mul(scale, hn::Set(kFloats, factors->delta[i]));
@@ -811,8 +813,8 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
         if (kTimes) made = hn::Mul(made, load_vector(other + v * kLanes));
         values[v] = hn::Mul(d[v], made);
         const std::int64_t at = i * rows.base_stride + column + v * kLanes;
-        if (kOnto == TiledOnto::kWeight) values[v] = hn::Add(values[v], load_vector(base + at));
-        if (kOnto == TiledOnto::kColumns || kOnto == TiledOnto::kRows)
+        if (kOnto == Onto::kWeight) values[v] = hn::Add(values[v], load_vector(base + at));
+        if (kOnto == Onto::kColumns || kOnto == Onto::kRows)
           values[v] = hn::MulAdd(w[v], load_vector(base + at), values[v]);
       }
       HWY_UNROLL(2)
@@ -825,12 +827,12 @@ void merge_tiled_onto(const Packed &product, const Packed *times, std::int64_t c
 template <typename T, bool kStream>
 void merge_tiled_by(const Packed &product, const Packed *times, std::int64_t count, std::int64_t panels,
                     const WeightRows &rows, const Factors *factors) {
-  const auto merge_onto = factors     ? (factors->vary ? merge_tiled_onto<T, kStream, TiledOnto::kColumns, false>
-                                                       : merge_tiled_onto<T, kStream, TiledOnto::kRows, false>)
-                          : rows.base ? (times ? merge_tiled_onto<T, kStream, TiledOnto::kWeight, true>
-                                               : merge_tiled_onto<T, kStream, TiledOnto::kWeight, false>)
-                                      : (times ? merge_tiled_onto<T, kStream, TiledOnto::kNothing, true>
-                                               : merge_tiled_onto<T, kStream, TiledOnto::kNothing, false>);
+  const auto merge_onto = factors     ? (factors->vary ? merge_tiled_onto<T, kStream, Onto::kColumns, false>
+                                                       : merge_tiled_onto<T, kStream, Onto::kRows, false>)
+                          : rows.base ? (times ? merge_tiled_onto<T, kStream, Onto::kWeight, true>
+                                               : merge_tiled_onto<T, kStream, Onto::kWeight, false>)
+                                      : (times ? merge_tiled_onto<T, kStream, Onto::kNothing, true>
+                                               : merge_tiled_onto<T, kStream, Onto::kNothing, false>);
   merge_onto(product, times, count, panels, rows, factors);
 }
 

@@ -147,8 +147,7 @@ struct Kernels {
   std::int64_t pair_height, pair_rows;
   void (*split)(const float *values, std::int64_t n, std::int64_t parts, std::uint16_t *halves, std::int64_t apart);
 
-  // As product, straight from registers onto the weight, or as change_weight with factors that vary by column.
-  // `times` are for numbers.
+  // As product, straight from registers onto the weight, or as change_weight with factors. `times` are for numbers.
   void (*merge_product)(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                         std::int64_t times_stride, const Factors *factors, bool stream);
 

@@ -694,8 +694,10 @@ class TargetRun {
       for (std::int64_t line = begin; line < begin + adapter.inside; ++line) visit(line);
   }
 
-  Factors column_factors(const AdapterPlan &adapter, std::int64_t column) const {
-    return {packed_ + adapter.weight_factor_at + column, packed_ + adapter.delta_factor_at + column, true};
+  // Of norms that come before the tiles, from a row or a column on.
+  Factors early_factors(const AdapterPlan &adapter, std::int64_t row, std::int64_t column) const {
+    const std::int64_t line = adapter.norm_per_row ? row : column;
+    return {packed_ + adapter.weight_factor_at + line, packed_ + adapter.delta_factor_at + line, !adapter.norm_per_row};
   }
 
   // Some rows of the base as they lie in memory, or converted.
@@ -813,16 +815,13 @@ class TargetRun {
                   worker);
     else
       add_delta_rows(adapter, row, column, delta, worker);
-    const float *weight = packed_ + adapter.weight_factor_at, *change = packed_ + adapter.delta_factor_at;
     for (std::int64_t i = 0; i < height(row); ++i) {
       const float *d = row_of(delta, i).data;
       if (by_row) {
         const ChangeFactors own = change_factors(adapter, row + i, std::sqrt(squares[i]));
         visit(i, d, Factors{&own.weight, &own.delta, false});
-      } else if (adapter.norm_per_row) {
-        visit(i, d, Factors{weight + row + i, change + row + i, false});
       } else {
-        visit(i, d, column_factors(adapter, column));
+        visit(i, d, early_factors(adapter, row + i, column));
       }
     }
   }
@@ -909,8 +908,8 @@ class TargetRun {
   // The weight's own rows are changed as they are read: nothing else is added to them.
   void change_tile(std::int64_t row, std::int64_t column, const void *next, int worker) {
     const AdapterPlan &adapter = t_.adapters[0];
-    if (adapter.multiplies && !adapter.norm_per_row && height(row) == kTileRows && span(column) % kPanel == 0) {
-      const Factors factors = column_factors(adapter, column);
+    if (adapter.multiplies && adapter.norm_early && height(row) == kTileRows && span(column) % kPanel == 0) {
+      const Factors factors = early_factors(adapter, row, column);
       return k_.merge_product(packed(adapter.joined, row, column), span(column) / kPanel,
                               changed_rows(row, column, next), nullptr, 0, &factors, streams_);
     }
@@ -938,9 +937,7 @@ class TargetRun {
     const std::int64_t count = tiled_height(row), panels = span(column) / kPanel;
     WeightRows rows = changed_rows(row, column, next);
     float weights[kTiledRows], deltas[kTiledRows];
-    Factors factors = adapter.norm_per_row ? Factors{packed_ + adapter.weight_factor_at + row,
-                                                     packed_ + adapter.delta_factor_at + row, false}
-                                           : column_factors(adapter, column);
+    Factors factors = early_factors(adapter, row, column);
     if (norms_by_row(adapter)) {
       double squares[kTiledRows] = {};
       rows.next = nullptr;
