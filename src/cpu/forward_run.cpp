@@ -218,6 +218,25 @@ class Windows {
   int inner_ = 0;  // the axis of space along which positions are neighbours
 };
 
+/// Asks for rows that are packed next, while others are multiplied: lines of all rows by turns.
+class Fetch {
+ public:
+  Fetch(const Ahead &ahead, std::int64_t rows)
+      : ahead_(ahead), rows_(rows), lines_(rows * ceil_div(ahead.size, kLine)) {}
+
+  /// One of so many equal parts.
+  void part(std::int64_t parts) {
+    const std::int64_t end = std::min(lines_, next_ + ceil_div(lines_, parts));
+    for (; next_ < end; ++next_)
+      __builtin_prefetch(ahead_.data + next_ % rows_ * ahead_.stride + next_ / rows_ * kLine, 0, 2);
+  }
+
+ private:
+  static constexpr std::int64_t kLine = 64;
+  Ahead ahead_;
+  std::int64_t rows_, lines_, next_ = 0;
+};
+
 /// One run.
 class ForwardRunner {
  public:
@@ -517,7 +536,7 @@ class ForwardRunner {
       for (std::int64_t k = 0; k < source.steps(); k += kDepth) {
         const std::int64_t steps = std::min(kDepth, source.steps() - k);
         pack_weights(sum, source, range, k, steps, scratch);
-        multiply(sum, i, range, k, steps, scratch, first);
+        multiply(sum, i, range, k, steps, scratch, first, ahead(sum, source, range, k + kDepth));
         first = false;
       }
       if (source.scaling.scales_rows()) scale_outputs(sum, source.scaling, range, scratch);
@@ -525,11 +544,31 @@ class ForwardRunner {
     finish(sum, range, scratch, first);
   }
 
-  void pack_weights(const Sum &sum, const Source &source, const Range &range, std::int64_t k, std::int64_t steps,
-                    const Scratch &scratch) const {
+  Matrix weight_of(const Source &source) const {
     Matrix weight = source.weight;
     if (!weight) weight.data = reinterpret_cast<char *>(workspace_ + source.weight_at);
-    const std::int64_t row = (source.shared ? 0 : range.group * sum.outputs) + range.output;
+    return weight;
+  }
+  static std::int64_t first_row(const Sum &sum, const Source &source, const Range &range) {
+    return (source.shared ? 0 : range.group * sum.outputs) + range.output;
+  }
+
+  // Weights from step k on, or behind the last one those of the outputs that follow.
+  Fetch ahead(const Sum &sum, const Source &source, const Range &range, std::int64_t k) const {
+    const Matrix weight = weight_of(source);
+    std::int64_t row = first_row(sum, source, range);
+    if (k >= source.steps()) k = 0, row += range.outputs;
+    const std::int64_t rows = std::min(range.outputs, weight.rows.size() - row);
+    if (rows <= 0 || !weight.in_rows()) return {{}, 1};
+    const std::int64_t each = source.pairs ? 2 : 1, size = static_cast<std::int64_t>(dtype_size(weight.dtype));
+    const std::int64_t n = std::min(each * kDepth, source.depth() - each * k);
+    return {{weight.at(row, each * k), weight.rows.stride[0] * size, n * size}, rows};
+  }
+
+  void pack_weights(const Sum &sum, const Source &source, const Range &range, std::int64_t k, std::int64_t steps,
+                    const Scratch &scratch) const {
+    const Matrix weight = weight_of(source);
+    const std::int64_t row = first_row(sum, source, range);
     const std::int64_t height = sum.positions_in_rows ? kPanel : left_height(source);
     const bool in_rows = !sum.positions_in_rows && left_in_rows(source);
     for (std::int64_t block = 0; block < range.outputs; block += height)
@@ -564,17 +603,31 @@ class ForwardRunner {
   }
 
   void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t steps,
-                const Scratch &scratch, bool first) const {
+                const Scratch &scratch, bool first, Fetch next) const {
     const Source &source = sum.sources[index];
     const std::int64_t all = windows_depth(source), stride = tile_stride(sum, range), height = side(sum, source);
     const float *windows = packed(sum, index, range.group) + range.first * all + k * height * source.x_parts;
-    for (std::int64_t p = 0; p < range.positions; p += height)
+    for (std::int64_t p = 0; p < range.positions; p += height) {
+      next.part(ceil_div(range.positions, height));
       if (sum.positions_in_rows)
         product(source.pairs, {windows + p * all, source.x_parts}, {scratch.weights, source.weight_parts}, steps,
                 height, ceil_div(range.outputs, kPanel), {scratch.tile + p * stride, stride, nullptr, first});
       else
         product(source.pairs, {scratch.weights, source.weight_parts}, {windows + p * all, source.x_parts}, steps,
-                round_up(range.outputs, left_height(source)), 1, {scratch.tile + p, stride, nullptr, first});
+                round_up(range.outputs, left_height(source)), 1,
+                {scratch.tile + p, stride, nullptr, first, panel_ahead(windows, source, p, range.positions, k)});
+    }
+  }
+
+  // The panel of windows that follows, of the same steps or of the next ones.
+  static Ahead panel_ahead(const float *windows, const Source &source, std::int64_t p, std::int64_t positions,
+                           std::int64_t k) {
+    const std::int64_t all = windows_depth(source), each = kPanel * source.x_parts;
+    if (p + kPanel >= positions) windows += kDepth * each, k += kDepth, p = -kPanel;
+    const std::int64_t steps = std::min(kDepth, source.steps() - k);
+    if (steps <= 0) return {};
+    return {reinterpret_cast<const char *>(windows + (p + kPanel) * all), 0,
+            steps * each * static_cast<std::int64_t>(sizeof(float))};
   }
 
   void product(bool pairs, const Pairs &left, const Pairs &right, std::int64_t steps, std::int64_t rows,
@@ -582,7 +635,8 @@ class ForwardRunner {
     if (pairs) return k_.pair_product(left, right, steps, rows, panels, tile);
     for (std::int64_t row = 0; row < rows; row += kTileRows)
       k_.product(left.data + row * steps, right.data, steps, panels,
-                 {tile.data + row * tile.stride, tile.stride, nullptr, tile.first});
+                 {tile.data + row * tile.stride, tile.stride, nullptr, tile.first,
+                  part(tile.ahead, row / kTileRows, rows / kTileRows)});
   }
 
   // Sums, what was made before, bias, and what is there, rounded once.

@@ -447,6 +447,8 @@ class Fetch {
   std::int64_t stride_, rows_, left_ = 0, row_ = 0;
 };
 struct NoFetch {
+  NoFetch() = default;
+  NoFetch(const Ahead &, std::int64_t) {}
   HWY_INLINE void next() {}
 };
 
@@ -543,12 +545,12 @@ HWY_INLINE Floats scaled_onto(Floats sum, Floats scale, Floats base) {
   return Step::kScales ? hn::MulAdd(scale, sum, base) : hn::Add(sum, base);
 }
 
-template <bool kFirst, bool kTimes, typename Step = Numbers>
+template <bool kFirst, bool kTimes, typename Step = Numbers, typename Next = NoFetch>
 void product_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile tile) {
+  Next next = Next(tile.ahead, 1);
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
-    NoFetch none;
-    multiply<Step>(left, right_at(right, rank, column), rank, sum, none);
+    multiply<Step>(left, right_at(right, rank, column), rank, sum, next);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
@@ -633,6 +635,9 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
   if (tile.times)
     return tile.first ? product_tile<true, true>(left, right, rank, panels, tile)
                       : product_tile<false, true>(left, right, rank, panels, tile);
+  if (tile.ahead.size)
+    return tile.first ? product_tile<true, false, Numbers, Fetch>(left, right, rank, panels, tile)
+                      : product_tile<false, false, Numbers, Fetch>(left, right, rank, panels, tile);
   return tile.first ? product_tile<true, false>(left, right, rank, panels, tile)
                     : product_tile<false, false>(left, right, rank, panels, tile);
 }
@@ -640,10 +645,14 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
 #if HWY_TARGET == HWY_AVX3
 void pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
                   const Tile &tile) {
-  const auto multiply_tile = tile.first ? product_tile<true, false, PairSteps> : product_tile<false, false, PairSteps>;
+  const auto multiply_tile =
+      tile.ahead.size
+          ? (tile.first ? product_tile<true, false, PairSteps, Fetch> : product_tile<false, false, PairSteps, Fetch>)
+          : (tile.first ? product_tile<true, false, PairSteps> : product_tile<false, false, PairSteps>);
   for (std::int64_t row = 0; row < rows; row += kTileRows)
     multiply_tile(left.data + row * pairs, right.data, pairs, panels,
-                  {tile.data + row * tile.stride, tile.stride, nullptr, tile.first});
+                  {tile.data + row * tile.stride, tile.stride, nullptr, tile.first,
+                   part(tile.ahead, row / kTileRows, rows / kTileRows)});
 }
 #endif
 

@@ -5,6 +5,7 @@
 // Every element is a sum over the rank in ascending order, so results depend neither on tiles nor on threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -34,12 +35,26 @@ struct Split {
   }
 };
 
-/// Where a product goes. `value` becomes value * times if `times` is there, and adds to the tile unless `first`.
+/// Rows that are read next: they come while others are computed. In bytes.
+struct Ahead {
+  const char *data = nullptr;
+  std::int64_t stride = 0, size = 0;
+};
+
+/// The i-th of n parts of what is in one piece.
+inline Ahead part(const Ahead &ahead, std::int64_t i, std::int64_t n) {
+  const std::int64_t each = (ahead.size / n + 63) / 64 * 64, begin = std::min(i * each, ahead.size);
+  return {ahead.data + begin, 0, std::min(each, ahead.size - begin)};
+}
+
+/// Where a product goes. `value` becomes value * times if `times` is there, and adds to the tile unless `first`. What
+/// is in one piece may come meanwhile, by tables without tile registers.
 struct Tile {
   float *data;
   std::int64_t stride;
   const float *times;  // of the same stride, or null
   bool first;
+  Ahead ahead = {};
 };
 
 /// Rows of the weight: out = base + product, or the product alone without a base. Strides in elements. What is read
@@ -71,12 +86,6 @@ struct Lines {
   const float *weight, *change;
   float *sums;
   std::int64_t runs, length, apart;
-};
-
-/// Rows that are read next: they come while others are computed. In bytes.
-struct Ahead {
-  const char *data = nullptr;
-  std::int64_t stride = 0, size = 0;
 };
 
 /// Packed factors: kTileRows rows of a left one, panels of a right one. A step of the rank is a number, or a pair of
