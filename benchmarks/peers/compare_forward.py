@@ -19,6 +19,7 @@ REPEATS = 9
 SECONDS = 4.0  # at most, for one row
 
 LAYERS = {  # as lycoris_forward_bench calls them: out, in, kernel, shape of x
+    "1 12288x3072": (12288, 3072, 0, (1, 3072)),
     "512 3072x3072": (3072, 3072, 0, (512, 3072)),
     "512 12288x3072": (12288, 3072, 0, (512, 3072)),
     "16x16 1280x1280x3x3": (1280, 1280, 3, (1, 1280, 16, 16)),

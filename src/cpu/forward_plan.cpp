@@ -574,6 +574,7 @@ class Builder {
     std::int64_t steps = 0;
     for (Source &source : sum.sources) {
       multiply_pairs(source);
+      multiply_few(sum, source);
       steps += source.steps() * source.x_parts;
     }
     const std::int64_t across = std::max<std::int64_t>(1, steps * sum.groups);
@@ -612,6 +613,15 @@ class Builder {
     if (!source.pairs) return;
     source.x_parts = x;
     source.weight_parts = weight;
+  }
+
+  /// Rows of weights, where a position's activations are a row, too.
+  static void multiply_few(const Sum &sum, Source &source) {
+    source.few = sum.positions_in_rows && sum.positions <= (source.pairs ? kFewOfPairs : kFewPositions) &&
+                 source.weight.in_rows() && (source.taps() == 1 || source.taps_outside);
+    if (!source.few) return;
+    source.pairs = false;
+    source.x_parts = source.weight_parts = 1;
   }
 
   /// Two parts of a float32 are 256 times as exact as an output of 16 bits.
@@ -709,8 +719,8 @@ std::string explain(const ops::ForwardPlan &plan) {
     text += concat("sum ", sum.positions, " positions (", sum.block, " at a time) x ", sum.groups * sum.outputs,
                    " outputs, groups ", sum.groups, ":");
     for (const Source &source : sum.sources)
-      text +=
-          concat(source.adapter ? " adapter" : " weight", " depth ", source.depth(), source.pairs ? " by pairs" : "");
+      text += concat(source.adapter ? " adapter" : " weight", " depth ", source.depth(),
+                     source.pairs ? " by pairs" : "", source.few ? " as it is read" : "");
     text += sum.has_addend ? " and what was made before\n" : "\n";
   }
   return text;

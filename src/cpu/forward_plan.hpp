@@ -11,7 +11,8 @@
 //
 // Where the kernels multiply pairs of bf16, a step of the depth is a pair in the place of a float32, at an odd end with
 // a zero: activations and weights of bf16 as they are or, with kernels that take parts, any as sums of bf16. Everything
-// but the packing is the same.
+// but the packing is the same. Where positions are few, weights are multiplied as they are read, nothing of them
+// packed.
 #pragma once
 
 #include <algorithm>
@@ -27,6 +28,8 @@ namespace lyc::cpu {
 inline constexpr std::int64_t kDepth = 256;             // steps of packed weights: they stay in the second cache
 inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows and panels end there
 inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
+inline constexpr std::int64_t kFewPositions = 16 * kTileRows;  // up to which weights are multiplied as they are read,
+inline constexpr std::int64_t kFewOfPairs = 4 * kTileRows;     // the same where pairs would be faster
 inline constexpr std::int64_t kPackedFloats = std::int64_t{16} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
 inline constexpr std::int64_t kMaxPairOutputs = 4 * kPanel;  // where pairs take many rows at a time
@@ -70,6 +73,7 @@ struct Source {
   Position weight_at = 0;
   bool pairs = false;  // of bf16, a step of the depth each
   std::int64_t x_parts = 1, weight_parts = 1;
+  bool few = false;      // positions: weights as they lie, activations as rows of float32, scaled
   bool shared = false;   // by all groups
   bool adapter = false;  // the adapter's: left out at multiplier 0
   Scaling scaling;

@@ -431,6 +431,12 @@ class ForwardRunner {
   void pack_windows(const Sum &sum, std::size_t index, std::int64_t begin, std::int64_t count) {
     const Source &source = sum.sources[index];
     const Windows windows(source, sum.to.tensor, k_, workspace_);
+    if (source.few)
+      return pool_.parallel_for(sum.groups * count, [&](std::int64_t item, int) {
+        float *row = packed(sum, index, item / count) + item % count * source.depth();
+        windows.at_position(item / count, begin + item % count, 0, source.depth(), row);
+        scale(source.scaling, 1.0f, 0, source.depth(), row);
+      });
     const std::int64_t height = side(sum, source), blocks = ceil_div(count, height);
     pool_.parallel_for(sum.groups * blocks, [&](std::int64_t item, int worker) {
       const std::int64_t group = item / blocks, block = item % blocks;
@@ -533,7 +539,11 @@ class ForwardRunner {
     for (std::size_t i = 0; i < sum.sources.size(); ++i) {
       const Source &source = sum.sources[i];
       if (!counts(source)) continue;
-      for (std::int64_t k = 0; k < source.steps(); k += kDepth) {
+      if (source.few) {
+        multiply_few(sum, i, range, scratch, first);
+        first = false;
+      }
+      for (std::int64_t k = 0; !source.few && k < source.steps(); k += kDepth) {
         const std::int64_t steps = std::min(kDepth, source.steps() - k);
         pack_weights(sum, source, range, k, steps, scratch);
         multiply(sum, i, range, k, steps, scratch, first, ahead(sum, source, range, k + kDepth));
@@ -579,16 +589,19 @@ class ForwardRunner {
                     load(k_, weight, row + block + i, column, count, to);
                   };
                   const auto change = [&](std::int64_t column, std::int64_t count, float *to) {
-                    scale(source.scaling, row + block + i, column, count, to);
+                    scale(source.scaling, row_factor(source.scaling, row + block + i), column, count, to);
                   };
                   read_steps(k_, source, source.weight_parts, k + at, n, values, apart, read, change);
                 });
   }
 
-  void scale(const Scaling &scaling, std::int64_t row, std::int64_t k, std::int64_t n, float *values) const {
+  float row_factor(const Scaling &scaling, std::int64_t row) const {
+    return scaling.by_row ? workspace_[scaling.delta_at + static_cast<Position>(row)] : 1.0f;
+  }
+
+  void scale(const Scaling &scaling, float own, std::int64_t k, std::int64_t n, float *values) const {
     if (scaling.kind == Scaling::Kind::kPlain || scaling.scales_rows()) return;
     const float *factors = workspace_ + scaling.at + k;
-    const float own = scaling.by_row ? workspace_[scaling.delta_at + static_cast<Position>(row)] : 1.0f;
     for (std::int64_t i = 0; i < n; ++i) values[i] *= own * factors[i];
   }
 
@@ -617,6 +630,16 @@ class ForwardRunner {
                 round_up(range.outputs, left_height(source)), 1,
                 {scratch.tile + p, stride, nullptr, first, panel_ahead(windows, source, p, range.positions, k)});
     }
+  }
+
+  void multiply_few(const Sum &sum, std::size_t index, const Range &range, const Scratch &scratch, bool first) const {
+    const Source &source = sum.sources[index];
+    const Matrix weight = weight_of(source);
+    const std::int64_t row = first_row(sum, source, range), depth = source.depth();
+    const float *factors = source.scaling.by_row ? workspace_ + source.scaling.delta_at + row : nullptr;
+    k_.dots({weight.dtype, weight.at(row, 0), weight.rows.stride[0], nullptr, 0}, range.outputs, depth, factors,
+            packed(sum, index, range.group) + range.first * depth, depth, range.positions,
+            {scratch.tile, tile_stride(sum, range), nullptr, first});
   }
 
   // The panel of windows that follows, of the same steps or of the next ones.

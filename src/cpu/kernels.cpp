@@ -652,9 +652,74 @@ void pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std
   for (std::int64_t row = 0; row < rows; row += kTileRows)
     multiply_tile(left.data + row * pairs, right.data, pairs, panels,
                   {tile.data + row * tile.stride, tile.stride, nullptr, tile.first,
-                   part(tile.ahead, row / kTileRows, rows / kTileRows)});
+                   part(tile.ahead, row / kTileRows, (rows + kTileRows - 1) / kTileRows)});
 }
 #endif
+
+/// Beside rows of a weight, those below them.
+template <typename T>
+class FetchBelow {
+ public:
+  FetchBelow(const T *rows, std::int64_t stride) : row_(rows), stride_(stride) {}
+
+  HWY_INLINE void next() {
+    if (!row_) return;
+    if (at_ % (64 / std::int64_t{sizeof(T)}) == 0)
+      for (std::int64_t i = 0; i < kVectors; ++i) fetch_later(row_ + i * stride_ + at_);
+    at_ += kLanes;
+  }
+
+ private:
+  const T *row_;
+  std::int64_t stride_, at_ = 0;
+};
+
+// kSome rows of x, kVectors of a weight, of which `count` are there.
+template <std::int64_t kSome, typename T>
+void dot_tile(const T *const *rows, std::int64_t count, std::int64_t n, const float *factors, const float *x,
+              std::int64_t x_stride, const Tile &to, FetchBelow<T> below) {
+  Floats sum[kSome][kVectors];
+  multiply_by<Numbers>(
+      n / kLanes, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(rows[v] + k * kLanes); },
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return load_vector(x + i * x_stride + k * kLanes); }, below);
+  const std::int64_t rest = n % kLanes, begin = n - rest;
+  for (std::int64_t v = 0; v < count; ++v) {
+    const Floats end = rest ? load_part(rows[v] + begin, rest) : hn::Zero(kFloats);
+    for (std::int64_t i = 0; i < kSome; ++i) {
+      if (rest) sum[i][v] = hn::MulAdd(load_part(x + i * x_stride + begin, rest), end, sum[i][v]);
+      const float value = (factors ? factors[v] : 1.0f) * hn::GetLane(hn::SumOfLanes(kFloats, sum[i][v]));
+      float &at = to.data[i * to.stride + v];
+      at = to.first ? value : at + value;
+    }
+  }
+}
+
+template <typename T>
+void dots_as(const WeightRows &weight, std::int64_t count, std::int64_t n, const float *factors, const float *x,
+             std::int64_t x_stride, std::int64_t x_count, const Tile &to) {
+  const T *base = static_cast<const T *>(weight.base);
+  for (std::int64_t row = 0; row < count; row += kVectors, base += kVectors * weight.base_stride) {
+    const std::int64_t some = std::min(kVectors, count - row);
+    const T *rows[kVectors];
+    for (std::int64_t v = 0; v < kVectors; ++v) rows[v] = base + std::min(v, some - 1) * weight.base_stride;
+    const T *below = base + kVectors * weight.base_stride;
+    for (std::int64_t p = 0, taken = 0; p < x_count; p += taken) {
+      const std::int64_t left = x_count - p;
+      taken = left >= kTileRows ? kTileRows : left >= kTileRows / 2 ? kTileRows / 2 : 1;
+      const auto tile = taken == kTileRows ? dot_tile<kTileRows, T>
+                        : taken == 1       ? dot_tile<1, T>
+                                           : dot_tile<kTileRows / 2, T>;
+      tile(rows, some, n, advanced(factors, row), x + p * x_stride, x_stride,
+           {to.data + p * to.stride + row, to.stride, nullptr, to.first},
+           FetchBelow<T>(p == 0 ? below : nullptr, weight.base_stride));
+    }
+  }
+}
+
+void dots(const WeightRows &rows, std::int64_t count, std::int64_t n, const float *factors, const float *x,
+          std::int64_t x_stride, std::int64_t x_count, const Tile &to) {
+  for_type(rows.dtype, dots_as<Bf16>, dots_as<F16>, dots_as<float>)(rows, count, n, factors, x, x_stride, x_count, to);
+}
 
 #if HWY_TARGET == HWY_AVX3 && defined(LYC_AMX)
 // The nearest bf16, half away from zero, that is finite if v is; what has no bf16 left behind is 0.
@@ -1934,6 +1999,7 @@ constexpr Kernels kernels_with(const char *name) {
   kernels.flush = flush;
   kernels.product = product;
   kernels.periodic_product = periodic_product;
+  kernels.dots = dots;
   kernels.merge_product = merge_product<Half>;
   kernels.project = project;
   kernels.scaled = scaled;

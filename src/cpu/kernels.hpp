@@ -156,6 +156,11 @@ struct Kernels {
   std::int64_t pair_height, pair_rows;
   void (*split)(const float *values, std::int64_t n, std::int64_t parts, std::uint16_t *halves, std::int64_t apart);
 
+  // Each of `count` rows of a weight, of n elements, times each row of x: to[p][i] is or adds factors[i] * (row i . x
+  // p), without factors the product. For few rows of x: nothing is packed. The rows below are fetched.
+  void (*dots)(const WeightRows &rows, std::int64_t count, std::int64_t n, const float *factors, const float *x,
+               std::int64_t x_stride, std::int64_t x_count, const Tile &to);
+
   // As product, straight from registers onto the weight, or as change_weight with factors. `times` are for numbers.
   void (*merge_product)(const Packed &product, std::int64_t panels, const WeightRows &rows, const float *times,
                         std::int64_t times_stride, const Factors *factors, bool stream);

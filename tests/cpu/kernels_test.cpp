@@ -222,6 +222,43 @@ TEST_P(CpuKernels, SquaresByRowAndByColumn) {
 }
 
 // Rows that fill some of a kernel's tiles; steps that end within one.
+TEST_P(CpuKernels, DotsOfRows) {
+  constexpr std::int64_t kRows = 9, kSome = 14, kMost = 100, kStride = kMost + 3, kOut = kRows + 2;
+  test::Random random(12);
+  for (lyc_dtype dtype : {LYC_DTYPE_F32, LYC_DTYPE_F16, LYC_DTYPE_BF16}) {
+    std::vector<float> w(kRows * kStride), x(kSome * kStride), factors(kRows);
+    for (auto *values : {&w, &x, &factors})
+      for (float &value : *values) value = bf16_to_float(float_to_bf16(static_cast<float>(random.normal())));
+    std::vector<float> stored(w.size());  // at least as large as what they become
+    k_.store(w.data(), static_cast<std::int64_t>(w.size()), dtype, stored.data(), false);
+    k_.load(dtype, stored.data(), static_cast<std::int64_t>(w.size()), w.data());
+    for (std::int64_t n : {0, 1, 15, 16, 37, 100})
+      for (std::int64_t rows : {1, 3, 4, 9})
+        for (std::int64_t some : {1, 2, 5, 6, 14})
+          for (bool scaled : {false, true})
+            for (bool first : {false, true}) {
+              std::vector<float> tile(kSome * kOut, 1.0f);
+              k_.dots({dtype, stored.data(), kStride, nullptr, 0}, rows, n, scaled ? factors.data() : nullptr, x.data(),
+                      kStride, some, {tile.data(), kOut, nullptr, first});
+              for (std::int64_t p = 0; p < kSome; ++p)
+                for (std::int64_t i = 0; i < kOut; ++i) {
+                  double want = 0.0, size = 1.0;
+                  for (std::int64_t k = 0; i < rows && k < n; ++k) {
+                    const double product = static_cast<double>(w[static_cast<std::size_t>(i * kStride + k)]) *
+                                           static_cast<double>(x[static_cast<std::size_t>(p * kStride + k)]);
+                    want += product;
+                    size += std::abs(product);
+                  }
+                  const bool there = p < some && i < rows;
+                  if (there && scaled) want *= static_cast<double>(factors[static_cast<std::size_t>(i)]), size *= 4.0;
+                  want = !there ? 1.0 : first ? want : want + 1.0;
+                  ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(p * kOut + i)]), want, 0x1p-20 * size)
+                      << n << " elements, " << rows << " rows, " << some << ", " << p << " " << i;
+                }
+            }
+  }
+}
+
 TEST_P(CpuKernels, ProductsOfPairs) {
   if (!k_.pair_product) GTEST_SKIP() << "no pairs";
   test::Random random(6);
