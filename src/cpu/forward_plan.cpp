@@ -617,7 +617,8 @@ class Builder {
 
   /// Rows of weights, where a position's activations are a row, too.
   static void multiply_few(const Sum &sum, Source &source) {
-    source.few = sum.positions_in_rows && sum.positions <= (source.pairs ? kFewOfPairs : kFewPositions) &&
+    const bool fast = source.pairs && source.x_parts * source.weight_parts == 1;
+    source.few = sum.positions_in_rows && sum.positions <= (fast ? kFewOfPairs : kFewPositions) &&
                  source.weight.in_rows() && (source.taps() == 1 || source.taps_outside);
     if (!source.few) return;
     source.pairs = false;

@@ -563,13 +563,14 @@ class ForwardRunner {
     return (source.shared ? 0 : range.group * sum.outputs) + range.output;
   }
 
-  // Weights from step k on, or behind the last one those of the outputs that follow.
+  // Weights from step k on, or behind the last one those of the outputs that follow. Wide tiles of tile registers would
+  // wait for them, and have processors that find them.
   Fetch ahead(const Sum &sum, const Source &source, const Range &range, std::int64_t k) const {
     const Matrix weight = weight_of(source);
     std::int64_t row = first_row(sum, source, range);
     if (k >= source.steps()) k = 0, row += range.outputs;
     const std::int64_t rows = std::min(range.outputs, weight.rows.size() - row);
-    if (rows <= 0 || !weight.in_rows()) return {{}, 1};
+    if (rows <= 0 || !weight.in_rows() || k_.split) return {{}, 1};
     const std::int64_t each = source.pairs ? 2 : 1, size = static_cast<std::int64_t>(dtype_size(weight.dtype));
     const std::int64_t n = std::min(each * kDepth, source.depth() - each * k);
     return {{weight.at(row, each * k), weight.rows.stride[0] * size, n * size}, rows};
