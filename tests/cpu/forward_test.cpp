@@ -39,10 +39,11 @@ ops::Layer window(std::int64_t groups, std::int64_t stride, std::int64_t padding
 }
 
 const LayerCase kLayers[] = {
-    {"linear", {70, 64}, {130, 64}, {}},
+    {"linear", {100, 64}, {130, 64}, {}},
     {"linear_odd", {5, 35}, {6, 35}, {}},
     {"linear_one", {7, 1}, {3, 1}, {}},
-    {"linear_deep", {20, 1027}, {5, 1027}, {}},
+    {"linear_few", {13, 1027}, {70, 1027}, {}},
+    {"linear_deep", {97, 1027}, {5, 1027}, {}},
     {"linear_rows", {197, 9}, {67, 9}, {}},
     {"conv1d", {2, 5, {11}}, {4, 5, {3}}, window(1, 2, 1, 1, 1)},
     {"conv2d", {2, 3, {9, 17}}, {70, 3, {3, 3}}, window(1, 1, 1, 1, 2)},
@@ -298,7 +299,7 @@ TEST_P(CpuForward, InfinitiesAndNaNStayInTheirRows) {
 // As pairs of bf16 they may count as zero, which is less than anyone sees; otherwise they are what they are.
 TEST_P(CpuForward, Denormals) {
   constexpr double kSmall = 0x1p-128, kSmallest = 0x1p-126;
-  const LayerCase layer = {"linear", {9, 33}, {7, 33}, {}};
+  const LayerCase layer = {"linear", {100, 33}, {7, 33}, {}};
   for (lyc_dtype w_type : {LYC_DTYPE_BF16, LYC_DTYPE_F32}) {
     Call call(layer, LYC_DTYPE_BF16, w_type, LYC_DTYPE_F32);
     for (std::int64_t n = 0; n < call.x.out; ++n)
