@@ -483,9 +483,10 @@ LYC_API lyc_status lyc_module_read_param(const lyc_module *module, const char *n
  *                and base_q_layer.weight; needs_base is 0 from then on. An unprepared one whose file has no such
  *                parameters makes them from the weight in every call and every new batch.
  *    OFT, BOFT   the rotations
- *    DoRA        over outputs, in a CPU context, but by PEFT's rule: the norms. A forward pass may then go through the
- *                factors.
- *  Binding or writing a parameter ends the preparation of rotations and norms.
+ *    DoRA        in a CPU context, but by PEFT's rule: the norms. Merges, differences and forward passes then do not go
+ *                through the weight for them.
+ *  It counts for that weight: prepare again for another one. Binding or writing a parameter ends the preparation of
+ *  rotations and norms.
  *  With a CUDA context the CPU does it: weight and factors are copied there, results back. Errors: INVALID_ARGUMENT,
  *  MISMATCH (shape). */
 LYC_API lyc_status lyc_module_prepare(lyc_module *module, const lyc_tensor *base, const lyc_exec *exec);
@@ -551,7 +552,7 @@ typedef enum lyc_channels {
 /** How an adapter's part is computed. All agree up to the rounding of float32. */
 typedef enum lyc_path {
   LYC_PATH_AUTO         = 0, /**< The cheaper one. */
-  LYC_PATH_FACTORED     = 1, /**< Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA). */
+  LYC_PATH_FACTORED     = 1, /**< Through the factors. UNSUPPORTED where there is no such form (rotations). */
   LYC_PATH_REBUILT      = 2, /**< The weight, or its difference, is made in the workspace. */
   LYC_PATH_FORCE_INT32_ = 0x7fffffff
 } lyc_path;

@@ -113,15 +113,15 @@ class Builder {
     if (target.adapter_count != 1) refuse("it is for one adapter");
     const ops::Adapter &adapter = f_.weights.adapters[target.first_adapter];
     const bool dora = adapter.dora_axis != ops::DoraAxis::kNone;
-    if (dora && (embedding || adapter.dora_axis != ops::DoraAxis::kOut))
-      refuse("only DoRA over outputs scales what a layer puts out");
+    if (dora && embedding) refuse("DoRA scales rows or columns of the table");
     if (adapter.replaces) refuse("the adapter is a whole weight");
     Sum last = last_sum();
     Source base = source(x_, weight_, target.base, true);
+    if (adapter.dora_axis == ops::DoraAxis::kIn) scale_inputs(base);
     if (f_.whole && embedding) add_table(last, as_matrix(target.base, false));
     for (std::int32_t i = 0; i < adapter.term_count; ++i)
       embedding ? add_embedding_term(adapter.first_term + i, last) : add_term(adapter.first_term + i, last, base);
-    if (dora) scale_by_norms(last, base);
+    if (adapter.dora_axis == ops::DoraAxis::kOut) scale_outputs(last, base);
     if (!embedding && (f_.whole || base_used_)) last.sources.insert(last.sources.begin(), base);
     add_sum(std::move(last));
     return finish();
@@ -276,6 +276,7 @@ class Builder {
   // D x, with the weight where it is.
   void add_whole(std::int32_t index, Sum &last) {
     const Operand &whole = f_.weights.terms[index].p.down;
+    if (inputs_.kind != Scaling::Kind::kPlain) refuse("DoRA scales inputs of factors");
     last.sources.push_back(scaled(source(x_, weight_, whole, true), index));
   }
 
@@ -284,12 +285,15 @@ class Builder {
     const ops::Product &p = f_.weights.terms[index].p;
     // PEFT's grouped convolutions: the first factor sees all groups, its outputs are dealt to them.
     const bool dealt = p.down.in != weight_.in;
+    if (dealt && inputs_.kind != Scaling::Kind::kPlain) refuse("DoRA scales inputs that the groups share");
     const std::int64_t groups = dealt ? 1 : f_.layer.groups;
     if (dealt && (p.tucker() || p.down.in != f_.x.channels || p.down.out != p.up.in * f_.layer.groups))
       refuse("the factors see other inputs than the weight");
+    const Operand &holder = p.kernel_holder();
     View hidden = x_;
-    if (p.tucker()) hidden = product(x_, f_.x, groups, p.down, false);
-    hidden = product(hidden, f_.y, groups, p.kernel_holder(), true);
+    if (p.tucker()) hidden = product(of_inputs(source(x_, p.down, p.down, false)), f_.x, groups, p.down.out);
+    const Source windows = source(hidden, holder, holder, true);
+    hidden = product(p.tucker() ? windows : of_inputs(windows), f_.y, groups, holder.out);
     hidden.stride_group = hidden.tensor.stride_channel * p.up.in;
     Source out = scaled(source(hidden, p.up, p.up, false), index);
     out.scaling.vector = p.diagonal;
@@ -310,7 +314,7 @@ class Builder {
     Source down = source(x_, shape, scratch_like(shape, outside), true);
     down.weight.data = nullptr;
     down.weight_at = expand(as_matrix(p.down, outside), as_matrix(q.down, outside));
-    const View hidden = product(down, f_.y, f_.layer.groups, rank);
+    const View hidden = product(of_inputs(down), f_.y, f_.layer.groups, rank);
 
     Operand up = scratch_matrix(rank, weight_.out);
     std::swap(up.out, up.in);
@@ -331,6 +335,7 @@ class Builder {
   // h[i1] = Q x[i1], as so many groups; y[o1, o2] = sum_i1 P[o1, i1] h[i1, o2], o2 a part of the position.
   void add_kronecker(std::int32_t index, Sum &last) {
     if (f_.layer.groups != 1) refuse("the groups of a convolution cut a Kronecker product");
+    if (inputs_.kind != Scaling::Kind::kPlain) refuse("inputs of a Kronecker product's halves are not the layer's");
     if (last.has_addend) refuse("several Kronecker products");
     const ops::Term &term = f_.weights.terms[index];
     const std::int64_t p_in = term.p.in(), p_out = term.p.out(), q_out = term.q.out();
@@ -400,30 +405,53 @@ class Builder {
     base.scaling.at = layout_.take(static_cast<Position>(rows ? weight_.out : weight_.in * weight_.kernel_size()));
   }
 
-  Position make_norms() {
+  Position make_norms(std::int64_t count) {
     Rebuild item;
     item.norms = true;
     ops::WeightBatch one = f_.weights;
     one.target_count = 1;
     item.plan = prepare_norms(context_, one);
-    item.to = layout_.take(static_cast<Position>(weight_.out));
+    item.to = layout_.take(static_cast<Position>(count));
     recipe_.scratch = std::max(recipe_.scratch, item.plan->workspace_floats);
     recipe_.price += price_of_pass(f_.weights, f_.weights.targets[0], 1.0, 0.0);
     recipe_.rebuilds.push_back(std::move(item));
     return recipe_.rebuilds.back().to;
   }
 
-  // Each row of W x and of D x by its own factor.
-  void scale_by_norms(Sum &last, Source &base) {
-    if (last.has_addend) refuse("rows of a Kronecker product are not outputs");
+  Scaling by_norms(Scaling::Kind kind, std::int64_t count) {
     const ops::Adapter &adapter = f_.weights.adapters[f_.weights.targets[0].first_adapter];
-    if (adapter.magnitude.out != weight_.out || (!absent(adapter.norms) && adapter.norms.out != weight_.out))
-      fail(LYC_ERROR_INVALID_ARGUMENT, "magnitude and norms are not one for each of the ", weight_.out, " rows");
+    if (adapter.magnitude.numel() != count || (!absent(adapter.norms) && adapter.norms.numel() != count))
+      fail(LYC_ERROR_INVALID_ARGUMENT, "magnitude and norms are not one for each of ", count);
+    Scaling scaling;
+    scaling.kind = kind;
+    scaling.one = f_.whole ? 1.0f : 0.0f;
+    scaling.vector = adapter.norms;
+    if (absent(adapter.norms)) scaling.norms_at = make_norms(count);
+    return scaling;
+  }
+
+  // Each column of W and of D by its own factor, before the terms are added.
+  void scale_inputs(Source &base) {
     use_base(base);
-    base.scaling.vector = adapter.norms;
-    if (absent(adapter.norms)) base.scaling.norms_at = make_norms();
-    base.scaling.kind = Scaling::Kind::kDora;
-    base.scaling.one = f_.whole ? 1.0f : 0.0f;
+    inputs_ = by_norms(Scaling::Kind::kDoraIn, weight_.in);
+    base.scaling = inputs_;
+    base.scaling.at = layout_.take(static_cast<Position>(base.depth()));
+  }
+
+  /// What sees the layer's inputs.
+  Source of_inputs(Source result) {
+    if (inputs_.kind == Scaling::Kind::kPlain) return result;
+    result.scaling = inputs_;
+    result.scaling.of_delta = true;
+    result.scaling.at = layout_.take(static_cast<Position>(result.depth()));
+    return result;
+  }
+
+  // Each row of W x and of D x by its own factor.
+  void scale_outputs(Sum &last, Source &base) {
+    if (last.has_addend) refuse("rows of a Kronecker product are not outputs");
+    use_base(base);
+    base.scaling = by_norms(Scaling::Kind::kDora, weight_.out);
     base.scaling.at = layout_.take(static_cast<Position>(weight_.out));
     base.scaling.delta_at = layout_.take(static_cast<Position>(weight_.out));
     for (Source &delta : last.sources) {
@@ -437,7 +465,7 @@ class Builder {
     const ops::Product &p = f_.weights.terms[index].p;
     use_base(base);
     View hidden = x_;
-    if (!p.whole()) hidden = product(x_, f_.x, f_.layer.groups, p.down, false);
+    if (!p.whole()) hidden = product(source(x_, p.down, p.down, false), f_.x, f_.layer.groups, p.down.out);
     Sum sum;
     sum.groups = f_.layer.groups;
     sum.outputs = p.out();
@@ -549,10 +577,6 @@ class Builder {
   }
 
   /// weight x for each group, into the workspace: what lies between two factors.
-  View product(const View &x, const Activation &positions, std::int64_t groups, const Operand &weight, bool window) {
-    return product(source(x, weight, weight, window), positions, groups, weight.out);
-  }
-
   View product(Source only, const Activation &positions, std::int64_t groups, std::int64_t outputs) {
     Sum sum;
     sum.groups = groups;
@@ -660,6 +684,7 @@ class Builder {
   const Operand weight_;
   View x_, y_;
   bool base_used_ = false;
+  Scaling inputs_;  // DoRA's over inputs
   Layout layout_;
   Recipe recipe_;
 };
@@ -714,7 +739,11 @@ std::string explain(const ops::ForwardPlan &plan) {
                             plan.factored ? "factored" : "rebuilt", ", price factored ", price(plan.prices[0]),
                             ", rebuilt ", price(plan.prices[1]), ", workspace ", workspace_size(plan), " bytes\n");
   if (!plan.refusal.empty()) text += plan.refusal + "\n";
-  for (const Rebuild &rebuild : plan.recipe.rebuilds) text += "rebuild " + explain(*rebuild.plan);
+  for (const Rebuild &rebuild : plan.recipe.rebuilds)
+    text += (rebuild.norms ? "norms " : "rebuild ") + explain(*rebuild.plan);
+  for (const Expansion &expansion : plan.recipe.expansions)
+    text += concat("expand ", expansion.p.rows.size(), " x ", expansion.q.rows.size(), " rows of ",
+                   expansion.p.columns.size(), "\n");
   for (const Gather &gather : plan.recipe.gathers) text += concat("gather rows of ", gather.table.columns.size(), "\n");
   for (const Sum &sum : plan.recipe.sums) {
     text += concat("sum ", sum.positions, " positions (", sum.block, " at a time) x ", sum.groups * sum.outputs,

@@ -46,18 +46,19 @@ struct View {
 /// What multiplies a source's weights, or its products. With c = coefficient * scalar * multiplier of the term:
 ///   kPlain    nothing          kTerm  c, and diagonal and mask by column
 ///   kRows     one + c v[row]   kColumns  one + c v[input]
-///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`; `vector`
-///             has the norms, data null: at norms_at
+///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`
+///   kDoraIn   by input what DoRA takes of the weight, or `of_delta`
+/// Norms are `vector`, data null: at norms_at.
 /// Rows are scaled when the products are there, so their source is the first of its sum.
 struct Scaling {
-  enum class Kind { kPlain, kTerm, kRows, kColumns, kDora } kind = Kind::kPlain;
+  enum class Kind { kPlain, kTerm, kRows, kColumns, kDora, kDoraIn } kind = Kind::kPlain;
   std::int32_t term = -1;
   float one = 0.0f;
   ops::Operand vector, mask;  // of a kTerm: diagonal and mask
   Position at = 0;            // as float32, one for each row or column
   Position delta_at = 0;      // kDora's; of a kTerm `by_row`, where that has them for its rows
   Position norms_at = 0;
-  bool by_row = false;
+  bool by_row = false, of_delta = false;
 
   bool scales_rows() const { return kind == Kind::kRows || kind == Kind::kDora; }
 };
@@ -80,6 +81,7 @@ struct Source {
 
   std::int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
   std::int64_t depth() const { return inputs * taps(); }
+  std::int64_t input_at(std::int64_t k) const { return taps_outside ? k % inputs : k / taps(); }
   std::int64_t steps() const { return pairs ? ceil_div(depth(), 2) : depth(); }
 };
 
@@ -116,7 +118,7 @@ inline std::int64_t row_floats(const Sum &sum) { return std::max(sum.block, sum.
 struct Rebuild {
   std::unique_ptr<ops::WeightPlan> plan;
   bool norms = false;
-  ops::WeightOp op;
+  ops::WeightOp op = ops::WeightOp::kDiff;
   Position to = 0;
   bool plain = false;  // at multiplier 1, whatever the adapter's is: it is a factor
 };

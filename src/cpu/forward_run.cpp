@@ -348,28 +348,42 @@ class ForwardRunner {
   double multiplier() const { return static_cast<double>(multipliers_[adapter().multiplier_index]); }
   DoraCoefficients dora() const { return dora_coefficients(adapter().dora_rule, multiplier()); }
 
-  void make_dora_scales(const Scaling &scaling, std::int64_t rows) {
-    float *weights = workspace_ + scaling.at, *deltas = workspace_ + scaling.delta_at;
-    if (!active_) return void(std::fill_n(weights, rows, scaling.one));
+  // What DoRA takes of one of its lines; nothing of an adapter that is off.
+  ChangeFactors dora_factors(const Scaling &scaling, std::int64_t line) const {
+    if (!active_) return {scaling.one, 0.0f};
     const ops::Adapter &own = adapter();
-    const DoraCoefficients rule = dora();
-    const bool prepared = scaling.vector.data;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const double g = static_cast<double>(read(own.magnitude, r * own.magnitude.stride_out));
-      const float n = prepared ? read(scaling.vector, r * scaling.vector.stride_out)
-                               : workspace_[scaling.norms_at + static_cast<Position>(r)];
-      const ChangeFactors factors = change_factors(rule, static_cast<double>(scaling.one), g,
-                                                   static_cast<double>(n) + static_cast<double>(own.epsilon));
-      weights[r] = factors.weight;
-      deltas[r] = factors.delta;
-    }
+    const bool out = scaling.kind == Scaling::Kind::kDora;
+    const auto value = [&](const ops::Operand &values) {
+      return read(values, line * (out ? values.stride_out : values.stride_in));
+    };
+    const float norm =
+        scaling.vector.data ? value(scaling.vector) : workspace_[scaling.norms_at + static_cast<Position>(line)];
+    return change_factors(dora(), static_cast<double>(scaling.one), static_cast<double>(value(own.magnitude)),
+                          static_cast<double>(norm) + static_cast<double>(own.epsilon));
+  }
+
+  void make_dora_scales(const Source &source, std::int64_t rows) {
+    const Scaling &scaling = source.scaling;
+    float *to = workspace_ + scaling.at;
+    if (scaling.kind == Scaling::Kind::kDora)
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const ChangeFactors factors = dora_factors(scaling, r);
+        to[r] = factors.weight;
+        workspace_[scaling.delta_at + static_cast<Position>(r)] = factors.delta;
+      }
+    else
+      for (std::int64_t k = 0; k < source.depth(); ++k) {
+        const ChangeFactors factors = dora_factors(scaling, source.input_at(k));
+        to[k] = scaling.of_delta ? factors.delta : factors.weight;
+      }
   }
 
   // What multiplies row r or column c of a source's weights.
   void make_scales(const Source &source, std::int64_t rows) {
     const Scaling &scaling = source.scaling;
     if (scaling.kind == Scaling::Kind::kPlain) return;
-    if (scaling.kind == Scaling::Kind::kDora) return make_dora_scales(scaling, rows);
+    if (scaling.kind == Scaling::Kind::kDora || scaling.kind == Scaling::Kind::kDoraIn)
+      return make_dora_scales(source, rows);
     const float c = coefficient(scaling.term);
     float *to = workspace_ + scaling.at;
     const auto value = [](const ops::Operand &vector, std::int64_t offset) {
@@ -381,12 +395,12 @@ class ForwardRunner {
       return;
     }
     for (std::int64_t k = 0; k < source.depth(); ++k) {
-      const std::int64_t input = source.taps_outside ? k % source.inputs : k / source.taps();
       if (scaling.kind == Scaling::Kind::kTerm)
         to[k] =
             c * value(scaling.vector, k * scaling.vector.stride_out) * value(scaling.mask, k * scaling.mask.stride_out);
       else
-        to[k] = scaling.one + (active_ ? c * value(scaling.vector, input * scaling.vector.stride_in) : 0.0f);
+        to[k] =
+            scaling.one + (active_ ? c * value(scaling.vector, source.input_at(k) * scaling.vector.stride_in) : 0.0f);
     }
   }
 

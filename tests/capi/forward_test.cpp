@@ -30,7 +30,11 @@ const Form kForms[] = {
     {"locon_dora_out_peft", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_OUT, false, LYC_DORA_RULE_PEFT},
     {"locon_dora_in", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN},
     {"locon_dora_in_prepared", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN, true},
+    {"locon_tucker_dora_in", LYC_ALGO_LOCON, LYC_MODULE_TUCKER, LYC_DORA_AXIS_IN},
+    {"locon_dora_in_peft", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN, false, LYC_DORA_RULE_PEFT},
     {"loha_dora_out", LYC_ALGO_LOHA, 0, LYC_DORA_AXIS_OUT},
+    {"loha_dora_in_prepared", LYC_ALGO_LOHA, 0, LYC_DORA_AXIS_IN, true},
+    {"lokr_dora_in", LYC_ALGO_LOKR, 0, LYC_DORA_AXIS_IN},
     {"lokr_dora_out_prepared", LYC_ALGO_LOKR, 0, LYC_DORA_AXIS_OUT, true},
     {"loha", LYC_ALGO_LOHA},
     {"loha_tucker", LYC_ALGO_LOHA, LYC_MODULE_TUCKER},
@@ -511,8 +515,7 @@ TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
   const Module module = make_module(context_.get(), lora(4, 6));
   const Module dora = make_module(context_.get(), lora(4, 6, 1, {{"dora_scale", random_tensor({4, 1}, 3)}}));
   const Module oft = create(context_.get(), {"oft", LYC_ALGO_OFT}, {4, 6}, LYC_DTYPE_F32);
-  const Module over_inputs =
-      create(context_.get(), {"dora_in", LYC_ALGO_LOCON, 0, LYC_DORA_AXIS_IN}, {4, 6}, LYC_DTYPE_F32);
+  const Module lokr = create(context_.get(), {"lokr", LYC_ALGO_LOKR, 0, LYC_DORA_AXIS_IN}, {4, 6}, LYC_DTYPE_F32);
   const Tensor x = random_tensor({5, 6}, 3), weight = random_tensor({4, 6}, 5), bias = random_tensor({4}, 7);
   const Tensor y = random_tensor({5, 4}, 1), before = y;
   const lyc_layer linear_layer = make_layer(LYC_LAYER_LINEAR);
@@ -527,7 +530,7 @@ TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
         LYC_ERROR_INVALID_ARGUMENT, {"weight is NULL"});
   fails(lyc_forward(dora.get(), nullptr, &x_view, nullptr, 1, &y_view, nullptr), LYC_ERROR_INVALID_ARGUMENT,
         {"weight is NULL", "depends"});
-  for (const Module *each : {&over_inputs, &oft})
+  for (const Module *each : {&lokr, &oft})
     fails(call_forward(*each, make_layer(LYC_LAYER_LINEAR, LYC_PATH_FACTORED), x, &weight, nullptr, 1, y, true),
           LYC_ERROR_UNSUPPORTED, {"no factored form"});
   fails(add(random_tensor({4, 6}, 1).view(), y_view), LYC_ERROR_MISMATCH, {"[4, 6]", "[5, 4]"});

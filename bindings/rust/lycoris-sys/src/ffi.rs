@@ -206,7 +206,7 @@ enumeration! {
     lyc_path {
         /// The cheaper one.
         AUTO = 0,
-        /// Through the factors. UNSUPPORTED where there is no such form (LoHa, DoRA).
+        /// Through the factors. UNSUPPORTED where there is no such form (rotations).
         FACTORED = 1,
         /// The weight, or its difference, is made in the workspace.
         REBUILT = 2,
@@ -670,10 +670,11 @@ functions! {
     /// pristine weight `base` (NULL only where needs_base is 0). Waits. T-LoRA      the singular triplets that it
     /// starts from, kept as parameters base_p_layer.weight, base_lambda_layer and base_q_layer.weight; needs_base
     /// is 0 from then on. An unprepared one whose file has no such parameters makes them from the weight in every
-    /// call and every new batch. OFT, BOFT   the rotations DoRA        over outputs, in a CPU context, but by
-    /// PEFT's rule: the norms. A forward pass may then go through the factors. Binding or writing a parameter
-    /// ends the preparation of rotations and norms. With a CUDA context the CPU does it: weight and factors are
-    /// copied there, results back. Errors: INVALID_ARGUMENT, MISMATCH (shape).
+    /// call and every new batch. OFT, BOFT   the rotations DoRA        in a CPU context, but by PEFT's rule: the
+    /// norms. Merges, differences and forward passes then do not go through the weight for them. It counts for
+    /// that weight: prepare again for another one. Binding or writing a parameter ends the preparation of
+    /// rotations and norms. With a CUDA context the CPU does it: weight and factors are copied there, results
+    /// back. Errors: INVALID_ARGUMENT, MISMATCH (shape).
     fn lyc_module_prepare(module: *mut lyc_module, base: *const lyc_tensor, exec: *const lyc_exec) -> lyc_status;
     /// Write the same delta as a module of another family, with F32 parameters of its own in the same context.
     /// LOCON takes what is a sum of low-rank products: T-LoRA of rank r, stored base state or prepared, gives
