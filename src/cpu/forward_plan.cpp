@@ -52,11 +52,6 @@ Matrix as_matrix(const Operand &operand, bool taps_outside) {
   return matrix;
 }
 
-Matrix turned(Matrix matrix) {
-  std::swap(matrix.rows, matrix.columns);
-  return matrix;
-}
-
 bool absent(const Operand &operand) { return operand.data == nullptr; }
 
 /// Multiplications to make one element of a term.
@@ -313,23 +308,21 @@ class Builder {
     const bool outside = taps_outside(x_, shape);
     Source down = source(x_, shape, scratch_like(shape, outside), true);
     down.weight.data = nullptr;
-    down.weight_at = expand(as_matrix(p.down, outside), as_matrix(q.down, outside));
+    down.weight_at = expand({as_matrix(p.down, outside), as_matrix(q.down, outside)}, rank * down.depth());
     const View hidden = product(of_inputs(down), f_.y, f_.layer.groups, rank);
 
-    Operand up = scratch_matrix(rank, weight_.out);
-    std::swap(up.out, up.in);
-    std::swap(up.stride_out, up.stride_in);
+    const Operand up = scratch_matrix(weight_.out, rank);
     Source out = scaled(source(hidden, up, up, false), index);
     out.weight.data = nullptr;
-    out.weight_at = expand(turned(as_matrix(p.up, false)), turned(as_matrix(q.up, false)));
+    out.weight_at = expand({as_matrix(p.up, false), as_matrix(q.up, false), true}, weight_.out * rank);
     last.sources.push_back(out);
   }
 
-  Position expand(const Matrix &p, const Matrix &q) {
-    const std::int64_t size = p.rows.size() * q.rows.size() * p.columns.size();
-    recipe_.expansions.push_back({p, q, layout_.take(static_cast<Position>(size))});
+  Position expand(Expansion expansion, std::int64_t size) {
+    expansion.to = layout_.take(static_cast<Position>(size));
     recipe_.price += static_cast<double>(size) * (1.0 + kPricePerByte * static_cast<double>(sizeof(float)));
-    return recipe_.expansions.back().to;
+    recipe_.expansions.push_back(expansion);
+    return expansion.to;
   }
 
   // h[i1] = Q x[i1], as so many groups; y[o1, o2] = sum_i1 P[o1, i1] h[i1, o2], o2 a part of the position.
@@ -742,8 +735,8 @@ std::string explain(const ops::ForwardPlan &plan) {
   for (const Rebuild &rebuild : plan.recipe.rebuilds)
     text += (rebuild.norms ? "norms " : "rebuild ") + explain(*rebuild.plan);
   for (const Expansion &expansion : plan.recipe.expansions)
-    text += concat("expand ", expansion.p.rows.size(), " x ", expansion.q.rows.size(), " rows of ",
-                   expansion.p.columns.size(), "\n");
+    text += concat("expand ", expansion.p.rows.size(), " x ", expansion.p.columns.size(), " by ",
+                   expansion.of_columns ? "columns" : "rows", "\n");
   for (const Gather &gather : plan.recipe.gathers) text += concat("gather rows of ", gather.table.columns.size(), "\n");
   for (const Sum &sum : plan.recipe.sums) {
     text += concat("sum ", sum.positions, " positions (", sum.block, " at a time) x ", sum.groups * sum.outputs,

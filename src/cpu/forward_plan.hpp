@@ -123,9 +123,11 @@ struct Rebuild {
   bool plain = false;  // at multiplier 1, whatever the adapter's is: it is a factor
 };
 
-/// Rows of p and q, each with each, element by element: row i * (q's rows) + j of the result is p_i o q_j.
+/// Rows of p and q, each with each, element by element: row i * (q's rows) + j of the result is p_i o q_j. The same of
+/// columns: row o of the result is p_o (x) q_o.
 struct Expansion {
   Matrix p, q;
+  bool of_columns = false;
   Position to = 0;
 };
 

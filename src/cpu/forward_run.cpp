@@ -282,7 +282,9 @@ class ForwardRunner {
     cpu::run(*rebuild.plan, options);
   }
 
-  void expand(const Expansion &expansion) {
+  void expand(const Expansion &expansion) { expansion.of_columns ? expand_columns(expansion) : expand_rows(expansion); }
+
+  void expand_rows(const Expansion &expansion) {
     const std::int64_t below = expansion.q.rows.size(), columns = expansion.q.columns.size();
     pool_.parallel_for(expansion.p.rows.size() * below, [&](std::int64_t row, int) {
       float p[kPanel];
@@ -292,6 +294,21 @@ class ForwardRunner {
         load(k_, expansion.p, row / below, c, n, p);
         load(k_, expansion.q, row % below, c, n, to + c);
         for (std::int64_t i = 0; i < n; ++i) to[c + i] *= p[i];
+      }
+    });
+  }
+
+  void expand_columns(const Expansion &expansion) {
+    const std::int64_t rank = expansion.p.columns.size(), beside = expansion.q.columns.size();
+    pool_.parallel_for(ceil_div(expansion.p.rows.size(), kPanel), [&](std::int64_t block, int) {
+      float p[kPanel];
+      for (std::int64_t row = block * kPanel; row < std::min((block + 1) * kPanel, expansion.p.rows.size()); ++row) {
+        float *to = workspace_ + expansion.to + row * rank * beside, *q = to + (rank - 1) * beside;
+        load(k_, expansion.q, row, 0, beside, q);  // where its last multiple goes
+        for (std::int64_t r = 0; r < rank; ++r) {
+          if (r % kPanel == 0) load(k_, expansion.p, row, r, std::min(kPanel, rank - r), p);
+          k_.scaled(q, p[r % kPanel], beside, {to + r * beside, 0, nullptr, true});
+        }
       }
     });
   }
