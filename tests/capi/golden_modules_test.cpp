@@ -81,9 +81,9 @@ TEST_P(GoldenModule, PreparedGivesTheSame) {
   const Tensor base = golden_.base.as(dtype_), before = merged(module_, base, golden_.multiplier);
   ok(lyc_module_prepare(module_.get(), on_device(base).get(), nullptr));
   const Tensor after = merged(module_, base, golden_.multiplier);
-  if (tested_device() == LYC_DEVICE_CPU) {
+  if (tested_device() == LYC_DEVICE_CPU && info_.dora_axis == LYC_DORA_AXIS_NONE) {
     EXPECT_EQ(after.bytes, before.bytes);
-  } else {  // which has its own way to rotations
+  } else {  // norms that are kept are rounded to float32, and a GPU has its own way to rotations
     EXPECT_TRUE(near(after.values(), before.values(), allowed()));
   }
 }
