@@ -313,6 +313,7 @@ ops::Backend make_table() {
   table.weight_release = weight_release;
   table.rotation_prepare = nullptr;
   table.singular_triplets = nullptr;
+  table.dora_norms = nullptr;
   table.forward_prepare = nullptr;
   table.forward_info = nullptr;
   table.forward_run = nullptr;
