@@ -552,7 +552,7 @@ typedef enum lyc_channels {
 /** How an adapter's part is computed. All agree up to the rounding of float32. */
 typedef enum lyc_path {
   LYC_PATH_AUTO         = 0, /**< The cheaper one. */
-  LYC_PATH_FACTORED     = 1, /**< Through the factors. UNSUPPORTED where there is no such form (rotations). */
+  LYC_PATH_FACTORED     = 1, /**< Through the factors. UNSUPPORTED where there is no such form. */
   LYC_PATH_REBUILT      = 2, /**< The weight, or its difference, is made in the workspace. */
   LYC_PATH_FORCE_INT32_ = 0x7fffffff
 } lyc_path;

@@ -159,7 +159,7 @@ namespace LibLycoris {
   public enum ForwardPath {
     /// <summary>The cheaper one.</summary>
     Auto = 0,
-    /// <summary>Through the factors. UNSUPPORTED where there is no such form (rotations).</summary>
+    /// <summary>Through the factors. UNSUPPORTED where there is no such form.</summary>
     Factored = 1,
     /// <summary>The weight, or its difference, is made in the workspace.</summary>
     Rebuilt = 2,

@@ -117,7 +117,7 @@ class Builder {
     for (std::int32_t i = 0; i < adapter.term_count; ++i)
       embedding ? add_embedding_term(adapter.first_term + i, last) : add_term(adapter.first_term + i, last, base);
     if (adapter.dora_axis == ops::DoraAxis::kOut) scale_outputs(last, base);
-    if (!embedding && (f_.whole || base_used_)) last.sources.insert(last.sources.begin(), base);
+    if (!embedding && !turned_ && (f_.whole || base_used_)) last.sources.insert(last.sources.begin(), base);
     add_sum(std::move(last));
     return finish();
   }
@@ -264,7 +264,7 @@ class Builder {
       case TermKind::kSparse:
         refuse("single elements are added to the weight");
       case TermKind::kRotation:
-        refuse("a rotation is applied to the weight");
+        return turn_output(index, last, base);
     }
   }
 
@@ -482,6 +482,36 @@ class Builder {
     base = source(to, weight_, weight, true);
   }
 
+  // R'(W) x = R'(W x), the weight as it is: what it makes is turned as a weight of so many columns as positions.
+  void turn_output(std::int32_t index, Sum &last, const Source &base) {
+    ops::WeightTarget target = f_.weights.targets[0];
+    if (f_.weights.rotations[f_.weights.terms[index].rotation].axis != ops::Rotation::Axis::kOut)
+      refuse("a rotation of inputs is applied to the weight");
+    if (f_.weights.adapters[target.first_adapter].term_count != 1) refuse("a rotation beside other terms");
+    if (f_.layer.groups != 1) refuse("the groups of a convolution cut what a rotation turns");
+    use_base(base);
+    turned_ = true;
+    Sum sum;
+    sum.groups = last.groups;
+    sum.outputs = last.outputs;
+    sum.to = scratch_view(f_.y, f_.y.channels, sum.outputs);
+    sum.to.stride_group = sum.outputs * sum.to.tensor.stride_channel;
+    sum.sources.push_back(base);
+    last.has_addend = true;
+    last.addend = sum.to;
+
+    const std::int64_t positions = f_.y.positions();
+    target.base = scratch_matrix(f_.y.channels, positions);
+    target.base.stride_out = sum.to.tensor.stride_channel;
+    target.base.stride_in = target.base.stride_out == 1 ? f_.y.channels : 1;
+    last.addend.at =
+        rebuild(f_.weights, target, target.base, f_.whole ? ops::WeightOp::kMerge : ops::WeightOp::kDiff, false);
+    recipe_.rebuilds.back().turns = true;
+    recipe_.rebuilds.back().from = sum.to.at;
+    sum.turned_by = static_cast<int>(recipe_.rebuilds.size()) - 1;
+    add_sum(std::move(sum));
+  }
+
   void use_base(const Source &base) {
     if (base_used_) refuse("several terms that are made from the weight");
     if (!base.weight) fail(LYC_ERROR_INVALID_ARGUMENT, "the weight is absent");
@@ -676,7 +706,7 @@ class Builder {
   const ops::Forward &f_;
   const Operand weight_;
   View x_, y_;
-  bool base_used_ = false;
+  bool base_used_ = false, turned_ = false;
   Scaling inputs_;  // DoRA's over inputs
   Layout layout_;
   Recipe recipe_;
@@ -733,7 +763,7 @@ std::string explain(const ops::ForwardPlan &plan) {
                             ", rebuilt ", price(plan.prices[1]), ", workspace ", workspace_size(plan), " bytes\n");
   if (!plan.refusal.empty()) text += plan.refusal + "\n";
   for (const Rebuild &rebuild : plan.recipe.rebuilds)
-    text += (rebuild.norms ? "norms " : "rebuild ") + explain(*rebuild.plan);
+    text += (rebuild.norms ? "norms " : rebuild.turns ? "turn " : "rebuild ") + explain(*rebuild.plan);
   for (const Expansion &expansion : plan.recipe.expansions)
     text += concat("expand ", expansion.p.rows.size(), " x ", expansion.p.columns.size(), " by ",
                    expansion.of_columns ? "columns" : "rows", "\n");

@@ -1,6 +1,7 @@
 // A prepared Forward: what is rebuilt, what is gathered, and the sums that lead to y.
 //
 //   rebuild  weights, biases, norms, halves of Kronecker products, by the WeightPlan, as float32 in the workspace
+//   turn     what a sum has made of the base, by the rotations of the weight's rows
 //   expand   halves of a Hadamard product, into the factors of one low-rank product
 //   gather   rows of a table (embeddings)
 //   sums     y and what is between: each a sum of matrix products of activations, in one pass over what it makes
@@ -94,6 +95,7 @@ struct Sum {
   View addend;
   bool has_bias = false;
   bool adapter = false;  // the adapter's as a whole
+  int turned_by = -1;    // a Rebuild, at once when the sum is there
 
   bool positions_in_rows = false;
   std::int64_t positions = 0, block = 0;  // of all, and packed at a time
@@ -121,6 +123,8 @@ struct Rebuild {
   ops::WeightOp op = ops::WeightOp::kDiff;
   Position to = 0;
   bool plain = false;  // at multiplier 1, whatever the adapter's is: it is a factor
+  bool turns = false;  // what a sum has put at `from`, for which it waits
+  Position from = 0;
 };
 
 /// Rows of p and q, each with each, element by element: row i * (q's rows) + j of the result is p_i o q_j. The same of

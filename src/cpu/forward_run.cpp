@@ -256,7 +256,8 @@ class ForwardRunner {
     active_ = std::any_of(plan_.adapters.begin(), plan_.adapters.end(),
                           [&](const ops::Adapter &adapter) { return multipliers_[adapter.multiplier_index] != 0.0f; });
     if (!active_ && !f_.whole) return;
-    for (Rebuild &rebuild : recipe_.rebuilds) make(rebuild);
+    for (Rebuild &rebuild : recipe_.rebuilds)
+      if (!rebuild.turns) make(rebuild);
     for (const Expansion &expansion : recipe_.expansions)
       if (active_) expand(expansion);
     load_bias();
@@ -264,7 +265,10 @@ class ForwardRunner {
       if (active_ || !gather.adapter) take_rows(gather);
     if (f_.layer.kind != LayerKind::kConv && f_.layer.kind != LayerKind::kEmbedding) return normalise();
     for (const Sum &sum : recipe_.sums)
-      if (active_ || !sum.adapter) add(sum);
+      if (active_ || !sum.adapter) {
+        add(sum);
+        if (sum.turned_by >= 0) make(recipe_.rebuilds[static_cast<std::size_t>(sum.turned_by)]);
+      }
   }
 
  private:
@@ -273,8 +277,10 @@ class ForwardRunner {
   void make(Rebuild &rebuild) {
     constexpr float kOne = 1.0f;
     if (rebuild.norms) return run_norms(*rebuild.plan, multipliers_, scratch_, workspace_ + rebuild.to);
-    for (TargetPlan &target : rebuild.plan->targets)
+    for (TargetPlan &target : rebuild.plan->targets) {
       target.out.data = reinterpret_cast<char *>(workspace_ + rebuild.to);
+      if (rebuild.turns) target.base.data = reinterpret_cast<char *>(workspace_ + rebuild.from);
+    }
     ops::RunOptions options{};
     options.op = rebuild.op;
     options.multipliers = rebuild.plain ? &kOne : multipliers_;

@@ -505,16 +505,15 @@ TEST_F(ForwardTest, ExplainShowsPricesChoiceAndReason) {
   const std::string low_rank = explained(make_module(context_.get(), lora(64, 64)), make_layer(LYC_LAYER_LINEAR));
   for (const char *word : {"lyc_forward: ", "lyc_forward_fused: ", "path factored", "price factored", "depth 3"})
     EXPECT_NE(low_rank.find(word), std::string::npos) << word << " in " << low_rank;
-  const Module oft = create(context_.get(), {"oft", LYC_ALGO_OFT}, {64, 64}, LYC_DTYPE_F32);
-  const std::string rotation = explained(oft, make_layer(LYC_LAYER_LINEAR));
-  for (const char *word : {"path rebuilt", "price factored none", "a rotation is applied to the weight"})
-    EXPECT_NE(rotation.find(word), std::string::npos) << word << " in " << rotation;
+  const Module lokr = create(context_.get(), {"lokr", LYC_ALGO_LOKR, 0, LYC_DORA_AXIS_OUT}, {64, 64}, LYC_DTYPE_F32);
+  const std::string rows = explained(lokr, make_layer(LYC_LAYER_LINEAR));
+  for (const char *word : {"path rebuilt", "price factored none", "rows of a Kronecker product are not outputs"})
+    EXPECT_NE(rows.find(word), std::string::npos) << word << " in " << rows;
 }
 
 TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
   const Module module = make_module(context_.get(), lora(4, 6));
   const Module dora = make_module(context_.get(), lora(4, 6, 1, {{"dora_scale", random_tensor({4, 1}, 3)}}));
-  const Module oft = create(context_.get(), {"oft", LYC_ALGO_OFT}, {4, 6}, LYC_DTYPE_F32);
   const Module lokr = create(context_.get(), {"lokr", LYC_ALGO_LOKR, 0, LYC_DORA_AXIS_IN}, {4, 6}, LYC_DTYPE_F32);
   const Tensor x = random_tensor({5, 6}, 3), weight = random_tensor({4, 6}, 5), bias = random_tensor({4}, 7);
   const Tensor y = random_tensor({5, 4}, 1), before = y;
@@ -530,9 +529,8 @@ TEST_F(ForwardTest, MisuseIsNamedAndNothingIsWritten) {
         LYC_ERROR_INVALID_ARGUMENT, {"weight is NULL"});
   fails(lyc_forward(dora.get(), nullptr, &x_view, nullptr, 1, &y_view, nullptr), LYC_ERROR_INVALID_ARGUMENT,
         {"weight is NULL", "depends"});
-  for (const Module *each : {&lokr, &oft})
-    fails(call_forward(*each, make_layer(LYC_LAYER_LINEAR, LYC_PATH_FACTORED), x, &weight, nullptr, 1, y, true),
-          LYC_ERROR_UNSUPPORTED, {"no factored form"});
+  fails(call_forward(lokr, make_layer(LYC_LAYER_LINEAR, LYC_PATH_FACTORED), x, &weight, nullptr, 1, y, true),
+        LYC_ERROR_UNSUPPORTED, {"no factored form"});
   fails(add(random_tensor({4, 6}, 1).view(), y_view), LYC_ERROR_MISMATCH, {"[4, 6]", "[5, 4]"});
   fails(add(random_tensor({5, 7}, 1).view(), y_view), LYC_ERROR_MISMATCH);
   fails(add(x_view, random_tensor({5, 3}, 1).view()), LYC_ERROR_MISMATCH);

@@ -206,7 +206,7 @@ enumeration! {
     lyc_path {
         /// The cheaper one.
         AUTO = 0,
-        /// Through the factors. UNSUPPORTED where there is no such form (rotations).
+        /// Through the factors. UNSUPPORTED where there is no such form.
         FACTORED = 1,
         /// The weight, or its difference, is made in the workspace.
         REBUILT = 2,
