@@ -90,12 +90,7 @@ void use_norms(test::WeightCase &weights, std::vector<float> &memory) {
   std::int64_t most = 0;
   for (const ops::Adapter &adapter : weights.adapters()) most = std::max(most, adapter.magnitude.numel());
   memory.assign(static_cast<std::size_t>(most), 1.0f);
-  for (ops::Adapter &adapter : weights.adapters()) {
-    adapter.norms = adapter.magnitude;
-    adapter.norms.data = memory.data();
-    adapter.norms.dtype = LYC_DTYPE_F32;
-    adapter.norms.stride_out = adapter.norms.stride_in = 1;
-  }
+  for (ops::Adapter &adapter : weights.adapters()) adapter.norms = test::norms_from(adapter, memory.data());
 }
 
 }  // namespace lyc::bench

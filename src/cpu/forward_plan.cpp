@@ -142,13 +142,16 @@ class Builder {
     Rebuild item;
     item.plan = prepare(context_, one);
     item.op = op;
-    item.to = layout_.take(static_cast<Position>(out.numel()));
     item.plain = plain;
-    recipe_.scratch = std::max(recipe_.scratch, item.plan->workspace_floats);
     recipe_.price += price_of_pass(batch, target, 2.0, static_cast<double>(dtype_size(LYC_DTYPE_F32)));
-    const Position at = item.to;
+    return add_rebuild(std::move(item), out.numel());
+  }
+
+  Position add_rebuild(Rebuild item, std::int64_t size) {
+    item.to = layout_.take(static_cast<Position>(size));
+    recipe_.scratch = std::max(recipe_.scratch, item.plan->workspace_floats);
     recipe_.rebuilds.push_back(std::move(item));
-    return at;
+    return recipe_.rebuilds.back().to;
   }
 
   /// Through a weight, of which so many bytes are written. DoRA may compute its delta more often.
@@ -332,11 +335,7 @@ class Builder {
     if (last.has_addend) refuse("several Kronecker products");
     const ops::Term &term = f_.weights.terms[index];
     const std::int64_t p_in = term.p.in(), p_out = term.p.out(), q_out = term.q.out();
-    Sum first;
-    first.groups = p_in;
-    first.outputs = q_out;
-    first.to = scratch_view(f_.y, p_in * q_out, q_out);
-    first.to.stride_group = q_out * first.to.tensor.stride_channel;
+    Sum first = between(f_.y, p_in, q_out);
     View parts = x_;
     parts.stride_group = term.q.in() * parts.tensor.stride_channel;
     Source inner = half(parts, term.q, true);
@@ -404,11 +403,8 @@ class Builder {
     ops::WeightBatch one = f_.weights;
     one.target_count = 1;
     item.plan = prepare_norms(context_, one);
-    item.to = layout_.take(static_cast<Position>(count));
-    recipe_.scratch = std::max(recipe_.scratch, item.plan->workspace_floats);
     recipe_.price += price_of_pass(f_.weights, f_.weights.targets[0], 1.0, 0.0);
-    recipe_.rebuilds.push_back(std::move(item));
-    return recipe_.rebuilds.back().to;
+    return add_rebuild(std::move(item), count);
   }
 
   Scaling by_norms(Scaling::Kind kind, std::int64_t count) {
@@ -459,11 +455,7 @@ class Builder {
     use_base(base);
     View hidden = x_;
     if (!p.whole()) hidden = product(source(x_, p.down, p.down, false), f_.x, f_.layer.groups, p.down.out);
-    Sum sum;
-    sum.groups = f_.layer.groups;
-    sum.outputs = p.out();
-    sum.to = scratch_view(f_.x, f_.x.channels, p.out());
-    sum.to.stride_group = p.out() * sum.to.tensor.stride_channel;
+    Sum sum = between(f_.x, f_.layer.groups, p.out());
     const Operand &last = p.whole() ? p.down : p.up;
     Source turned = scaled(source(hidden, last, last, false), index);
     turned.scaling.vector = p.diagonal;
@@ -491,11 +483,7 @@ class Builder {
     if (f_.layer.groups != 1) refuse("the groups of a convolution cut what a rotation turns");
     use_base(base);
     turned_ = true;
-    Sum sum;
-    sum.groups = last.groups;
-    sum.outputs = last.outputs;
-    sum.to = scratch_view(f_.y, f_.y.channels, sum.outputs);
-    sum.to.stride_group = sum.outputs * sum.to.tensor.stride_channel;
+    Sum sum = between(f_.y, last.groups, last.outputs);
     sum.sources.push_back(base);
     last.has_addend = true;
     last.addend = sum.to;
@@ -599,13 +587,19 @@ class Builder {
     return result;
   }
 
-  /// weight x for each group, into the workspace: what lies between two factors.
-  View product(Source only, const Activation &positions, std::int64_t groups, std::int64_t outputs) {
+  /// Into the workspace, at the positions of another tensor.
+  Sum between(const Activation &positions, std::int64_t groups, std::int64_t outputs) {
     Sum sum;
     sum.groups = groups;
     sum.outputs = outputs;
     sum.to = scratch_view(positions, groups * outputs, outputs);
     sum.to.stride_group = outputs * sum.to.tensor.stride_channel;
+    return sum;
+  }
+
+  /// weight x for each group: what lies between two factors.
+  View product(Source only, const Activation &positions, std::int64_t groups, std::int64_t outputs) {
+    Sum sum = between(positions, groups, outputs);
     only.shared = only.adapter = true;
     sum.sources.push_back(std::move(only));
     sum.adapter = true;

@@ -93,10 +93,7 @@ void expect_prepared(ops::BackendContext &context, WeightCase &c, WeightOp op) {
   const ops::WeightBatch batch = c.batch();
   ops::Failure failure = {};
   ASSERT_EQ(ops::cpu_backend()->dora_norms(&context, &batch, norms.data(), &failure), LYC_OK) << failure.message;
-  adapter.norms = adapter.magnitude;
-  adapter.norms.data = norms.data();
-  adapter.norms.dtype = LYC_DTYPE_F32;
-  adapter.norms.stride_out = adapter.norms.stride_in = 1;
+  adapter.norms = norms_from(adapter, norms.data());
   expect_reference(context, c, op);
   adapter.norms = {};
 }

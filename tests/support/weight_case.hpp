@@ -249,6 +249,15 @@ class WeightCase {
   std::vector<ops::Rotation> rotations_;
 };
 
+/// Float32 values, one after the other, as prepared norms of an adapter.
+inline ops::Operand norms_from(const ops::Adapter &adapter, float *values) {
+  ops::Operand norms = adapter.magnitude;
+  norms.data = values;
+  norms.dtype = LYC_DTYPE_F32;
+  norms.stride_out = norms.stride_in = 1;
+  return norms;
+}
+
 inline std::int64_t any_divisor(std::int64_t n, Random &random) {
   std::int64_t divisor = random.between(1, n);
   while (n % divisor) --divisor;
