@@ -644,13 +644,15 @@ class Builder {
     return std::max(round_up(ceil_div(sum.outputs, tiles), unit), unit);
   }
 
-  /// Bf16 on both sides, as the caller has it; with parts, all.
+  /// Bf16 on both sides, as the caller has it; with parts, all. What is scaled is float32 then: the side that has more
+  /// parts already, or the windows, which are packed once.
   void multiply_pairs(Source &source) const {
-    const bool scaled = source.scaling.kind != Scaling::Kind::kPlain && !source.scaling.scales_rows();
-    if (!context_.kernels.pair_product) return;
-    const std::int64_t x = parts_of(source.x.tensor.dtype);
-    const std::int64_t weight = parts_of(scaled ? LYC_DTYPE_F32 : source.weight.dtype);
-    source.pairs = context_.kernels.split || (x == 1 && weight == 1);
+    std::int64_t x = parts_of(source.x.tensor.dtype), weight = parts_of(source.weight.dtype);
+    if (source.scaling.scales_depth()) {
+      source.scales_windows = x >= weight && !source.scaling.by_row;
+      (source.scales_windows ? x : weight) = parts_of(LYC_DTYPE_F32);
+    }
+    source.pairs = context_.kernels.pair_product && (context_.kernels.split || (x == 1 && weight == 1));
     if (!source.pairs) return;
     source.x_parts = x;
     source.weight_parts = weight;

@@ -44,7 +44,7 @@ struct View {
   std::int64_t stride_group = 0;
 };
 
-/// What multiplies a source's weights, or its products. With c = coefficient * scalar * multiplier of the term:
+/// What multiplies a source's weights, its windows instead of their columns, or its products. With c = coefficient * scalar * multiplier of the term:
 ///   kPlain    nothing          kTerm  c, and diagonal and mask by column
 ///   kRows     one + c v[row]   kColumns  one + c v[input]
 ///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`
@@ -62,6 +62,7 @@ struct Scaling {
   bool by_row = false, of_delta = false;
 
   bool scales_rows() const { return kind == Kind::kRows || kind == Kind::kDora; }
+  bool scales_depth() const { return kind != Kind::kPlain && !scales_rows(); }
 };
 
 /// One product of a sum: windows of activations times a matrix.
@@ -79,6 +80,7 @@ struct Source {
   bool shared = false;   // by all groups
   bool adapter = false;  // the adapter's: left out at multiplier 0
   Scaling scaling;
+  bool scales_windows = false;  // along the depth, in place of the weights
 
   std::int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
   std::int64_t depth() const { return inputs * taps(); }

@@ -491,8 +491,6 @@ class ForwardRunner {
     });
   }
 
-  static void leave(std::int64_t, std::int64_t, float *) {}
-
   void pack_by_position(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
                         std::int64_t n, std::int64_t height, bool in_rows, float *buffer, float *to) const {
     pack_rows(k_, source.x_parts, n, height, source.steps(), in_rows, buffer, to,
@@ -500,15 +498,26 @@ class ForwardRunner {
                 const auto read = [&](std::int64_t at, std::int64_t length, auto *values) {
                   windows.at_position(group, first + i, at, length, values);
                 };
-                read_steps(k_, source, source.x_parts, k, part, row, apart, read, leave);
+                const auto change = [&](std::int64_t at, std::int64_t length, float *values) {
+                  if (source.scales_windows) scale(source.scaling, 1.0f, at, length, values);
+                };
+                read_steps(k_, source, source.x_parts, k, part, row, apart, read, change);
               });
   }
 
-  static void pack_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
-                            std::int64_t n, std::int64_t height, float *to) {
+  // Step k of the depth at n positions.
+  void read_step(const Source &source, const Windows &windows, std::int64_t group, const Place &place, std::int64_t n,
+                 std::int64_t k, float *values) const {
+    windows.at_depth(group, place, n, k, values);
+    if (source.scales_windows)
+      k_.scaled(values, workspace_[source.scaling.at + static_cast<Position>(k)], n, {values, 0, nullptr, true});
+  }
+
+  void pack_by_depth(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
+                     std::int64_t n, std::int64_t height, float *to) const {
     const Place place = windows.place_of(first);
     for (std::int64_t k = 0; k < source.depth(); ++k, to += height) {
-      windows.at_depth(group, place, n, k, to);
+      read_step(source, windows, group, place, n, k, to);
       std::fill(to + n, to + height, 0.0f);
     }
   }
@@ -526,7 +535,7 @@ class ForwardRunner {
         for (std::int64_t half = 0; half < 2; ++half) {
           const std::int64_t at = 2 * (begin + k) + half;
           if (at < source.depth())
-            read_halves(windows, group, place, n, at, parts, halves[half], Value{});
+            read_halves(source, windows, group, place, n, at, halves[half], Value{});
           else
             std::memset(halves[half], 0, sizeof halves[half]);
         }
@@ -537,15 +546,15 @@ class ForwardRunner {
   }
 
   using Halves = std::uint16_t[kPanel];
-  static void read_halves(const Windows &windows, std::int64_t group, const Place &place, std::int64_t n,
-                          std::int64_t k, std::int64_t, Halves *halves, std::uint16_t) {
+  static void read_halves(const Source &, const Windows &windows, std::int64_t group, const Place &place,
+                          std::int64_t n, std::int64_t k, Halves *halves, std::uint16_t) {
     windows.at_depth(group, place, n, k, halves[0]);
   }
-  void read_halves(const Windows &windows, std::int64_t group, const Place &place, std::int64_t n, std::int64_t k,
-                   std::int64_t parts, Halves *halves, float) const {
+  void read_halves(const Source &source, const Windows &windows, std::int64_t group, const Place &place,
+                   std::int64_t n, std::int64_t k, Halves *halves, float) const {
     float values[kPanel];
-    windows.at_depth(group, place, n, k, values);
-    k_.split(values, n, parts, halves[0], kPanel);
+    read_step(source, windows, group, place, n, k, values);
+    k_.split(values, n, source.x_parts, halves[0], kPanel);
   }
 
   void add_block(const Sum &sum, std::int64_t begin, std::int64_t count) {
@@ -627,7 +636,8 @@ class ForwardRunner {
                     load(k_, weight, row + block + i, column, count, to);
                   };
                   const auto change = [&](std::int64_t column, std::int64_t count, float *to) {
-                    scale(source.scaling, row_factor(source.scaling, row + block + i), column, count, to);
+                    if (!source.scales_windows)
+                      scale(source.scaling, row_factor(source.scaling, row + block + i), column, count, to);
                   };
                   read_steps(k_, source, source.weight_parts, k + at, n, values, apart, read, change);
                 });
@@ -638,9 +648,7 @@ class ForwardRunner {
   }
 
   void scale(const Scaling &scaling, float own, std::int64_t k, std::int64_t n, float *values) const {
-    if (scaling.kind == Scaling::Kind::kPlain || scaling.scales_rows()) return;
-    const float *factors = workspace_ + scaling.at + k;
-    for (std::int64_t i = 0; i < n; ++i) values[i] *= own * factors[i];
+    if (scaling.scales_depth()) k_.scaled(values, own, n, {values, 0, workspace_ + scaling.at + k, true});
   }
 
   void scale_outputs(const Sum &sum, const Scaling &scaling, const Range &range, const Scratch &scratch) const {
