@@ -43,6 +43,21 @@ Operand scratch_like(const Operand &like, bool taps_outside) {
   return operand;
 }
 
+/// Channels as outputs of a weight, positions as its inputs.
+Operand as_weight(const Activation &tensor) {
+  Operand operand;
+  operand.data = tensor.data;
+  operand.dtype = tensor.dtype;
+  operand.out = tensor.channels;
+  operand.stride_out = tensor.stride_channel;
+  operand.in = tensor.batch;
+  operand.stride_in = tensor.stride_batch;
+  operand.kernel_dims = ops::kMaxKernelDims;
+  std::copy(tensor.space, tensor.space + ops::kMaxKernelDims, operand.kernel);
+  std::copy(tensor.stride_space, tensor.stride_space + ops::kMaxKernelDims, operand.stride_kernel);
+  return operand;
+}
+
 Matrix as_matrix(const Operand &operand, bool taps_outside) {
   Matrix matrix = {static_cast<char *>(operand.data), operand.dtype, {}, {}};
   matrix.rows.add(operand.out, operand.stride_out);
@@ -267,7 +282,8 @@ class Builder {
       case TermKind::kSparse:
         refuse("single elements are added to the weight");
       case TermKind::kRotation:
-        return turn_output(index, last, base);
+        return f_.weights.rotations[term.rotation].axis == ops::Rotation::Axis::kOut ? turn_outputs(last, base)
+                                                                                     : turn_inputs(index, base);
     }
   }
 
@@ -474,12 +490,48 @@ class Builder {
     base = source(to, weight_, weight, true);
   }
 
-  // R'(W) x = R'(W x), the weight as it is: what it makes is turned as a weight of so many columns as positions.
-  void turn_output(std::int32_t index, Sum &last, const Source &base) {
+  void refuse_beside_rotation() const {
+    if (f_.weights.adapters[f_.weights.targets[0].first_adapter].term_count != 1)
+      refuse("a rotation beside other terms");
+  }
+
+  // (W R'^T) x = W (R'^T x): the activations are turned as a weight of so many rows as channels.
+  void turn_inputs(std::int32_t index, Source &base) {
+    const ops::Term &term = f_.weights.terms[index];
+    const ops::Rotation &rotation = f_.weights.rotations[term.rotation];
+    refuse_beside_rotation();
+    if (f_.layer.groups != 1 || weight_.kernel_size() != 1) refuse("a rotation of what windows see");
+    if (rotation.rescale.data && (!f_.whole || term.coefficient != 1.0 || !absent(term.scalar) ||
+                                  rotation.extent() != weight_.in))
+      refuse("what is rescaled is added to what is not");
+    use_base(base);
+    std::vector<ops::Rotation> rotations(f_.weights.rotations, f_.weights.rotations + f_.weights.rotation_count);
+    ops::Rotation &turning = rotations[static_cast<std::size_t>(f_.weights.terms[index].rotation)];
+    turning.axis = ops::Rotation::Axis::kOut;
+    turning.rescale = {};
+    ops::WeightBatch batch = f_.weights;
+    batch.rotations = rotations.data();
+
     ops::WeightTarget target = f_.weights.targets[0];
-    if (f_.weights.rotations[f_.weights.terms[index].rotation].axis != ops::Rotation::Axis::kOut)
-      refuse("a rotation of inputs is applied to the weight");
-    if (f_.weights.adapters[target.first_adapter].term_count != 1) refuse("a rotation beside other terms");
+    target.base = as_weight(f_.x);
+    View turned = dense(f_.x, f_.x.channels, f_.x.channels);
+    Operand out = as_weight(turned.tensor);
+    out.data = target.base.data;  // there is one
+    turned.at = rebuild(batch, target, out, f_.whole ? ops::WeightOp::kMerge : ops::WeightOp::kDiff, false);
+    for (TargetPlan &activations : recipe_.rebuilds.back().plan->targets)  // none without positions
+      activations.adapters[0].terms[0].rotation.transposed = true;
+
+    base = source(turned, weight_, f_.weights.targets[0].base, true);
+    if (!rotation.rescale.data) return;
+    base.scaling.kind = Scaling::Kind::kRescale;
+    base.scaling.vector = rotation.rescale;
+    base.scaling.at = layout_.take(static_cast<Position>(weight_.out));
+  }
+
+  // R'(W) x = R'(W x), the weight as it is: what it makes is turned as a weight of so many columns as positions.
+  void turn_outputs(Sum &last, const Source &base) {
+    ops::WeightTarget target = f_.weights.targets[0];
+    refuse_beside_rotation();
     if (f_.layer.groups != 1) refuse("the groups of a convolution cut what a rotation turns");
     use_base(base);
     turned_ = true;
@@ -544,7 +596,7 @@ class Builder {
 
   /// float32 activations with the positions of another tensor: position after position as there, or channel after
   /// channel, also where `outputs` that are made at a time would leave a part of their panels empty.
-  View scratch_view(const Activation &like, std::int64_t channels, std::int64_t outputs) {
+  static View dense(const Activation &like, std::int64_t channels, std::int64_t outputs) {
     View view;
     view.tensor = like;
     view.tensor.data = nullptr;
@@ -558,6 +610,10 @@ class Builder {
     }
     view.tensor.stride_batch = step;
     view.tensor.stride_channel = by_position ? 1 : step * like.batch;
+    return view;
+  }
+  View scratch_view(const Activation &like, std::int64_t channels, std::int64_t outputs) {
+    View view = dense(like, channels, outputs);
     view.at = layout_.take(static_cast<Position>(like.positions() * channels));
     return view;
   }

@@ -46,13 +46,13 @@ struct View {
 
 /// What multiplies a source's weights, its windows instead of their columns, or its products. With c = coefficient * scalar * multiplier of the term:
 ///   kPlain    nothing          kTerm  c, and diagonal and mask by column
-///   kRows     one + c v[row]   kColumns  one + c v[input]
+///   kRows     one + c v[row]   kColumns  one + c v[input]   kRescale  v[row], 1 where the adapter is off
 ///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`
 ///   kDoraIn   by input what DoRA takes of the weight, or `of_delta`
 /// Norms are `vector`, data null: at norms_at.
 /// Rows are scaled when the products are there, so their source is the first of its sum.
 struct Scaling {
-  enum class Kind { kPlain, kTerm, kRows, kColumns, kDora, kDoraIn } kind = Kind::kPlain;
+  enum class Kind { kPlain, kTerm, kRows, kColumns, kRescale, kDora, kDoraIn } kind = Kind::kPlain;
   std::int32_t term = -1;
   float one = 0.0f;
   ops::Operand vector, mask;  // of a kTerm: diagonal and mask
@@ -61,7 +61,7 @@ struct Scaling {
   Position norms_at = 0;
   bool by_row = false, of_delta = false;
 
-  bool scales_rows() const { return kind == Kind::kRows || kind == Kind::kDora; }
+  bool scales_rows() const { return kind == Kind::kRows || kind == Kind::kRescale || kind == Kind::kDora; }
   bool scales_depth() const { return kind != Kind::kPlain && !scales_rows(); }
 };
 

@@ -407,11 +407,16 @@ class ForwardRunner {
     if (scaling.kind == Scaling::Kind::kPlain) return;
     if (scaling.kind == Scaling::Kind::kDora || scaling.kind == Scaling::Kind::kDoraIn)
       return make_dora_scales(source, rows);
-    const float c = coefficient(scaling.term);
     float *to = workspace_ + scaling.at;
     const auto value = [](const ops::Operand &vector, std::int64_t offset) {
       return vector.data ? read(vector, offset) : 1.0f;
     };
+    if (scaling.kind == Scaling::Kind::kRescale) {
+      for (std::int64_t r = 0; r < rows; ++r)
+        to[r] = active_ ? value(scaling.vector, r * scaling.vector.stride_out) : 1.0f;
+      return;
+    }
+    const float c = coefficient(scaling.term);
     if (scaling.kind == Scaling::Kind::kRows) {
       for (std::int64_t r = 0; r < rows; ++r)
         to[r] = scaling.one + (active_ ? c * value(scaling.vector, r * scaling.vector.stride_out) : 0.0f);

@@ -117,18 +117,18 @@ std::int64_t place(const RotationPlan &plan, std::int64_t i) {
   return plan.rotation.order == Rotation::Order::kInterleave ? i % length * 2 + i / length : i;
 }
 
-// kLines rows of `rest`, from the block's element `begin` on, side by side; those from `end` on are 0.
+// kLines rows of `rest`, or columns where the plan is transposed, from the block's element `begin` on, side by side; those from `end` on are 0.
 template <std::int64_t kLines>
 void pack_lines(const RotationPlan &plan, const float *rest, float m, std::int64_t begin, std::int64_t end,
                 float *packed) {
-  const std::int64_t n = plan.rotation.block_size;
+  const std::int64_t n = plan.rotation.block_size, down = plan.transposed ? 1 : n, across = plan.transposed ? n : 1;
   const float *rows[kLines];
-  for (std::int64_t i = 0; i < kLines; ++i) rows[i] = rest + place(plan, std::min(begin + i, end - 1)) * n;
+  for (std::int64_t i = 0; i < kLines; ++i) rows[i] = rest + place(plan, std::min(begin + i, end - 1)) * down;
   const std::int64_t length = plan.run_length();
-  const bool alternate = plan.rotation.order == Rotation::Order::kInterleave;
+  const std::int64_t step = plan.rotation.order == Rotation::Order::kInterleave ? 2 * across : across;
   for (std::int64_t run = 0; run < n; run += length) {
-    std::int64_t from = place(plan, run);
-    for (std::int64_t k = 0; k < length; ++k, from += alternate ? 2 : 1, packed += kLines)
+    std::int64_t from = place(plan, run) * across;
+    for (std::int64_t k = 0; k < length; ++k, from += step, packed += kLines)
       for (std::int64_t i = 0; i < kLines; ++i) packed[i] = begin + i < end ? m * rows[i][from] : 0.0f;
   }
 }
@@ -399,40 +399,47 @@ class LineRun {
 
   // -- Stages --------------------------------------------------------------------------------------------------
 
-  // All stages up to `stage` in the window that begins at `at`: its halves first.
+  // All stages up to `stage` in the window that begins at `at`: its halves first, or last where that is transposed.
   void turn(std::int64_t stage, std::int64_t at) {
-    const std::int64_t blocks = std::int64_t{1} << stage;
-    if (stage > 0) {
-      turn(stage - 1, at);
-      turn(stage - 1, at + r_.block_size * blocks / 2);
-    }
+    const std::int64_t blocks = std::int64_t{1} << stage, half = r_.block_size * blocks / 2;
+    if (stage == (plan_.transposed ? r_.stages - 1 : 0)) begin(stage, at, r_.block_size * blocks);
+    if (stage > 0 && !plan_.transposed) turn(stage - 1, at), turn(stage - 1, at + half);
     for (std::int64_t block = 0; block < blocks; ++block) turn_block(stage, at, block);
+    if (stage > 0 && plan_.transposed) turn(stage - 1, at), turn(stage - 1, at + half);
   }
 
+  void begin(std::int64_t stage, std::int64_t at, std::int64_t lines) {
+    load_lines(at, lines);
+    if (!unchanged(stage)) std::fill_n(change(at), lines * kPanel, 0.0f);
+  }
+
+  // What this stage takes, which lies side by side then.
+  bool unchanged(std::int64_t stage) const { return stage == 0 && (r_.stages == 1 || !plan_.transposed); }
+  bool last(std::int64_t stage) const { return stage == (plan_.transposed ? 0 : r_.stages - 1); }
+
   void turn_block(std::int64_t stage, std::int64_t window, std::int64_t block) {
-    const bool first = stage == 0, last = stage + 1 == r_.stages && stores_;
+    const bool first = unchanged(stage), stores = stores_ && last(stage);
     const std::int64_t start = window + block * (runs_ == 1 ? r_.block_size : length_);
-    if (first) load_lines(start);
     const Lines lines = {weight(start), first ? nullptr : change(start), gathered_, runs_, length_, length_ << stage};
     const float *matrix = left_ + (stage * r_.blocks + window / r_.block_size + block) * matrix_step_;
-    k_.turn(matrix, lines, last ? lanes_ : kPanel, last ? stored(stage, start) : kept(stage, start),
+    k_.turn(matrix, lines, stores ? lanes_ : kPanel, stores ? stored(stage, start) : kept(stage, start),
             first ? ahead(start) : following(matrix));
   }
 
-  // A block's lines as they are, which lie side by side in the first stage.
-  void load_lines(std::int64_t start) {
+  // A window's lines as they are.
+  void load_lines(std::int64_t start, std::int64_t lines) {
     if (plan_.along_rows) return;
     const Rows &rows = region_.weight;
     const auto load = [&](std::int64_t element, std::int64_t count) {
       k_.load_panel(rows.dtype, at(rows, line(element), lane_), rows.stride, count, lanes_, weight(element));
     };
-    if (plan_.lines.empty()) return load(start, r_.block_size);
-    for (std::int64_t i = 0; i < r_.block_size; ++i) load(start + i, 1);
+    if (plan_.lines.empty()) return load(start, lines);
+    for (std::int64_t i = 0; i < lines; ++i) load(start + i, 1);
   }
 
   Turned kept(std::int64_t stage, std::int64_t element) const {
     float *to = change(element);
-    return {nullptr, 0, stage == 0 ? nullptr : to, LYC_DTYPE_F32, to, kPanel, false};
+    return {nullptr, 0, unchanged(stage) ? nullptr : to, LYC_DTYPE_F32, to, kPanel, false};
   }
 
   Turned stored(std::int64_t stage, std::int64_t element) const {
@@ -442,7 +449,7 @@ class LineRun {
                                                                 : nullptr;
     return {base,
             sums ? region_.out.stride : kPanel,
-            stage == 0 ? nullptr : change(element),
+            unchanged(stage) ? nullptr : change(element),
             region_.out.dtype,
             const_cast<char *>(at(region_.out, line(element), lane_)),
             region_.out.stride,

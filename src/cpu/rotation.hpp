@@ -4,7 +4,8 @@
 // of each of its blocks, which lie in one or two runs of neighbouring lines; blocks of stage t stay within windows of
 // 2^t blocks, so windows are turned from the inside out and what they hold stays in the caches. What is kept is the
 // change, not the turned lines: a small rotation loses nothing to the size of the weight. The first stage takes the
-// lines from the weight, the last one stores: a rotation of one stage is one pass over the weight.
+// lines from the weight, the last one stores: a rotation of one stage is one pass over the weight. What is transposed
+// goes through its windows from the outside in.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@ namespace lyc::cpu {
 struct RotationPlan {
   ops::Rotation rotation;
   bool along_rows = false;          // lines are columns, and rows are turned each for itself
+  bool transposed = false;          // every R' is, and the last stage comes first: of activations, as of the weight
   std::vector<std::int64_t> lines;  // where each element of the axis lies; empty: at its own number
   std::uint64_t squares_at = 0;     // in the workspace: |Q|^2 of each matrix, in double
   std::uint64_t packed_at = 0;      // m (R - I) of each matrix: blocks of kTileRows rows, or transposed in panels

@@ -9,8 +9,10 @@
 
 #include "cpu/context.hpp"
 #include "cpu/forward_plan.hpp"
+#include "cpu/rotation.hpp"
 #include "support/tensor.hpp"
 #include "support/tolerance.hpp"
+#include "support/weight_case.hpp"
 
 namespace lyc::test {
 namespace {
@@ -145,6 +147,19 @@ class Call {
     add();
   }
 
+  /// What changes the first weight of a case.
+  void take(const WeightCase &changed) {
+    changed_ = changed.batch(0);
+    multipliers_ = changed.multipliers.data();
+  }
+
+  void add_to_zero() {
+    whole_ = false;
+    for (std::int64_t n = 0; n < y.out; ++n)
+      for (std::int64_t o = 0; o < y.in; ++o)
+        for (std::int64_t p = 0; p < y.kernel_size(); ++p) set(y, offset_of(y, n, o, p), 0.0);
+  }
+
   std::unique_ptr<ops::ForwardPlan> prepare(ops::BackendContext &context, ops::Path path = ops::Path::kAuto) const {
     ops::Forward forward;
     forward.layer = layer_.layer;
@@ -156,8 +171,9 @@ class Call {
     forward.weights.target_count = 1;
     forward.weights.adapter_count = forward.weights.term_count = target_.adapter_count;
     forward.weights.multiplier_count = target_.adapter_count;
+    if (changed_.target_count) forward.weights = changed_;
     forward.path = path;
-    forward.whole = 1;
+    forward.whole = whole_;
     return cpu::prepare(context, forward);
   }
 
@@ -168,7 +184,7 @@ class Call {
     std::size_t space = workspace.size() * sizeof(float);
     std::align(256, 1, start, space);
     ops::ForwardRun run{};
-    run.multipliers = &kMultiplier;
+    run.multipliers = multipliers_;
     run.workspace = start;
     cpu::run(*plan, run);
     EXPECT_TRUE(arena_.guards_intact());
@@ -209,6 +225,9 @@ class Call {
   ops::WeightTarget target_;
   ops::Adapter adapter_;
   ops::Term term_;
+  ops::WeightBatch changed_;
+  const float *multipliers_ = &kMultiplier;
+  bool whole_ = true;
 
  public:
   const Operand x, weight, y;
@@ -216,6 +235,21 @@ class Call {
 
 class CpuForward : public testing::TestWithParam<const cpu::Kernels *> {
  protected:
+  /// What the rotation points to from then on.
+  std::vector<float> prepared(ops::Rotation &rotation) {
+    const std::int64_t count = rotation.stages * rotation.blocks, size = rotation.block_size * rotation.block_size;
+    std::vector<float> rests(static_cast<std::size_t>(count * size));
+    Operand to;
+    to.data = rests.data();
+    to.dtype = LYC_DTYPE_F32;
+    to.out = count;
+    to.in = to.stride_out = size;
+    to.stride_in = 1;
+    cpu::prepare_rotation(context_, rotation, to);
+    rotation.prepared = to;
+    return rests;
+  }
+
   ops::BackendContext context_{2, *GetParam()};
 };
 
@@ -263,6 +297,49 @@ TEST_P(CpuForward, KroneckerProducts) {
           call.add_kronecker(2, layer.weight.in % 4 ? 3 : 4, dtype);
           EXPECT_TRUE(near(call.run(context_, path), call.want(), call.allowed())) << layer.name;
         }
+}
+
+// Blocks, stages, orders, limits, series of any kind, prepared or not: the activations are turned, or the weight.
+TEST_P(CpuForward, RotationsOfInputs) {
+  const LayerCase layers[] = {{"linear", {100, 96}, {70, 96}, {}},
+                              {"linear_one", {1, 64}, {33, 64}, {}},
+                              {"conv2d", {2, 48, {5, 7, 1}}, {70, 48}, window(1, 1, 0, 1, 2)},
+                              {"conv2d_apart", {3, 32, {9, 6, 1}}, {9, 32}, window(1, 2, 1, 1, 2)}};
+  Random random(29);
+  for (int repeat = 0; repeat < 40; ++repeat)
+    for (const LayerCase &layer : layers) {
+      TermChoice term;
+      term.kind = ops::TermKind::kRotation;
+      do term.rotation = random_rotation(layer.weight, random);
+      while (term.rotation.axis != ops::Rotation::Axis::kIn);
+      const lyc_dtype dtype = random.one_of({LYC_DTYPE_BF16, LYC_DTYPE_F32});
+      const bool whole = random.chance(0.7);
+      TargetChoice target;
+      target.shape = layer.weight;
+      target.base_dtype = target.out_dtype = dtype;
+      target.adapters = {{{term}}};
+      WeightCase changed(static_cast<std::uint64_t>(repeat));
+      changed.add(target);
+      std::vector<float> rests;
+      if (random.chance(0.3)) rests = prepared(changed.rotations()[0]);
+      std::vector<double> results[2];
+      for (ops::Path path : kPaths) {
+        Call call(layer, dtype, dtype, LYC_DTYPE_F32, repeat % 2 ? Order::kOIHW : Order::kOHWI);
+        call.take(changed);
+        if (!whole) call.add_to_zero();
+        const bool factored = path == ops::Path::kFactored;
+        const bool rescales_all = whole && changed.terms()[0].coefficient == 1.0 &&
+                                  changed.rotations()[0].extent() == layer.weight.in;
+        if (factored && term.rotation.rescale && !rescales_all)
+          EXPECT_THROW(call.prepare(context_, path), Error);
+        else
+          results[factored] = call.run(context_, path);
+        if (results[1].empty()) continue;
+        if (!factored) {
+          EXPECT_TRUE(near(results[1], results[0], call.allowed())) << layer.name << ", " << repeat << ": " << term.rotation.stages << " stages";
+        }
+      }
+    }
 }
 
 TEST_P(CpuForward, ThreadsChangeNoBit) {
