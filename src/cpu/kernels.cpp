@@ -1696,8 +1696,8 @@ HWY_INLINE void store_columns(Floats sum, std::int64_t n, const float *base, T *
 }
 
 template <bool kStream, typename T, std::int64_t kTiles>
-void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block, bool keep, T *outs,
-                std::int64_t out_stride, Fetch &ahead) {
+HWY_INLINE void turn_block(const float *const *left, std::int64_t rows, const float *right, std::int64_t block,
+                           bool keep, T *outs, std::int64_t out_stride, Fetch &ahead) {
   for (std::int64_t column = 0; column < block; column += 2 * kLanes) {
     Floats sum[kTiles * kTileRows][2];
     const std::int64_t n = block - column;
@@ -1724,20 +1724,26 @@ void turn_block(const float *const *left, std::int64_t rows, const float *right,
   }
 }
 
-template <typename T, std::int64_t kTiles>
-void turn_tiles(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right, std::int64_t block,
-                std::int64_t blocks, std::int64_t step, bool keep, const Turned &to, const Ahead &rows_ahead) {
+template <bool kStream, typename T, std::int64_t kTiles>
+void turn_blocks(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right, std::int64_t block,
+                 std::int64_t blocks, std::int64_t step, bool keep, const Turned &to, const Ahead &rows_ahead) {
   Fetch ahead(rows_ahead, rows);
-  const bool stream = streams<T>(to, std::gcd(block, 2 * kLanes));
-  const auto turn_block_as = stream ? turn_block<true, T, kTiles> : turn_block<false, T, kTiles>;
   const float *lines[kTileRows];
   for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left + i * left_stride;
   T *out = static_cast<T *>(to.out);
   for (std::int64_t at = 0; at < blocks; ++at, right += step, out += block) {
-    for (std::int64_t i = 0; i < rows && !stream; ++i) fetch<2 * kTurned>(out + i * to.out_stride);
-    turn_block_as(lines, rows, right, block, keep, out, to.out_stride, ahead);
+    for (std::int64_t i = 0; i < rows && !kStream; ++i) fetch<2 * kTurned>(out + i * to.out_stride);
+    turn_block<kStream, T, kTiles>(lines, rows, right, block, keep, out, to.out_stride, ahead);
     for (const float *&line : lines) line += block;
   }
+}
+
+template <typename T, std::int64_t kTiles>
+void turn_tiles(const float *left, std::int64_t left_stride, std::int64_t rows, const float *right, std::int64_t block,
+                std::int64_t blocks, std::int64_t step, bool keep, const Turned &to, const Ahead &ahead) {
+  const bool stream = streams<T>(to, std::gcd(block, 2 * kLanes));
+  const auto turn = stream ? turn_blocks<true, T, kTiles> : turn_blocks<false, T, kTiles>;
+  turn(left, left_stride, rows, right, block, blocks, step, keep, to, ahead);
 }
 
 template <typename T>
