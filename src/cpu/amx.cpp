@@ -20,7 +20,7 @@ constexpr Part kParts[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {0, 0}, {2, 0}};
 /// on.
 class Product {
  public:
-  Product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t begin, std::int64_t some,
+  Product(const FactorRows &left, const FactorPanels &right, std::int64_t pairs, std::int64_t begin, std::int64_t some,
           std::int64_t steps, std::int64_t rows)
       : left_(left), right_(right), pairs_(pairs), begin_(begin), some_(some), steps_(steps), two_(rows > kRows) {
     for (const Part &part : kParts)
@@ -52,7 +52,7 @@ class Product {
   template <bool kTwo>
   void add_columns(std::int64_t column, const Tile &tile) const {
     float *const to = tile.data + column, *const below = to + kRows * tile.stride;
-    const std::int64_t left_stride = left_.parts * pairs_;
+    const std::int64_t left_stride = left_.stride;
     const float *left = left_.data + begin_;
     const float *right = right_.data + (column / kPanel * right_.parts * pairs_ + begin_) * kPanel + column % kPanel;
     if (tile.first) {
@@ -80,7 +80,8 @@ class Product {
     if (kTwo) store_tile<2>(below, tile.stride), store_tile<3>(below + kRows, tile.stride);
   }
 
-  Pairs left_, right_;
+  FactorRows left_;
+  FactorPanels right_;
   std::int64_t pairs_, begin_, some_, steps_, count_ = 0;
   bool two_;
   Part parts_[std::size(kParts)];
@@ -90,20 +91,26 @@ class Product {
 
 }  // namespace
 
-void amx_pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
-                      const Tile &tile) {
+void amx_row_product(const FactorRows &left, const FactorPanels &right, std::int64_t pairs, std::int64_t rows,
+                     std::int64_t panels, const Tile &tile) {
   for (std::int64_t row = 0; pairs == 0 && tile.first && row < rows; ++row)
     std::fill_n(tile.data + row * tile.stride, panels * kPanel, 0.0f);
   const std::int64_t whole = pairs / kTiledPairs * kTiledPairs;
   for (std::int64_t row = 0; row < rows; row += 2 * kRows) {
     const std::int64_t count = std::min(2 * kRows, rows - row);
     Tile part = {tile.data + row * tile.stride, tile.stride, nullptr, tile.first};
-    const Pairs from = {left.data + row * left.parts * pairs, left.parts};
+    FactorRows from = left;
+    from.data += row * left.stride;
     if (whole > 0) Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(panels, part);
     if (whole == pairs) continue;
     part.first = tile.first && whole == 0;
     Product(from, right, pairs, whole, pairs - whole, 1, count).run(panels, part);
   }
+}
+
+void amx_pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels,
+                      const Tile &tile) {
+  amx_row_product({left, pairs, true}, {right}, pairs, kTileRows, panels, tile);
 }
 
 }  // namespace lyc::cpu

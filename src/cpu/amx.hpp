@@ -53,9 +53,10 @@ inline void add_tile_product() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"n"(kSum), "n"(kLeft), "n"(kRight));
 }
 
-/// Kernels::pair_product; a block of the left factor is a row.
-void amx_pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
-                      const Tile &tile);
+/// Kernels::row_product, of pairs, and Kernels::pair_product; a block of its left factor is a row.
+void amx_row_product(const FactorRows &left, const FactorPanels &right, std::int64_t pairs, std::int64_t rows,
+                     std::int64_t panels, const Tile &tile);
+void amx_pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels, const Tile &tile);
 
 }  // namespace lyc::cpu
 #endif

@@ -672,6 +672,7 @@ class Builder {
     for (Source &source : sum.sources) {
       multiply_pairs(source);
       multiply_few(sum, source);
+      multiply_as_they_are(sum, source);
       steps += source.steps() * source.x_parts;
     }
     const std::int64_t across = std::max<std::int64_t>(1, steps * sum.groups);
@@ -692,11 +693,11 @@ class Builder {
 
   /// Fast products want wide tiles, for which few windows are read again, of one size, a multiple of threads of them.
   std::int64_t outputs_at_once(const Sum &sum) const {
-    const bool many = context_.kernels.pair_rows > kTileRows;
+    const bool many = context_.kernels.row_height > kTileRows;
     if (!many || std::none_of(sum.sources.begin(), sum.sources.end(), [](const Source &s) { return s.pairs; }))
       return sum.positions_in_rows ? kPanel : kMaxOutputs;
     const std::int64_t tiles = round_up(ceil_div(sum.outputs, kMaxPairOutputs), context_.pool.threads());
-    const std::int64_t unit = sum.positions_in_rows ? kPanel : context_.kernels.pair_rows;
+    const std::int64_t unit = sum.positions_in_rows ? kPanel : context_.kernels.row_height;
     return std::max(round_up(ceil_div(sum.outputs, tiles), unit), unit);
   }
 
@@ -712,6 +713,17 @@ class Builder {
     if (!source.pairs) return;
     source.x_parts = x;
     source.weight_parts = weight;
+  }
+
+  /// Where the weights are the left factor, and nothing about them changes: whole words, and whole steps of them.
+  static void multiply_as_they_are(const Sum &sum, Source &source) {
+    const Matrix &weight = source.weight;
+    const bool changed = source.scaling.by_row || (source.scaling.scales_depth() && !source.scales_windows);
+    const std::int64_t each = source.pairs ? 2 : 1;
+    source.as_they_are = !sum.positions_in_rows && !changed && weight.in_rows() && source.weight_parts == 1 &&
+                         weight.dtype == (source.pairs ? LYC_DTYPE_BF16 : LYC_DTYPE_F32) &&
+                         source.depth() % each == 0 && weight.rows.stride[0] % each == 0 &&
+                         reinterpret_cast<std::uintptr_t>(weight.data) % sizeof(float) == 0;
   }
 
   /// Rows of weights, where a position's activations are a row, too.
@@ -825,7 +837,7 @@ std::string explain(const ops::ForwardPlan &plan) {
                    " outputs, groups ", sum.groups, ":");
     for (const Source &source : sum.sources)
       text += concat(source.adapter ? " adapter" : " weight", " depth ", source.depth(),
-                     source.pairs ? " by pairs" : "", source.few ? " as it is read" : "");
+                     source.pairs ? " by pairs" : "", source.few || source.as_they_are ? " as it is read" : "");
     text += sum.has_addend ? " and what was made before\n" : "\n";
   }
   return text;

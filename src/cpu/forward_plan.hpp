@@ -12,8 +12,8 @@
 //
 // Where the kernels multiply pairs of bf16, a step of the depth is a pair in the place of a float32, at an odd end with
 // a zero: activations and weights of bf16 as they are or, with kernels that take parts, any as sums of bf16. Everything
-// but the packing is the same. Where positions are few, weights are multiplied as they are read, nothing of them
-// packed.
+// but the packing is the same. Weights are multiplied where they lie, nothing of them packed, where positions are few,
+// and where positions are columns and kernels can take the weights' type.
 #pragma once
 
 #include <algorithm>
@@ -76,7 +76,8 @@ struct Source {
   Position weight_at = 0;
   bool pairs = false;  // of bf16, a step of the depth each
   std::int64_t x_parts = 1, weight_parts = 1;
-  bool few = false;      // positions: weights as they lie, activations as rows of float32, scaled
+  bool few = false;          // positions: weights as they lie, activations as rows of float32, scaled
+  bool as_they_are = false;  // weights, which are multiplied where they lie
   bool shared = false;   // by all groups
   bool adapter = false;  // the adapter's: left out at multiplier 0
   Scaling scaling;

@@ -54,21 +54,23 @@ template <typename Read, typename Scale>
 }
 
 /// Rows of `steps` steps in parts, of which read(i, k, n, values, apart) has n of row i from k on: kDepth of them at a
-/// time as [parts][steps][height], the form of packed factors, or for height 1 as rows of [parts][steps]. Rows that are
-/// missing are 0.
+/// time, as rows of [parts][steps] or, for height kPanel, as a panel [parts][steps][height] whose missing rows are 0.
 template <typename Read>
 void pack_rows(const Kernels &kernels, std::int64_t parts, std::int64_t count, std::int64_t height, std::int64_t steps,
-               bool as_they_are, float *buffer, float *to, Read read) {
-  const std::int64_t most = height == kPanel ? kPanel : kDepth, stride = most + 16;
+               float *buffer, float *to, Read read) {
+  constexpr std::int64_t kStride = kPanel + 16;
   for (std::int64_t begin = 0; begin < steps; begin += kDepth, to += parts * kDepth * height) {
     const std::int64_t depth = std::min(kDepth, steps - begin);
+    if (height != kPanel) {
+      for (std::int64_t i = 0; i < count; ++i) read(i, begin, depth, to + i * parts * depth, depth);
+      continue;
+    }
     if (count < height) std::fill_n(to, parts * depth * height, 0.0f);
-    for (std::int64_t i = 0; as_they_are && i < count; ++i) read(i, begin, depth, to + i * parts * depth, depth);
-    for (std::int64_t k = 0; !as_they_are && k < depth; k += most) {
-      const std::int64_t n = std::min(most, depth - k);
-      for (std::int64_t i = 0; i < count; ++i) read(i, begin + k, n, buffer + i * stride, count * stride);
+    for (std::int64_t k = 0; k < depth; k += kPanel) {
+      const std::int64_t n = std::min(kPanel, depth - k);
+      for (std::int64_t i = 0; i < count; ++i) read(i, begin + k, n, buffer + i * kStride, count * kStride);
       for (std::int64_t part = 0; part < parts; ++part)
-        kernels.transpose(buffer + part * count * stride, stride, count, n, to + (part * depth + k) * height, height);
+        kernels.transpose(buffer + part * count * kStride, kStride, count, n, to + (part * depth + k) * height, height);
     }
   }
 }
@@ -447,12 +449,8 @@ class ForwardRunner {
     }
   }
 
-  // Rows of a block on the left of products, and whether they lie one after the other there.
-  std::int64_t left_height(const Source &source) const { return source.pairs ? k_.pair_rows : kTileRows; }
-  bool left_in_rows(const Source &source) const { return source.pairs && k_.pair_height == 1; }
-  std::int64_t side(const Sum &sum, const Source &source) const {
-    return sum.positions_in_rows ? left_height(source) : kPanel;
-  }
+  // Positions that are packed together: rows of a left factor, or a panel.
+  std::int64_t side(const Sum &sum) const { return sum.positions_in_rows ? k_.row_height : kPanel; }
 
   struct Scratch {
     float *tile, *weights, *gather, *row;
@@ -479,14 +477,13 @@ class ForwardRunner {
         windows.at_position(item / count, begin + item % count, 0, source.depth(), row);
         scale(source.scaling, 1.0f, 0, source.depth(), row);
       });
-    const std::int64_t height = side(sum, source), blocks = ceil_div(count, height);
+    const std::int64_t height = side(sum), blocks = ceil_div(count, height);
     pool_.parallel_for(sum.groups * blocks, [&](std::int64_t item, int worker) {
       const std::int64_t group = item / blocks, block = item % blocks;
       const std::int64_t first = begin + block * height, n = std::min(height, begin + count - first);
       float *to = packed(sum, index, group) + block * height * windows_depth(source);
-      const bool in_rows = sum.positions_in_rows && left_in_rows(source);
-      if (in_rows || windows.by_position())
-        pack_by_position(source, windows, group, first, n, height, in_rows, scratch(sum, worker).gather, to);
+      if (sum.positions_in_rows || windows.by_position())
+        pack_by_position(source, windows, group, first, n, height, scratch(sum, worker).gather, to);
       else if (!source.pairs)
         pack_by_depth(source, windows, group, first, n, height, to);
       else if (source.x_parts == 1)
@@ -497,8 +494,8 @@ class ForwardRunner {
   }
 
   void pack_by_position(const Source &source, const Windows &windows, std::int64_t group, std::int64_t first,
-                        std::int64_t n, std::int64_t height, bool in_rows, float *buffer, float *to) const {
-    pack_rows(k_, source.x_parts, n, height, source.steps(), in_rows, buffer, to,
+                        std::int64_t n, std::int64_t height, float *buffer, float *to) const {
+    pack_rows(k_, source.x_parts, n, height, source.steps(), buffer, to,
               [&](std::int64_t i, std::int64_t k, std::int64_t part, float *row, std::int64_t apart) {
                 const auto read = [&](std::int64_t at, std::int64_t length, auto *values) {
                   windows.at_position(group, first + i, at, length, values);
@@ -596,7 +593,7 @@ class ForwardRunner {
       }
       for (std::int64_t k = 0; !source.few && k < source.steps(); k += kDepth) {
         const std::int64_t steps = std::min(kDepth, source.steps() - k);
-        pack_weights(sum, source, range, k, steps, scratch);
+        if (!source.as_they_are) pack_weights(sum, source, range, k, steps, scratch);
         multiply(sum, i, range, k, steps, scratch, first, ahead(sum, source, range, k + kDepth));
         first = false;
       }
@@ -631,10 +628,9 @@ class ForwardRunner {
                     const Scratch &scratch) const {
     const Matrix weight = weight_of(source);
     const std::int64_t row = first_row(sum, source, range);
-    const std::int64_t height = sum.positions_in_rows ? kPanel : left_height(source);
-    const bool in_rows = !sum.positions_in_rows && left_in_rows(source);
+    const std::int64_t height = sum.positions_in_rows ? kPanel : k_.row_height;
     for (std::int64_t block = 0; block < range.outputs; block += height)
-      pack_rows(k_, source.weight_parts, std::min(height, range.outputs - block), height, steps, in_rows,
+      pack_rows(k_, source.weight_parts, std::min(height, range.outputs - block), height, steps,
                 scratch.gather, scratch.weights + block * steps * source.weight_parts,
                 [&](std::int64_t i, std::int64_t at, std::int64_t n, float *values, std::int64_t apart) {
                   const auto read = [&](std::int64_t column, std::int64_t count, auto *to) {
@@ -669,18 +665,29 @@ class ForwardRunner {
   void multiply(const Sum &sum, std::size_t index, const Range &range, std::int64_t k, std::int64_t steps,
                 const Scratch &scratch, bool first, Fetch next) const {
     const Source &source = sum.sources[index];
-    const std::int64_t all = windows_depth(source), stride = tile_stride(sum, range), height = side(sum, source);
+    const std::int64_t all = windows_depth(source), stride = tile_stride(sum, range), height = side(sum);
     const float *windows = packed(sum, index, range.group) + range.first * all + k * height * source.x_parts;
+    const FactorRows weights = weights_in_rows(sum, source, range, k, steps, scratch);
     for (std::int64_t p = 0; p < range.positions; p += height) {
       next.part(ceil_div(range.positions, height));
       if (sum.positions_in_rows)
-        product(source.pairs, {windows + p * all, source.x_parts}, {scratch.weights, source.weight_parts}, steps,
-                height, ceil_div(range.outputs, kPanel), {scratch.tile + p * stride, stride, nullptr, first});
+        k_.row_product({windows + p * all, steps * source.x_parts, source.pairs, source.x_parts},
+                       {scratch.weights, source.weight_parts}, steps, std::min(height, range.positions - p),
+                       ceil_div(range.outputs, kPanel), {scratch.tile + p * stride, stride, nullptr, first});
       else
-        product(source.pairs, {scratch.weights, source.weight_parts}, {windows + p * all, source.x_parts}, steps,
-                round_up(range.outputs, left_height(source)), 1,
-                {scratch.tile + p, stride, nullptr, first, panel_ahead(windows, source, p, range.positions, k)});
+        k_.row_product(weights, {windows + p * all, source.x_parts}, steps, range.outputs, 1,
+                       {scratch.tile + p, stride, nullptr, first, panel_ahead(windows, source, p, range.positions, k)});
     }
+  }
+
+  FactorRows weights_in_rows(const Sum &sum, const Source &source, const Range &range, std::int64_t k,
+                             std::int64_t steps, const Scratch &scratch) const {
+    if (!source.as_they_are)
+      return {scratch.weights, steps * source.weight_parts, source.pairs, source.weight_parts};
+    const Matrix weight = weight_of(source);
+    const std::int64_t each = source.pairs ? 2 : 1;
+    return {reinterpret_cast<const float *>(weight.at(first_row(sum, source, range), each * k)),
+            weight.rows.stride[0] / each, source.pairs};
   }
 
   void multiply_few(const Sum &sum, std::size_t index, const Range &range, const Scratch &scratch, bool first) const {
@@ -702,15 +709,6 @@ class ForwardRunner {
     if (steps <= 0) return {};
     return {reinterpret_cast<const char *>(windows + (p + kPanel) * all), 0,
             steps * each * static_cast<std::int64_t>(sizeof(float))};
-  }
-
-  void product(bool pairs, const Pairs &left, const Pairs &right, std::int64_t steps, std::int64_t rows,
-               std::int64_t panels, const Tile &tile) const {
-    if (pairs) return k_.pair_product(left, right, steps, rows, panels, tile);
-    for (std::int64_t row = 0; row < rows; row += kTileRows)
-      k_.product(left.data + row * steps, right.data, steps, panels,
-                 {tile.data + row * tile.stride, tile.stride, nullptr, tile.first,
-                  part(tile.ahead, row / kTileRows, rows / kTileRows)});
   }
 
   // Sums, what was made before, bias, and what is there, rounded once.

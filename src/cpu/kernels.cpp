@@ -545,9 +545,9 @@ HWY_INLINE Floats scaled_onto(Floats sum, Floats scale, Floats base) {
   return Step::kScales ? hn::MulAdd(scale, sum, base) : hn::Add(sum, base);
 }
 
-template <bool kFirst, bool kTimes, typename Step = Numbers, typename Next = NoFetch>
+template <bool kFirst, bool kTimes, typename Step = Numbers>
 void product_tile(const float *left, const float *right, std::int64_t rank, std::int64_t panels, const Tile tile) {
-  Next next = Next(tile.ahead, 1);
+  NoFetch next;
   for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
     Sums sum;
     multiply<Step>(left, right_at(right, rank, column), rank, sum, next);
@@ -635,26 +635,59 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
   if (tile.times)
     return tile.first ? product_tile<true, true>(left, right, rank, panels, tile)
                       : product_tile<false, true>(left, right, rank, panels, tile);
-  if (tile.ahead.size)
-    return tile.first ? product_tile<true, false, Numbers, Fetch>(left, right, rank, panels, tile)
-                      : product_tile<false, false, Numbers, Fetch>(left, right, rank, panels, tile);
   return tile.first ? product_tile<true, false>(left, right, rank, panels, tile)
                     : product_tile<false, false>(left, right, rank, panels, tile);
 }
 
 #if HWY_TARGET == HWY_AVX3
-void pair_product(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows, std::int64_t panels,
-                  const Tile &tile) {
-  const auto multiply_tile =
-      tile.ahead.size
-          ? (tile.first ? product_tile<true, false, PairSteps, Fetch> : product_tile<false, false, PairSteps, Fetch>)
-          : (tile.first ? product_tile<true, false, PairSteps> : product_tile<false, false, PairSteps>);
-  for (std::int64_t row = 0; row < rows; row += kTileRows)
-    multiply_tile(left.data + row * pairs, right.data, pairs, panels,
-                  {tile.data + row * tile.stride, tile.stride, nullptr, tile.first,
-                   part(tile.ahead, row / kTileRows, (rows + kTileRows - 1) / kTileRows)});
+void pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels, const Tile &tile) {
+  const auto multiply_tile = tile.first ? product_tile<true, false, PairSteps> : product_tile<false, false, PairSteps>;
+  multiply_tile(left, right, pairs, panels, tile);
 }
 #endif
+
+// Up to kTileRows rows, of which `count` are there.
+template <bool kFirst, typename Step, typename Next>
+void row_tile(const float *const (&rows)[kTileRows], std::int64_t count, const float *right, std::int64_t steps,
+              std::int64_t panels, const Tile &tile) {
+  Next next = Next(tile.ahead, 1);
+  for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
+    Sums sum;
+    const float *const panel = right_at(right, steps, column);
+    multiply_by<Step>(
+        steps, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panel + k * kPanel + v * kLanes); },
+        [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, rows[i][k]); }, next);
+    HWY_UNROLL(6)
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      if (i >= count) break;
+      HWY_UNROLL(4)
+      for (std::int64_t v = 0; v < kVectors; ++v)
+        put<kFirst, false>(sum[i][v], tile.data + i * tile.stride + column + v * kLanes, nullptr);
+    }
+  }
+}
+
+template <typename Step>
+void row_product_by(const FactorRows &left, const float *right, std::int64_t steps, std::int64_t rows,
+                    std::int64_t panels, const Tile &tile) {
+  const auto multiply_tile = tile.ahead.size
+                                 ? (tile.first ? row_tile<true, Step, Fetch> : row_tile<false, Step, Fetch>)
+                                 : (tile.first ? row_tile<true, Step, NoFetch> : row_tile<false, Step, NoFetch>);
+  const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (std::int64_t row = 0; row < rows; row += kTileRows) {
+    const float *lines[kTileRows];
+    for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left.data + std::min(row + i, rows - 1) * left.stride;
+    multiply_tile(lines, rows - row, right, steps, panels,
+                  {tile.data + row * tile.stride, tile.stride, nullptr, tile.first,
+                   part(tile.ahead, row / kTileRows, tiles)});
+  }
+}
+
+void row_product(const FactorRows &left, const FactorPanels &right, std::int64_t steps, std::int64_t rows,
+                 std::int64_t panels, const Tile &tile) {
+  const auto multiply_rows = left.pairs ? row_product_by<PairSteps> : row_product_by<Numbers>;
+  multiply_rows(left, right.data, steps, rows, panels, tile);
+}
 
 /// Beside rows of a weight, those below them.
 template <typename T>
@@ -2004,6 +2037,8 @@ constexpr Kernels kernels_with(const char *name) {
   kernels.merge = merge<Half>;
   kernels.flush = flush;
   kernels.product = product;
+  kernels.row_product = row_product;
+  kernels.row_height = kTileRows;
   kernels.periodic_product = periodic_product;
   kernels.dots = dots;
   kernels.merge_product = merge_product<Half>;
@@ -2032,7 +2067,7 @@ constexpr Kernels kernels_with(const char *name) {
 constexpr Kernels pair_kernels() {
   Kernels kernels = kernels_with<FastBf16>("AVX-512-BF16-pairs");
   kernels.pair_product = pair_product;
-  kernels.pair_height = kernels.pair_rows = kTileRows;
+  kernels.pair_height = kTileRows;
   kernels.holds_panels = true;
   return kernels;
 }
@@ -2042,7 +2077,8 @@ constexpr Kernels tile_kernels() {
   Kernels kernels = kernels_with<FastBf16>("AMX-BF16");
   kernels.pair_product = amx_pair_product;
   kernels.pair_height = 1;
-  kernels.pair_rows = 2 * kTiledRows;
+  kernels.row_product = amx_row_product;
+  kernels.row_height = 2 * kTiledRows;
   kernels.split = split;
   kernels.merge_tiled = merge_tiled;
   kernels.tiled_squares = tiled_squares;

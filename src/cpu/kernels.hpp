@@ -97,10 +97,16 @@ struct Packed {
   float scale = 1.0f;
 };
 
-/// A factor of pairs of bf16, the first one in the lower half, in the place of float32. A number may be a sum of
-/// several, its parts, of which three hold a float32: the left factor is in blocks [parts][pairs][pair_height], the
-/// right one in panels [parts][pairs][kPanel].
-struct Pairs {
+/// A left factor as rows, `stride` words apart: of numbers, or of pairs of bf16 in the place of float32, the first one in
+/// the lower half. What pairs stand for may be a sum of several, its parts, of which three hold a float32: [parts][steps].
+struct FactorRows {
+  const float *data;
+  std::int64_t stride;
+  bool pairs = false;
+  std::int64_t parts = 1;
+};
+/// A right factor as panels [parts][steps][kPanel] of the same.
+struct FactorPanels {
   const float *data;
   std::int64_t parts = 1;
 };
@@ -148,12 +154,18 @@ struct Kernels {
                            const float *right, std::int64_t right_stride, std::int64_t rank, std::int64_t panels,
                            const Tile &tile);
 
-  // As product, by pairs: twice the rank. Products of parts that lie beyond a float32 are left out, denormals count as
-  // zero. Without tile.times. Rows are best pair_rows at a time. Null where it is no faster. More than one part only
-  // where there is a `split`, which makes them of numbers: `parts` rows of bf16, `apart` from each other.
-  void (*pair_product)(const Pairs &left, const Pairs &right, std::int64_t pairs, std::int64_t rows,
-                       std::int64_t panels, const Tile &tile);
-  std::int64_t pair_height, pair_rows;
+  // As product, by pairs: twice the rank. Denormals count as zero. Without tile.times. The left factor lies in blocks
+  // [pairs][pair_height]. Null where it is no faster.
+  void (*pair_product)(const float *left, const float *right, std::int64_t pairs, std::int64_t panels,
+                       const Tile &tile);
+  std::int64_t pair_height;
+
+  // The same of any number of rows, best row_height at a time, with numbers, or with pairs where there is a
+  // pair_product. More than one part only where there is a `split`, which makes them of numbers: `parts` rows of bf16,
+  // `apart` from each other. Products of parts that lie beyond a float32 are left out.
+  void (*row_product)(const FactorRows &left, const FactorPanels &right, std::int64_t steps, std::int64_t rows,
+                      std::int64_t panels, const Tile &tile);
+  std::int64_t row_height;
   void (*split)(const float *values, std::int64_t n, std::int64_t parts, std::uint16_t *halves, std::int64_t apart);
 
   // Each of `count` rows of a weight, of n elements, times each row of x: to[p][i] is or adds factors[i] * (row i . x

@@ -595,10 +595,8 @@ class TargetRun {
   bool add_joined(const Joined &joined, std::int64_t row, std::int64_t column, std::int64_t n, const Tile &tile) {
     if (joined.rank == 0) return true;
     const Packed product = packed(joined, row, column);
-    if (joined.pairs)
-      k_.pair_product({product.left}, {product.right}, product.rank, kTileRows, ceil_div(n, kPanel), tile);
-    else
-      k_.product(product.left, product.right, product.rank, ceil_div(n, kPanel), tile);
+    const auto multiply = joined.pairs ? k_.pair_product : k_.product;
+    multiply(product.left, product.right, product.rank, ceil_div(n, kPanel), tile);
     for (std::int64_t i = 0; joined.pairs && i < height(row); ++i)
       k_.scaled(row_of(tile, i).data, product.scale, n, {row_of(tile, i).data, 0, nullptr, true});
     return false;

@@ -259,41 +259,81 @@ TEST_P(CpuKernels, DotsOfRows) {
   }
 }
 
+/// Numbers in steps of one or, in words, of two bf16.
+class Steps {
+ public:
+  Steps(std::int64_t count, bool pairs, test::Random &random) : pairs_(pairs) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto a = static_cast<float>(random.normal()), b = static_cast<float>(random.normal());
+      words.push_back(pairs ? from_bits(float_to_bf16(a) | std::uint32_t{float_to_bf16(b)} << 16) : a);
+    }
+  }
+
+  /// What two steps make.
+  static double product(const Steps &a, std::int64_t i, const Steps &b, std::int64_t j) {
+    return a.number(i, 0) * b.number(j, 0) + (a.pairs_ ? a.number(i, 1) * b.number(j, 1) : 0.0);
+  }
+
+  std::vector<float> words;
+
+ private:
+  double number(std::int64_t i, int half) const {
+    const float word = words[static_cast<std::size_t>(i)];
+    if (!pairs_) return static_cast<double>(word);
+    std::uint32_t bits;
+    std::memcpy(&bits, &word, sizeof bits);
+    return static_cast<double>(bf16_to_float(static_cast<std::uint16_t>(half ? bits >> 16 : bits)));
+  }
+
+  bool pairs_;
+};
+
 TEST_P(CpuKernels, ProductsOfPairs) {
   if (!k_.pair_product) GTEST_SKIP() << "no pairs";
   test::Random random(6);
   constexpr std::int64_t kPanels = 2, kColumns = kPanels * kPanel, kStride = kColumns + 16;
-  const auto fill = [&](std::int64_t count, std::vector<double> &numbers, std::vector<float> &words) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::uint16_t a = float_to_bf16(static_cast<float>(random.normal()));
-      const std::uint16_t b = float_to_bf16(static_cast<float>(random.normal()));
-      numbers.push_back(static_cast<double>(bf16_to_float(a)));
-      numbers.push_back(static_cast<double>(bf16_to_float(b)));
-      words.push_back(from_bits(a | std::uint32_t{b} << 16));
+  for (std::int64_t pairs : {0, 1, 2, 16, 37})
+    for (bool first : {false, true}) {
+      const Steps left(pairs * kTileRows, true, random), right(pairs * kColumns, true, random);
+      std::vector<float> tile(static_cast<std::size_t>(kTileRows * kStride), 1.0f);
+      k_.pair_product(left.words.data(), right.words.data(), pairs, kPanels, {tile.data(), kStride, nullptr, first});
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        for (std::int64_t c = 0; c < kStride; ++c) {
+          double want = first && c < kColumns ? 0.0 : 1.0;
+          for (std::int64_t k = 0; c < kColumns && k < pairs; ++k)
+            want += Steps::product(left, (i / k_.pair_height * pairs + k) * k_.pair_height + i % k_.pair_height, right,
+                                   (c / kPanel * pairs + k) * kPanel + c % kPanel);
+          ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
+              << pairs << " " << i << " " << c;
+        }
     }
-  };
-  for (std::int64_t rows : {1, 6, 16, 18, 47, 72})
-    for (std::int64_t pairs : {0, 1, 2, 16, 37})
-      for (bool first : {false, true}) {
-        if (rows % k_.pair_height != 0) continue;
-        std::vector<double> left, right;
-        std::vector<float> left_words, right_words, tile(static_cast<std::size_t>(rows * kStride), 1.0f);
-        fill(pairs * rows, left, left_words);
-        fill(pairs * kColumns, right, right_words);
-        k_.pair_product({left_words.data()}, {right_words.data()}, pairs, rows, kPanels,
-                        {tile.data(), kStride, nullptr, first});
-        for (std::int64_t i = 0; i < rows; ++i)
-          for (std::int64_t c = 0; c < kStride; ++c) {
-            double want = first && c < kColumns ? 0.0 : 1.0;
-            for (std::int64_t k = 0; c < kColumns && k < pairs; ++k)
-              for (std::int64_t half = 0; half < 2; ++half)
-                want += left[static_cast<std::size_t>(
-                            2 * ((i / k_.pair_height * pairs + k) * k_.pair_height + i % k_.pair_height) + half)] *
-                        right[static_cast<std::size_t>(2 * ((c / kPanel * pairs + k) * kPanel + c % kPanel) + half)];
-            ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
-                << rows << " " << pairs << " " << i << " " << c;
-          }
-      }
+}
+
+// Rows as they lie in a larger matrix; nothing below them is written.
+TEST_P(CpuKernels, ProductsOfRows) {
+  test::Random random(8);
+  constexpr std::int64_t kPanels = 2, kColumns = kPanels * kPanel, kStride = kColumns + 16;
+  for (bool pairs : {false, true})
+    for (std::int64_t rows : {1, 6, 16, 18, 47, 72})
+      for (std::int64_t steps : {0, 1, 2, 16, 37})
+        for (bool first : {false, true}) {
+          if (pairs ? !k_.pair_product : k_.split != nullptr) continue;
+          const std::int64_t apart = steps + 3;
+          const Steps left(rows * apart, pairs, random), right(steps * kColumns, pairs, random);
+          std::vector<float> tile(static_cast<std::size_t>((rows + 1) * kStride), 1.0f);
+          k_.row_product({left.words.data(), apart, pairs}, {right.words.data()}, steps, rows, kPanels,
+                         {tile.data(), kStride, nullptr, first});
+          for (std::int64_t i = 0; i <= rows; ++i)
+            for (std::int64_t c = 0; c < kStride; ++c) {
+              const bool there = i < rows && c < kColumns;
+              double want = first && there ? 0.0 : 1.0;
+              for (std::int64_t k = 0; there && k < steps; ++k)
+                want +=
+                    Steps::product(left, i * apart + k, right, (c / kPanel * steps + k) * kPanel + c % kPanel);
+              ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
+                  << pairs << " " << rows << " " << steps << " " << i << " " << c;
+            }
+        }
 }
 
 // Three bf16 hold a float32, two a float16, one a bf16; what is no number stays what it is.
@@ -344,8 +384,8 @@ TEST_P(CpuKernels, ProductsOfParts) {
             rights[static_cast<std::size_t>((part * kPairs + k) * kPanel + c)] = parts[part][k];
       }
       std::vector<float> tile(kRows * kColumns);
-      k_.pair_product({lefts.data(), left_parts}, {rights.data(), right_parts}, kPairs, kRows, 1,
-                      {tile.data(), kColumns, nullptr, true});
+      k_.row_product({lefts.data(), left_parts * kPairs, true, left_parts}, {rights.data(), right_parts}, kPairs, kRows,
+                     1, {tile.data(), kColumns, nullptr, true});
       for (std::int64_t i = 0; i < kRows; ++i)
         for (std::int64_t c = 0; c < kColumns; ++c) {
           double want = 0.0, size = 0.0;
