@@ -667,12 +667,19 @@ class Builder {
 
   void add_sum(Sum sum) {
     sum.positions = sum.to.tensor.positions();
-    sum.positions_in_rows = sum.to.tensor.stride_channel == 1;
-    std::int64_t steps = 0;
+    sum.by_position = sum.to.tensor.stride_channel == 1;
+    std::int64_t packed = 0, steps = 0;
     for (Source &source : sum.sources) {
       multiply_pairs(source);
-      multiply_few(sum, source);
-      multiply_as_they_are(sum, source);
+      source.few = takes_few(sum, source);
+      source.as_they_are = takes_as_they_are(source);
+      packed += source.as_they_are && !source.few ? -source.depth() : source.depth();
+    }
+    sum.positions_in_rows = sum.by_position && packed >= 0;
+    for (Source &source : sum.sources) {
+      source.few &= sum.positions_in_rows;
+      source.as_they_are &= !sum.positions_in_rows;
+      if (source.few) multiply_numbers(source);
       steps += source.steps() * source.x_parts;
     }
     const std::int64_t across = std::max<std::int64_t>(1, steps * sum.groups);
@@ -715,25 +722,26 @@ class Builder {
     source.weight_parts = weight;
   }
 
-  /// Where the weights are the left factor, and nothing about them changes: whole words, and whole steps of them.
-  static void multiply_as_they_are(const Sum &sum, Source &source) {
+  static void multiply_numbers(Source &source) {
+    source.pairs = false;
+    source.x_parts = source.weight_parts = 1;
+  }
+
+  /// Nothing about the weights changes: whole words, and whole steps of them.
+  static bool takes_as_they_are(const Source &source) {
     const Matrix &weight = source.weight;
     const bool changed = source.scaling.by_row || (source.scaling.scales_depth() && !source.scales_windows);
     const std::int64_t each = source.pairs ? 2 : 1;
-    source.as_they_are = !sum.positions_in_rows && !changed && weight.in_rows() && source.weight_parts == 1 &&
-                         weight.dtype == (source.pairs ? LYC_DTYPE_BF16 : LYC_DTYPE_F32) &&
-                         source.depth() % each == 0 && weight.rows.stride[0] % each == 0 &&
-                         reinterpret_cast<std::uintptr_t>(weight.data) % sizeof(float) == 0;
+    return !changed && weight.in_rows() && source.weight_parts == 1 &&
+           weight.dtype == (source.pairs ? LYC_DTYPE_BF16 : LYC_DTYPE_F32) && source.depth() % each == 0 &&
+           weight.rows.stride[0] % each == 0 && reinterpret_cast<std::uintptr_t>(weight.data) % sizeof(float) == 0;
   }
 
   /// Rows of weights, where a position's activations are a row, too.
-  static void multiply_few(const Sum &sum, Source &source) {
+  static bool takes_few(const Sum &sum, const Source &source) {
     const bool fast = source.pairs && source.x_parts * source.weight_parts == 1;
-    source.few = sum.positions_in_rows && sum.positions <= (fast ? kFewOfPairs : kFewPositions) &&
-                 source.weight.in_rows() && (source.taps() == 1 || source.taps_outside);
-    if (!source.few) return;
-    source.pairs = false;
-    source.x_parts = source.weight_parts = 1;
+    return sum.by_position && sum.positions <= (fast ? kFewOfPairs : kFewPositions) && source.weight.in_rows() &&
+           (source.taps() == 1 || source.taps_outside);
   }
 
   /// Two parts of a float32 are 256 times as exact as an output of 16 bits.

@@ -13,7 +13,7 @@
 // Where the kernels multiply pairs of bf16, a step of the depth is a pair in the place of a float32, at an odd end with
 // a zero: activations and weights of bf16 as they are or, with kernels that take parts, any as sums of bf16. Everything
 // but the packing is the same. Weights are multiplied where they lie, nothing of them packed, where positions are few,
-// and where positions are columns and kernels can take the weights' type.
+// and where kernels can take most of a sum's: they are the left factor then, and what is made is transposed if need be.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +34,7 @@ inline constexpr std::int64_t kFewOfPairs = 3 * kTileRows;     // the same where
 inline constexpr std::int64_t kPackedFloats = std::int64_t{16} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
 inline constexpr std::int64_t kMaxPairOutputs = 4 * kPanel;  // where pairs take many rows at a time
+inline constexpr std::int64_t kTransposed = kPanel / 2;        // positions of what is made, kMaxPairOutputs each
 inline constexpr std::int64_t kGatherFloats = kMaxParts * kPanel * (kPanel + 16);
 
 /// Activations, the caller's or (data null) at `at` in the workspace. Channel c of group g lies at g * stride_group +
@@ -100,7 +101,8 @@ struct Sum {
   bool adapter = false;  // the adapter's as a whole
   int turned_by = -1;    // a Rebuild, at once when the sum is there
 
-  bool positions_in_rows = false;
+  bool by_position = false;               // its channels lie side by side
+  bool positions_in_rows = false;         // of products, whose other side is the weights'
   std::int64_t positions = 0, block = 0;  // of all, and packed at a time
   std::int64_t width = 0;                 // outputs of a tile
   std::vector<Position> packed_at;        // of each source

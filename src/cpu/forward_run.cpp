@@ -713,21 +713,34 @@ class ForwardRunner {
 
   // Sums, what was made before, bias, and what is there, rounded once.
   void finish(const Sum &sum, const Range &range, const Scratch &scratch, bool empty) const {
-    const std::int64_t stride = tile_stride(sum, range), from = range.begin + range.first;
+    const std::int64_t stride = tile_stride(sum, range);
+    const std::int64_t rows = sum.positions_in_rows ? range.positions : range.outputs;
+    const std::int64_t columns = sum.positions_in_rows ? range.outputs : range.positions;
+    for (std::int64_t i = 0; empty && i < rows; ++i) std::fill_n(scratch.tile + i * stride, columns, 0.0f);
+    if (sum.positions_in_rows == sum.by_position)
+      return finish_rows(sum, range, 0, rows, scratch.tile, stride, scratch.row);
+    const std::int64_t apart = round_up(rows, 16) + 16;
+    for (std::int64_t p = 0; p < columns; p += kTransposed) {
+      const std::int64_t n = std::min(kTransposed, columns - p);
+      k_.transpose(scratch.tile + p, stride, rows, n, scratch.gather, apart);
+      finish_rows(sum, range, p, n, scratch.gather, apart, scratch.row);
+    }
+  }
+
+  // Positions or outputs of a range, `count` from `begin` on.
+  void finish_rows(const Sum &sum, const Range &range, std::int64_t begin, std::int64_t count, float *values,
+                   std::int64_t stride, float *buffer) const {
     const Matrix to = matrix(sum, sum.to, range.group), addend = matrix(sum, sum.addend, range.group);
     const bool adds = sum.has_addend && (active_ || !sum.addend_is_adapters);
     const float *bias = workspace_ + recipe_.bias_at + range.group * sum.outputs + range.output;
-    const std::int64_t rows = sum.positions_in_rows ? range.positions : range.outputs;
-    const std::int64_t columns = sum.positions_in_rows ? range.outputs : range.positions;
-    const std::int64_t row0 = sum.positions_in_rows ? from : range.output;
-    const std::int64_t column0 = sum.positions_in_rows ? range.output : from;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      float *values = scratch.tile + i * stride;
-      if (empty) std::fill(values, values + columns, 0.0f);
-      if (adds) add_row(addend, row0 + i, column0, columns, scratch.row, values);
+    const std::int64_t positions = range.begin + range.first, columns = sum.by_position ? range.outputs : range.positions;
+    const std::int64_t row0 = sum.by_position ? positions : range.output;
+    const std::int64_t column0 = sum.by_position ? range.output : positions;
+    for (std::int64_t i = begin; i < begin + count; ++i, values += stride) {
+      if (adds) add_row(addend, row0 + i, column0, columns, buffer, values);
       if (sum.has_bias)
-        for (std::int64_t j = 0; j < columns; ++j) values[j] += bias[sum.positions_in_rows ? j : i];
-      if (sum.keep) add_row(to, row0 + i, column0, columns, scratch.row, values);
+        for (std::int64_t j = 0; j < columns; ++j) values[j] += bias[sum.by_position ? j : i];
+      if (sum.keep) add_row(to, row0 + i, column0, columns, buffer, values);
       store(k_, values, columns, to, row0 + i, column0, false);
     }
   }
@@ -740,8 +753,8 @@ class ForwardRunner {
 
   Matrix matrix(const Sum &sum, const View &view, std::int64_t group) const {
     const Axes positions = position_axes(view.tensor), channels = channel_axes(view.tensor, sum.outputs);
-    Matrix matrix = {address(view, workspace_), view.tensor.dtype, sum.positions_in_rows ? positions : channels,
-                     sum.positions_in_rows ? channels : positions};
+    Matrix matrix = {address(view, workspace_), view.tensor.dtype, sum.by_position ? positions : channels,
+                     sum.by_position ? channels : positions};
     matrix.data += group * view.stride_group * static_cast<std::int64_t>(dtype_size(view.tensor.dtype));
     return matrix;
   }
