@@ -675,7 +675,8 @@ class Builder {
       source.as_they_are = takes_as_they_are(source);
       packed += source.as_they_are && !source.few ? -source.depth() : source.depth();
     }
-    sum.positions_in_rows = sum.by_position && packed >= 0;
+    const bool fills_panels = round_up(sum.positions, kPanel) - sum.positions <= kMaxEmpty;
+    sum.positions_in_rows = sum.by_position && (packed >= 0 || !fills_panels);
     for (Source &source : sum.sources) {
       source.few &= sum.positions_in_rows;
       source.as_they_are &= !sum.positions_in_rows;

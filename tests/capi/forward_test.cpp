@@ -79,6 +79,7 @@ const LayerCase kLayers[] = {
     {"linear", LYC_LAYER_LINEAR, {2, 3, 12}, {20, 12}},
     {"linear_square", LYC_LAYER_LINEAR, {70, 8}, {8, 8}},
     {"linear_many", LYC_LAYER_LINEAR, {130, 12}, {20, 12}},
+    {"linear_panels", LYC_LAYER_LINEAR, {2, 61, 12}, {70, 12}},
     {"linear_row", LYC_LAYER_LINEAR, {36}, {6, 36}},
     {"linear_deep", LYC_LAYER_LINEAR, {197, 600}, {130, 600}},
     {"conv1d", LYC_LAYER_CONV, {2, 6, 11}, {4, 6, 3}, 1, {2}, {1}, {1}},

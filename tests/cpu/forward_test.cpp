@@ -43,6 +43,7 @@ ops::Layer window(std::int64_t groups, std::int64_t stride, std::int64_t padding
 const LayerCase kLayers[] = {
     {"linear", {100, 64}, {130, 64}, {}},
     {"linear_odd", {5, 35}, {6, 35}, {}},
+    {"linear_panels", {123, 538}, {131, 538}, {}},
     {"linear_one", {7, 1}, {3, 1}, {}},
     {"linear_few", {13, 1027}, {70, 1027}, {}},
     {"linear_deep", {97, 1027}, {5, 1027}, {}},
