@@ -501,8 +501,8 @@ class Builder {
     const ops::Rotation &rotation = f_.weights.rotations[term.rotation];
     refuse_beside_rotation();
     if (f_.layer.groups != 1 || weight_.kernel_size() != 1) refuse("a rotation of what windows see");
-    if (rotation.rescale.data && (!f_.whole || term.coefficient != 1.0 || !absent(term.scalar) ||
-                                  rotation.extent() != weight_.in))
+    if (rotation.rescale.data &&
+        (!f_.whole || term.coefficient != 1.0 || !absent(term.scalar) || rotation.extent() != weight_.in))
       refuse("what is rescaled is added to what is not");
     use_base(base);
     std::vector<ops::Rotation> rotations(f_.weights.rotations, f_.weights.rotations + f_.weights.rotation_count);
@@ -675,8 +675,7 @@ class Builder {
       source.as_they_are = takes_as_they_are(source);
       packed += source.as_they_are && !source.few ? -source.depth() : source.depth();
     }
-    const bool fills_panels = round_up(sum.positions, kPanel) - sum.positions <= kMaxEmpty;
-    sum.positions_in_rows = sum.by_position && (packed >= 0 || !fills_panels);
+    sum.positions_in_rows = sum.by_position && (packed >= 0 || !transposes(sum));
     for (Source &source : sum.sources) {
       source.few &= sum.positions_in_rows;
       source.as_they_are &= !sum.positions_in_rows;
@@ -721,6 +720,12 @@ class Builder {
     if (!source.pairs) return;
     source.x_parts = x;
     source.weight_parts = weight;
+  }
+
+  /// Whether what has been made is transposed at less than it costs to pack weights: not wide tiles.
+  bool transposes(const Sum &sum) const {
+    const std::int64_t empty = round_up(sum.positions, kPanel) - sum.positions;
+    return empty <= kMaxEmpty && context_.kernels.row_height == kTileRows;
   }
 
   static void multiply_numbers(Source &source) {

@@ -31,11 +31,10 @@ inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows a
 inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
 inline constexpr std::int64_t kFewPositions = 12 * kTileRows;  // up to which weights are multiplied as they are read,
 inline constexpr std::int64_t kFewOfPairs = 3 * kTileRows;     // the same where both sides are bf16 and go by pairs
-inline constexpr std::int64_t kMaxEmpty = kPanel / 8;  // columns of a panel that cost less than to pack weights
+inline constexpr std::int64_t kMaxEmpty = kPanel / 8;          // columns of a panel that cost less than to pack weights
 inline constexpr std::int64_t kPackedFloats = std::int64_t{16} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
 inline constexpr std::int64_t kMaxPairOutputs = 4 * kPanel;  // where pairs take many rows at a time
-inline constexpr std::int64_t kTransposed = kPanel / 2;        // positions of what is made, kMaxPairOutputs each
 inline constexpr std::int64_t kGatherFloats = kMaxParts * kPanel * (kPanel + 16);
 
 /// Activations, the caller's or (data null) at `at` in the workspace. Channel c of group g lies at g * stride_group +
@@ -46,7 +45,8 @@ struct View {
   std::int64_t stride_group = 0;
 };
 
-/// What multiplies a source's weights, its windows instead of their columns, or its products. With c = coefficient * scalar * multiplier of the term:
+/// What multiplies a source's weights, its windows instead of their columns, or its products. With c = coefficient *
+/// scalar * multiplier of the term:
 ///   kPlain    nothing          kTerm  c, and diagonal and mask by column
 ///   kRows     one + c v[row]   kColumns  one + c v[input]   kRescale  v[row], 1 where the adapter is off
 ///   kDora     by row what DoRA takes of the weight, at `at`, and what it takes of the delta, at `delta_at`
@@ -80,8 +80,8 @@ struct Source {
   std::int64_t x_parts = 1, weight_parts = 1;
   bool few = false;          // positions: weights as they lie, activations as rows of float32, scaled
   bool as_they_are = false;  // weights, which are multiplied where they lie
-  bool shared = false;   // by all groups
-  bool adapter = false;  // the adapter's: left out at multiplier 0
+  bool shared = false;       // by all groups
+  bool adapter = false;      // the adapter's: left out at multiplier 0
   Scaling scaling;
   bool scales_windows = false;  // along the depth, in place of the weights
 

@@ -552,8 +552,8 @@ class ForwardRunner {
                           std::int64_t n, std::int64_t k, Halves *halves, std::uint16_t) {
     windows.at_depth(group, place, n, k, halves[0]);
   }
-  void read_halves(const Source &source, const Windows &windows, std::int64_t group, const Place &place,
-                   std::int64_t n, std::int64_t k, Halves *halves, float) const {
+  void read_halves(const Source &source, const Windows &windows, std::int64_t group, const Place &place, std::int64_t n,
+                   std::int64_t k, Halves *halves, float) const {
     float values[kPanel];
     read_step(source, windows, group, place, n, k, values);
     k_.split(values, n, source.x_parts, halves[0], kPanel);
@@ -630,8 +630,8 @@ class ForwardRunner {
     const std::int64_t row = first_row(sum, source, range);
     const std::int64_t height = sum.positions_in_rows ? kPanel : k_.row_height;
     for (std::int64_t block = 0; block < range.outputs; block += height)
-      pack_rows(k_, source.weight_parts, std::min(height, range.outputs - block), height, steps,
-                scratch.gather, scratch.weights + block * steps * source.weight_parts,
+      pack_rows(k_, source.weight_parts, std::min(height, range.outputs - block), height, steps, scratch.gather,
+                scratch.weights + block * steps * source.weight_parts,
                 [&](std::int64_t i, std::int64_t at, std::int64_t n, float *values, std::int64_t apart) {
                   const auto read = [&](std::int64_t column, std::int64_t count, auto *to) {
                     load(k_, weight, row + block + i, column, count, to);
@@ -682,8 +682,7 @@ class ForwardRunner {
 
   FactorRows weights_in_rows(const Sum &sum, const Source &source, const Range &range, std::int64_t k,
                              std::int64_t steps, const Scratch &scratch) const {
-    if (!source.as_they_are)
-      return {scratch.weights, steps * source.weight_parts, source.pairs, source.weight_parts};
+    if (!source.as_they_are) return {scratch.weights, steps * source.weight_parts, source.pairs, source.weight_parts};
     const Matrix weight = weight_of(source);
     const std::int64_t each = source.pairs ? 2 : 1;
     return {reinterpret_cast<const float *>(weight.at(first_row(sum, source, range), each * k)),
@@ -720,8 +719,8 @@ class ForwardRunner {
     if (sum.positions_in_rows == sum.by_position)
       return finish_rows(sum, range, 0, rows, scratch.tile, stride, scratch.row);
     const std::int64_t apart = round_up(rows, 16) + 16;
-    for (std::int64_t p = 0; p < columns; p += kTransposed) {
-      const std::int64_t n = std::min(kTransposed, columns - p);
+    for (std::int64_t p = 0; p < columns; p += kPanel) {
+      const std::int64_t n = std::min(kPanel, columns - p);
       k_.transpose(scratch.tile + p, stride, rows, n, scratch.gather, apart);
       finish_rows(sum, range, p, n, scratch.gather, apart, scratch.row);
     }
@@ -733,7 +732,8 @@ class ForwardRunner {
     const Matrix to = matrix(sum, sum.to, range.group), addend = matrix(sum, sum.addend, range.group);
     const bool adds = sum.has_addend && (active_ || !sum.addend_is_adapters);
     const float *bias = workspace_ + recipe_.bias_at + range.group * sum.outputs + range.output;
-    const std::int64_t positions = range.begin + range.first, columns = sum.by_position ? range.outputs : range.positions;
+    const std::int64_t positions = range.begin + range.first,
+                       columns = sum.by_position ? range.outputs : range.positions;
     const std::int64_t row0 = sum.by_position ? positions : range.output;
     const std::int64_t column0 = sum.by_position ? range.output : positions;
     for (std::int64_t i = begin; i < begin + count; ++i, values += stride) {

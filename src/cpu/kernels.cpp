@@ -655,7 +655,8 @@ void row_tile(const float *const (&rows)[kTileRows], std::int64_t count, const f
     Sums sum;
     const float *const panel = right_at(right, steps, column);
     multiply_by<Step>(
-        steps, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panel + k * kPanel + v * kLanes); },
+        steps, sum,
+        [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panel + k * kPanel + v * kLanes); },
         [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, rows[i][k]); }, next);
     HWY_UNROLL(6)
     for (std::int64_t i = 0; i < kTileRows; ++i) {
@@ -677,9 +678,9 @@ void row_product_by(const FactorRows &left, const float *right, std::int64_t ste
   for (std::int64_t row = 0; row < rows; row += kTileRows) {
     const float *lines[kTileRows];
     for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left.data + std::min(row + i, rows - 1) * left.stride;
-    multiply_tile(lines, rows - row, right, steps, panels,
-                  {tile.data + row * tile.stride, tile.stride, nullptr, tile.first,
-                   part(tile.ahead, row / kTileRows, tiles)});
+    multiply_tile(
+        lines, rows - row, right, steps, panels,
+        {tile.data + row * tile.stride, tile.stride, nullptr, tile.first, part(tile.ahead, row / kTileRows, tiles)});
   }
 }
 

@@ -97,8 +97,9 @@ struct Packed {
   float scale = 1.0f;
 };
 
-/// A left factor as rows, `stride` words apart: of numbers, or of pairs of bf16 in the place of float32, the first one in
-/// the lower half. What pairs stand for may be a sum of several, its parts, of which three hold a float32: [parts][steps].
+/// A left factor as rows, `stride` words apart: of numbers, or of pairs of bf16 in the place of float32, the first one
+/// in the lower half. What pairs stand for may be a sum of several, its parts, of which three hold a float32:
+/// [parts][steps].
 struct FactorRows {
   const float *data;
   std::int64_t stride;

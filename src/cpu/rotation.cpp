@@ -117,7 +117,8 @@ std::int64_t place(const RotationPlan &plan, std::int64_t i) {
   return plan.rotation.order == Rotation::Order::kInterleave ? i % length * 2 + i / length : i;
 }
 
-// kLines rows of `rest`, or columns where the plan is transposed, from the block's element `begin` on, side by side; those from `end` on are 0.
+// kLines rows of `rest`, or columns where the plan is transposed, from the block's element `begin` on, side by side;
+// those from `end` on are 0.
 template <std::int64_t kLines>
 void pack_lines(const RotationPlan &plan, const float *rest, float m, std::int64_t begin, std::int64_t end,
                 float *packed) {

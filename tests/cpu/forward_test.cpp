@@ -329,15 +329,16 @@ TEST_P(CpuForward, RotationsOfInputs) {
         call.take(changed);
         if (!whole) call.add_to_zero();
         const bool factored = path == ops::Path::kFactored;
-        const bool rescales_all = whole && changed.terms()[0].coefficient == 1.0 &&
-                                  changed.rotations()[0].extent() == layer.weight.in;
+        const bool rescales_all =
+            whole && changed.terms()[0].coefficient == 1.0 && changed.rotations()[0].extent() == layer.weight.in;
         if (factored && term.rotation.rescale && !rescales_all)
           EXPECT_THROW(call.prepare(context_, path), Error);
         else
           results[factored] = call.run(context_, path);
         if (results[1].empty()) continue;
         if (!factored) {
-          EXPECT_TRUE(near(results[1], results[0], call.allowed())) << layer.name << ", " << repeat << ": " << term.rotation.stages << " stages";
+          EXPECT_TRUE(near(results[1], results[0], call.allowed()))
+              << layer.name << ", " << repeat << ": " << term.rotation.stages << " stages";
         }
       }
     }

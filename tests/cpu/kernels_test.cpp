@@ -328,8 +328,7 @@ TEST_P(CpuKernels, ProductsOfRows) {
               const bool there = i < rows && c < kColumns;
               double want = first && there ? 0.0 : 1.0;
               for (std::int64_t k = 0; there && k < steps; ++k)
-                want +=
-                    Steps::product(left, i * apart + k, right, (c / kPanel * steps + k) * kPanel + c % kPanel);
+                want += Steps::product(left, i * apart + k, right, (c / kPanel * steps + k) * kPanel + c % kPanel);
               ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
                   << pairs << " " << rows << " " << steps << " " << i << " " << c;
             }
