@@ -39,8 +39,8 @@ class Product {
     registers_.take();
   }
 
-  void run(std::int64_t panels, const Tile &tile) const {
-    for (std::int64_t column = 0; column < panels * kPanel; column += 2 * kRows)
+  void run(std::int64_t columns, const Tile &tile) const {
+    for (std::int64_t column = 0; column < columns; column += 2 * kRows)
       two_ ? add_columns<true>(column, tile) : add_columns<false>(column, tile);
   }
 
@@ -92,25 +92,25 @@ class Product {
 }  // namespace
 
 void amx_row_product(const FactorRows &left, const FactorPanels &right, std::int64_t pairs, std::int64_t rows,
-                     std::int64_t panels, const Tile &tile) {
+                     std::int64_t columns, const Tile &tile) {
   for (std::int64_t row = 0; pairs == 0 && tile.first && row < rows; ++row)
-    std::fill_n(tile.data + row * tile.stride, panels * kPanel, 0.0f);
+    std::fill_n(tile.data + row * tile.stride, columns, 0.0f);
   const std::int64_t whole = pairs / kTiledPairs * kTiledPairs;
   for (std::int64_t row = 0; row < rows; row += 2 * kRows) {
     const std::int64_t count = std::min(2 * kRows, rows - row);
     Tile part = {tile.data + row * tile.stride, tile.stride, nullptr, tile.first};
     FactorRows from = left;
     from.data += row * left.stride;
-    if (whole > 0) Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(panels, part);
+    if (whole > 0) Product(from, right, pairs, 0, kTiledPairs, pairs / kTiledPairs, count).run(columns, part);
     if (whole == pairs) continue;
     part.first = tile.first && whole == 0;
-    Product(from, right, pairs, whole, pairs - whole, 1, count).run(panels, part);
+    Product(from, right, pairs, whole, pairs - whole, 1, count).run(columns, part);
   }
 }
 
 void amx_pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels,
                       const Tile &tile) {
-  amx_row_product({left, pairs, true}, {right}, pairs, kTileRows, panels, tile);
+  amx_row_product({left, pairs, true}, {right}, pairs, kTileRows, panels * kPanel, tile);
 }
 
 }  // namespace lyc::cpu

@@ -55,7 +55,7 @@ inline void add_tile_product() {
 
 /// Kernels::row_product, of pairs, and Kernels::pair_product; a block of its left factor is a row.
 void amx_row_product(const FactorRows &left, const FactorPanels &right, std::int64_t pairs, std::int64_t rows,
-                     std::int64_t panels, const Tile &tile);
+                     std::int64_t columns, const Tile &tile);
 void amx_pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels, const Tile &tile);
 
 }  // namespace lyc::cpu

@@ -506,7 +506,7 @@ class Builder {
       refuse("what is rescaled is added to what is not");
     use_base(base);
     std::vector<ops::Rotation> rotations(f_.weights.rotations, f_.weights.rotations + f_.weights.rotation_count);
-    ops::Rotation &turning = rotations[static_cast<std::size_t>(f_.weights.terms[index].rotation)];
+    ops::Rotation &turning = rotations[static_cast<std::size_t>(term.rotation)];
     turning.axis = ops::Rotation::Axis::kOut;
     turning.rescale = {};
     ops::WeightBatch batch = f_.weights;
@@ -668,14 +668,15 @@ class Builder {
   void add_sum(Sum sum) {
     sum.positions = sum.to.tensor.positions();
     sum.by_position = sum.to.tensor.stride_channel == 1;
-    std::int64_t packed = 0, steps = 0;
+    const bool wide = context_.kernels.row_height > kTileRows;  // tiles, which are not transposed
+    std::int64_t packed = 0, steps = 0;                         // of the depth, beyond what lies as it should
     for (Source &source : sum.sources) {
       multiply_pairs(source);
       source.few = takes_few(sum, source);
       source.as_they_are = takes_as_they_are(source);
       packed += source.as_they_are && !source.few ? -source.depth() : source.depth();
     }
-    sum.positions_in_rows = sum.by_position && (packed >= 0 || !transposes(sum));
+    sum.positions_in_rows = sum.by_position && (packed >= 0 || wide);
     for (Source &source : sum.sources) {
       source.few &= sum.positions_in_rows;
       source.as_they_are &= !sum.positions_in_rows;
@@ -720,12 +721,6 @@ class Builder {
     if (!source.pairs) return;
     source.x_parts = x;
     source.weight_parts = weight;
-  }
-
-  /// Whether what has been made is transposed at less than it costs to pack weights: not wide tiles.
-  bool transposes(const Sum &sum) const {
-    const std::int64_t empty = round_up(sum.positions, kPanel) - sum.positions;
-    return empty <= kMaxEmpty && context_.kernels.row_height == kTileRows;
   }
 
   static void multiply_numbers(Source &source) {

@@ -31,7 +31,6 @@ inline constexpr std::int64_t kPositions = 3 * kPanel;  // both blocks of rows a
 inline constexpr std::int64_t kMaxPositions = 8 * kPositions;
 inline constexpr std::int64_t kFewPositions = 12 * kTileRows;  // up to which weights are multiplied as they are read,
 inline constexpr std::int64_t kFewOfPairs = 3 * kTileRows;     // the same where both sides are bf16 and go by pairs
-inline constexpr std::int64_t kMaxEmpty = kPanel / 8;          // columns of a panel that cost less than to pack weights
 inline constexpr std::int64_t kPackedFloats = std::int64_t{16} << 20;
 inline constexpr std::int64_t kMaxOutputs = 11 * kTileRows;  // of a tile in rows; in columns it is a panel
 inline constexpr std::int64_t kMaxPairOutputs = 4 * kPanel;  // where pairs take many rows at a time

@@ -673,9 +673,10 @@ class ForwardRunner {
       if (sum.positions_in_rows)
         k_.row_product({windows + p * all, steps * source.x_parts, source.pairs, source.x_parts},
                        {scratch.weights, source.weight_parts}, steps, std::min(height, range.positions - p),
-                       ceil_div(range.outputs, kPanel), {scratch.tile + p * stride, stride, nullptr, first});
+                       range.outputs, {scratch.tile + p * stride, stride, nullptr, first});
       else
-        k_.row_product(weights, {windows + p * all, source.x_parts}, steps, range.outputs, 1,
+        k_.row_product(weights, {windows + p * all, source.x_parts}, steps, range.outputs,
+                       std::min(kPanel, range.positions - p),
                        {scratch.tile + p, stride, nullptr, first, panel_ahead(windows, source, p, range.positions, k)});
     }
   }

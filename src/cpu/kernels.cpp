@@ -646,48 +646,57 @@ void pair_product(const float *left, const float *right, std::int64_t pairs, std
 }
 #endif
 
-// Up to kTileRows rows, of which `count` are there.
-template <bool kFirst, typename Step, typename Next>
-void row_tile(const float *const (&rows)[kTileRows], std::int64_t count, const float *right, std::int64_t steps,
-              std::int64_t panels, const Tile &tile) {
+// Up to kTileRows rows, of which `count` are there, by kCount vectors of a panel.
+template <typename Step, typename Next, std::int64_t kCount>
+void row_tile(const float *const (&rows)[kTileRows], std::int64_t count, const float *panel, std::int64_t steps,
+              const Tile &tile) {
   Next next = Next(tile.ahead, 1);
-  for (std::int64_t column = 0; column < panels * kPanel; column += kVectors * kLanes) {
-    Sums sum;
-    const float *const panel = right_at(right, steps, column);
-    multiply_by<Step>(
-        steps, sum,
-        [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panel + k * kPanel + v * kLanes); },
-        [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, rows[i][k]); }, next);
-    HWY_UNROLL(6)
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      if (i >= count) break;
-      HWY_UNROLL(4)
-      for (std::int64_t v = 0; v < kVectors; ++v)
-        put<kFirst, false>(sum[i][v], tile.data + i * tile.stride + column + v * kLanes, nullptr);
+  Floats sum[kTileRows][kCount];
+  multiply_by<Step>(
+      steps, sum, [&](std::int64_t k, std::int64_t v) HWY_ATTR { return load_vector(panel + k * kPanel + v * kLanes); },
+      [&](std::int64_t k, std::int64_t i) HWY_ATTR { return hn::Set(kFloats, rows[i][k]); }, next);
+  HWY_UNROLL(6)
+  for (std::int64_t i = 0; i < kTileRows; ++i) {
+    if (i >= count) break;
+    HWY_UNROLL(4)
+    for (std::int64_t v = 0; v < kCount; ++v) {
+      float *const to = tile.data + i * tile.stride + v * kLanes;
+      tile.first ? put<true, false>(sum[i][v], to, nullptr) : put<false, false>(sum[i][v], to, nullptr);
+    }
+  }
+}
+
+template <typename Step, typename Next>
+void row_product_by(const FactorRows &left, const float *right, std::int64_t steps, std::int64_t rows,
+                    std::int64_t columns, const Tile &tile) {
+  constexpr decltype(&row_tile<Step, Next, 1>) kTiles[] = {row_tile<Step, Next, 1>, row_tile<Step, Next, 2>,
+                                                           row_tile<Step, Next, std::min(std::int64_t{3}, kVectors)>,
+                                                           row_tile<Step, Next, kVectors>};
+  constexpr std::int64_t kAcross = kVectors * kLanes;
+  const std::int64_t across = (columns + kAcross - 1) / kAcross, tiles = (rows + kTileRows - 1) / kTileRows * across;
+  for (std::int64_t row = 0, at = 0; row < rows; row += kTileRows) {
+    const float *lines[kTileRows];
+    for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left.data + std::min(row + i, rows - 1) * left.stride;
+    for (std::int64_t column = 0; column < columns; column += kAcross, ++at) {
+      const std::int64_t count = std::min(kVectors, (columns - column + kLanes - 1) / kLanes);
+      kTiles[count - 1](
+          lines, rows - row, right_at(right, steps, column), steps,
+          {tile.data + row * tile.stride + column, tile.stride, nullptr, tile.first, part(tile.ahead, at, tiles)});
     }
   }
 }
 
 template <typename Step>
-void row_product_by(const FactorRows &left, const float *right, std::int64_t steps, std::int64_t rows,
-                    std::int64_t panels, const Tile &tile) {
-  const auto multiply_tile = tile.ahead.size
-                                 ? (tile.first ? row_tile<true, Step, Fetch> : row_tile<false, Step, Fetch>)
-                                 : (tile.first ? row_tile<true, Step, NoFetch> : row_tile<false, Step, NoFetch>);
-  const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  for (std::int64_t row = 0; row < rows; row += kTileRows) {
-    const float *lines[kTileRows];
-    for (std::int64_t i = 0; i < kTileRows; ++i) lines[i] = left.data + std::min(row + i, rows - 1) * left.stride;
-    multiply_tile(
-        lines, rows - row, right, steps, panels,
-        {tile.data + row * tile.stride, tile.stride, nullptr, tile.first, part(tile.ahead, row / kTileRows, tiles)});
-  }
+void row_product_as(const FactorRows &left, const float *right, std::int64_t steps, std::int64_t rows,
+                    std::int64_t columns, const Tile &tile) {
+  const auto multiply_rows = tile.ahead.size ? row_product_by<Step, Fetch> : row_product_by<Step, NoFetch>;
+  multiply_rows(left, right, steps, rows, columns, tile);
 }
 
 void row_product(const FactorRows &left, const FactorPanels &right, std::int64_t steps, std::int64_t rows,
-                 std::int64_t panels, const Tile &tile) {
-  const auto multiply_rows = left.pairs ? row_product_by<PairSteps> : row_product_by<Numbers>;
-  multiply_rows(left, right.data, steps, rows, panels, tile);
+                 std::int64_t columns, const Tile &tile) {
+  const auto multiply_rows = left.pairs ? row_product_as<PairSteps> : row_product_as<Numbers>;
+  multiply_rows(left, right.data, steps, rows, columns, tile);
 }
 
 /// Beside rows of a weight, those below them.

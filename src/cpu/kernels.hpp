@@ -161,11 +161,12 @@ struct Kernels {
                        const Tile &tile);
   std::int64_t pair_height;
 
-  // The same of any number of rows, best row_height at a time, with numbers, or with pairs where there is a
-  // pair_product. More than one part only where there is a `split`, which makes them of numbers: `parts` rows of bf16,
-  // `apart` from each other. Products of parts that lie beyond a float32 are left out.
+  // The same of any number of rows, best row_height at a time, and columns, beyond which whole vectors may be written:
+  // with numbers, or with pairs where there is a pair_product, and only these where there is a `split`. That makes
+  // parts of numbers, `parts` rows of bf16, `apart` from each other, of which there is one without it. Products of
+  // parts that lie beyond a float32 are left out.
   void (*row_product)(const FactorRows &left, const FactorPanels &right, std::int64_t steps, std::int64_t rows,
-                      std::int64_t panels, const Tile &tile);
+                      std::int64_t columns, const Tile &tile);
   std::int64_t row_height;
   void (*split)(const float *values, std::int64_t n, std::int64_t parts, std::uint16_t *halves, std::int64_t apart);
 

@@ -312,27 +312,29 @@ TEST_P(CpuKernels, ProductsOfPairs) {
 // Rows as they lie in a larger matrix; nothing below them is written.
 TEST_P(CpuKernels, ProductsOfRows) {
   test::Random random(8);
-  constexpr std::int64_t kPanels = 2, kColumns = kPanels * kPanel, kStride = kColumns + 16;
+  constexpr std::int64_t kColumns = 2 * kPanel, kStride = kColumns + 16, kWritten = 32;  // at most, beyond
   for (bool pairs : {false, true})
-    for (std::int64_t rows : {1, 6, 16, 18, 47, 72})
-      for (std::int64_t steps : {0, 1, 2, 16, 37})
-        for (bool first : {false, true}) {
-          if (pairs ? !k_.pair_product : k_.split != nullptr) continue;
-          const std::int64_t apart = steps + 3;
-          const Steps left(rows * apart, pairs, random), right(steps * kColumns, pairs, random);
-          std::vector<float> tile(static_cast<std::size_t>((rows + 1) * kStride), 1.0f);
-          k_.row_product({left.words.data(), apart, pairs}, {right.words.data()}, steps, rows, kPanels,
-                         {tile.data(), kStride, nullptr, first});
-          for (std::int64_t i = 0; i <= rows; ++i)
-            for (std::int64_t c = 0; c < kStride; ++c) {
-              const bool there = i < rows && c < kColumns;
-              double want = first && there ? 0.0 : 1.0;
-              for (std::int64_t k = 0; there && k < steps; ++k)
-                want += Steps::product(left, i * apart + k, right, (c / kPanel * steps + k) * kPanel + c % kPanel);
-              ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
-                  << pairs << " " << rows << " " << steps << " " << i << " " << c;
-            }
-        }
+    for (std::int64_t rows : {1, 6, 16, 18, 47})
+      for (std::int64_t columns : {1, 17, 33, 50, 64, 93, 128})
+        for (std::int64_t steps : {0, 1, 16, 37})
+          for (bool first : {false, true}) {
+            if (pairs ? !k_.pair_product : k_.split != nullptr) continue;
+            const std::int64_t apart = steps + 3, end = (columns + kWritten - 1) / kWritten * kWritten;
+            const Steps left(rows * apart, pairs, random), right(steps * kColumns, pairs, random);
+            std::vector<float> tile(static_cast<std::size_t>((rows + 1) * kStride), 1.0f);
+            k_.row_product({left.words.data(), apart, pairs}, {right.words.data()}, steps, rows, columns,
+                           {tile.data(), kStride, nullptr, first});
+            for (std::int64_t i = 0; i <= rows; ++i)
+              for (std::int64_t c = 0; c < kStride; ++c) {
+                const bool there = i < rows && c < columns;
+                if (!there && i < rows && c < end) continue;
+                double want = first && there ? 0.0 : 1.0;
+                for (std::int64_t k = 0; there && k < steps; ++k)
+                  want += Steps::product(left, i * apart + k, right, (c / kPanel * steps + k) * kPanel + c % kPanel);
+                ASSERT_NEAR(static_cast<double>(tile[static_cast<std::size_t>(i * kStride + c)]), want, 1e-4)
+                    << pairs << " " << rows << " " << columns << " " << steps << " " << i << " " << c;
+              }
+          }
 }
 
 // Three bf16 hold a float32, two a float16, one a bf16; what is no number stays what it is.
@@ -384,7 +386,7 @@ TEST_P(CpuKernels, ProductsOfParts) {
       }
       std::vector<float> tile(kRows * kColumns);
       k_.row_product({lefts.data(), left_parts * kPairs, true, left_parts}, {rights.data(), right_parts}, kPairs, kRows,
-                     1, {tile.data(), kColumns, nullptr, true});
+                     kColumns, {tile.data(), kColumns, nullptr, true});
       for (std::int64_t i = 0; i < kRows; ++i)
         for (std::int64_t c = 0; c < kColumns; ++c) {
           double want = 0.0, size = 0.0;
