@@ -43,14 +43,12 @@ Operand scratch_like(const Operand &like, bool taps_outside) {
   return operand;
 }
 
-/// Channels as outputs of a weight, positions as its inputs.
+/// Channels as outputs of a weight, positions as its inputs; in the workspace where there is no data.
 Operand as_weight(const Activation &tensor) {
-  Operand operand;
-  operand.data = tensor.data;
+  Operand operand = scratch_matrix(tensor.channels, tensor.batch);
+  if (tensor.data) operand.data = tensor.data;
   operand.dtype = tensor.dtype;
-  operand.out = tensor.channels;
   operand.stride_out = tensor.stride_channel;
-  operand.in = tensor.batch;
   operand.stride_in = tensor.stride_batch;
   operand.kernel_dims = ops::kMaxKernelDims;
   std::copy(tensor.space, tensor.space + ops::kMaxKernelDims, operand.kernel);
@@ -490,6 +488,8 @@ class Builder {
     base = source(to, weight_, weight, true);
   }
 
+  ops::WeightOp turning_op() const { return f_.whole ? ops::WeightOp::kMerge : ops::WeightOp::kDiff; }
+
   void refuse_beside_rotation() const {
     if (f_.weights.adapters[f_.weights.targets[0].first_adapter].term_count != 1)
       refuse("a rotation beside other terms");
@@ -515,9 +515,7 @@ class Builder {
     ops::WeightTarget target = f_.weights.targets[0];
     target.base = as_weight(f_.x);
     View turned = dense(f_.x, f_.x.channels, f_.x.channels);
-    Operand out = as_weight(turned.tensor);
-    out.data = target.base.data;  // there is one
-    turned.at = rebuild(batch, target, out, f_.whole ? ops::WeightOp::kMerge : ops::WeightOp::kDiff, false);
+    turned.at = rebuild(batch, target, as_weight(turned.tensor), turning_op(), false);
     for (TargetPlan &activations : recipe_.rebuilds.back().plan->targets)  // none without positions
       activations.adapters[0].terms[0].rotation.transposed = true;
 
@@ -540,12 +538,8 @@ class Builder {
     last.has_addend = true;
     last.addend = sum.to;
 
-    const std::int64_t positions = f_.y.positions();
-    target.base = scratch_matrix(f_.y.channels, positions);
-    target.base.stride_out = sum.to.tensor.stride_channel;
-    target.base.stride_in = target.base.stride_out == 1 ? f_.y.channels : 1;
-    last.addend.at =
-        rebuild(f_.weights, target, target.base, f_.whole ? ops::WeightOp::kMerge : ops::WeightOp::kDiff, false);
+    target.base = as_weight(sum.to.tensor);
+    last.addend.at = rebuild(f_.weights, target, target.base, turning_op(), false);
     recipe_.rebuilds.back().turns = true;
     recipe_.rebuilds.back().from = sum.to.at;
     sum.turned_by = static_cast<int>(recipe_.rebuilds.size()) - 1;
@@ -668,15 +662,14 @@ class Builder {
   void add_sum(Sum sum) {
     sum.positions = sum.to.tensor.positions();
     sum.by_position = sum.to.tensor.stride_channel == 1;
-    const bool wide = context_.kernels.row_height > kTileRows;  // tiles, which are not transposed
-    std::int64_t packed = 0, steps = 0;                         // of the depth, beyond what lies as it should
+    std::int64_t packed = 0, steps = 0;  // depth of weights that are packed, less that of weights as they are
     for (Source &source : sum.sources) {
       multiply_pairs(source);
       source.few = takes_few(sum, source);
       source.as_they_are = takes_as_they_are(source);
       packed += source.as_they_are && !source.few ? -source.depth() : source.depth();
     }
-    sum.positions_in_rows = sum.by_position && (packed >= 0 || wide);
+    sum.positions_in_rows = sum.by_position && (packed >= 0 || wide_tiles());
     for (Source &source : sum.sources) {
       source.few &= sum.positions_in_rows;
       source.as_they_are &= !sum.positions_in_rows;
@@ -699,10 +692,12 @@ class Builder {
     recipe_.sums.push_back(std::move(sum));
   }
 
+  /// Of kernels that take many rows at once. They are not worth transposing.
+  bool wide_tiles() const { return context_.kernels.row_height > kTileRows; }
+
   /// Fast products want wide tiles, for which few windows are read again, of one size, a multiple of threads of them.
   std::int64_t outputs_at_once(const Sum &sum) const {
-    const bool many = context_.kernels.row_height > kTileRows;
-    if (!many || std::none_of(sum.sources.begin(), sum.sources.end(), [](const Source &s) { return s.pairs; }))
+    if (!wide_tiles() || std::none_of(sum.sources.begin(), sum.sources.end(), [](const Source &s) { return s.pairs; }))
       return sum.positions_in_rows ? kPanel : kMaxOutputs;
     const std::int64_t tiles = round_up(ceil_div(sum.outputs, kMaxPairOutputs), context_.pool.threads());
     const std::int64_t unit = sum.positions_in_rows ? kPanel : context_.kernels.row_height;

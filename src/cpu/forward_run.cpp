@@ -719,6 +719,7 @@ class ForwardRunner {
     for (std::int64_t i = 0; empty && i < rows; ++i) std::fill_n(scratch.tile + i * stride, columns, 0.0f);
     if (sum.positions_in_rows == sum.by_position)
       return finish_rows(sum, range, 0, rows, scratch.tile, stride, scratch.row);
+    static_assert(kPanel * (kMaxOutputs + 32) <= kGatherFloats);
     const std::int64_t apart = round_up(rows, 16) + 16;
     for (std::int64_t p = 0; p < columns; p += kPanel) {
       const std::int64_t n = std::min(kPanel, columns - p);

@@ -641,8 +641,8 @@ void product(const float *left, const float *right, std::int64_t rank, std::int6
 
 #if HWY_TARGET == HWY_AVX3
 void pair_product(const float *left, const float *right, std::int64_t pairs, std::int64_t panels, const Tile &tile) {
-  const auto multiply_tile = tile.first ? product_tile<true, false, PairSteps> : product_tile<false, false, PairSteps>;
-  multiply_tile(left, right, pairs, panels, tile);
+  return tile.first ? product_tile<true, false, PairSteps>(left, right, pairs, panels, tile)
+                    : product_tile<false, false, PairSteps>(left, right, pairs, panels, tile);
 }
 #endif
 

@@ -414,7 +414,7 @@ class LineRun {
     if (!unchanged(stage)) std::fill_n(change(at), lines * kPanel, 0.0f);
   }
 
-  // What this stage takes, which lies side by side then.
+  // Nothing has been added yet to what this stage takes, which lies side by side.
   bool unchanged(std::int64_t stage) const { return stage == 0 && (r_.stages == 1 || !plan_.transposed); }
   bool last(std::int64_t stage) const { return stage == (plan_.transposed ? 0 : r_.stages - 1); }
 

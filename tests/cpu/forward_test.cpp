@@ -236,19 +236,12 @@ class Call {
 
 class CpuForward : public testing::TestWithParam<const cpu::Kernels *> {
  protected:
-  /// What the rotation points to from then on.
-  std::vector<float> prepared(ops::Rotation &rotation) {
-    const std::int64_t count = rotation.stages * rotation.blocks, size = rotation.block_size * rotation.block_size;
-    std::vector<float> rests(static_cast<std::size_t>(count * size));
-    Operand to;
-    to.data = rests.data();
-    to.dtype = LYC_DTYPE_F32;
-    to.out = count;
-    to.in = to.stride_out = size;
-    to.stride_in = 1;
-    cpu::prepare_rotation(context_, rotation, to);
-    rotation.prepared = to;
-    return rests;
+  void prepare(WeightCase &changed) {
+    ops::Rotation &rotation = changed.rotations()[0];
+    const std::int64_t b = rotation.block_size;
+    const Operand rests = changed.arena().tensor({rotation.stages * rotation.blocks, b * b}, LYC_DTYPE_F32);
+    cpu::prepare_rotation(context_, rotation, rests);
+    rotation.prepared = rests;
   }
 
   ops::BackendContext context_{2, *GetParam()};
@@ -322,8 +315,7 @@ TEST_P(CpuForward, RotationsOfInputs) {
       target.adapters = {{{term}}};
       WeightCase changed(static_cast<std::uint64_t>(repeat));
       changed.add(target);
-      std::vector<float> rests;
-      if (random.chance(0.3)) rests = prepared(changed.rotations()[0]);
+      if (random.chance(0.3)) prepare(changed);
       const auto call = [&] {
         auto one = std::make_unique<Call>(layer, dtype, dtype, LYC_DTYPE_F32, repeat % 2 ? Order::kOIHW : Order::kOHWI);
         one->take(changed);

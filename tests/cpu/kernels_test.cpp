@@ -280,9 +280,7 @@ class Steps {
   double number(std::int64_t i, int half) const {
     const float word = words[static_cast<std::size_t>(i)];
     if (!pairs_) return static_cast<double>(word);
-    std::uint32_t bits;
-    std::memcpy(&bits, &word, sizeof bits);
-    return static_cast<double>(bf16_to_float(static_cast<std::uint16_t>(half ? bits >> 16 : bits)));
+    return static_cast<double>(bf16_to_float(static_cast<std::uint16_t>(bits_of(word) >> 16 * half)));
   }
 
   bool pairs_;
