@@ -96,6 +96,7 @@ void measure(ops::BackendContext &context, Machine &machine, const Method &metho
   weights.factor_dtype = dtype;
   for (int i = 0; i < targets; ++i) weights.add(choice);
   use_family_coefficients(weights);
+  std::fill(weights.multipliers.begin(), weights.multipliers.end(), 1.0f);  // as the peers have it
   std::vector<float> norms;
   if (method.prepared) use_norms(weights, norms);
 

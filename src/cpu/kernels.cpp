@@ -1431,69 +1431,118 @@ void product_squares(const Packed &product, std::int64_t panels, const Tile &til
   add_squares(product, panels, tile, rows, changed, by_row, by_column);
 }
 
-// V of kTileRows rows of a panel, or the first `count` of them.
-template <typename T, typename Step>
-void panel_tile(const Packed &product, const T *w, std::int64_t stride, std::int64_t count, float *to, float *squares) {
-  constexpr std::int64_t kFurther = 4 * kTileRows;  // a row takes a page of its own, which is looked up first
+/// Writes `count` rows of what a panel holds beside the product of another one, a pair of vectors at a step.
+template <typename T, bool kWeights>
+class WritePanel {
+ public:
+  WritePanel(const WeightRows &rows, const Held &held, std::int64_t row, std::int64_t count, bool stream)
+      : w_(advanced(static_cast<const T *>(rows.base), row * rows.base_stride)),
+        out_(static_cast<T *>(rows.out) + row * rows.out_stride),
+        values_(held.values + row * kPanel),
+        weights_(held.weights),
+        deltas_(held.deltas),
+        w_stride_(rows.base_stride),
+        out_stride_(rows.out_stride),
+        left_(rows.out ? count * (kPanel / (2 * kLanes)) : 0),
+        stream_(stream),
+        looks_up_(stream && out_ != w_) {}
+
+  HWY_INLINE void next() {
+    if (left_ == 0) return;
+    --left_;
+    if (looks_up_ && at_ == 0) look_up(out_ + kTileRows * out_stride_);
+    if (kWeights) fetch_run_later<2 * kLanes>(w_ + kTileRows * w_stride_ + at_);
+    const Floats a = changed(at_), b = changed(at_ + kLanes);
+    stream_ ? stream_pair(a, b, out_ + at_) : store_pair(a, b, out_ + at_);
+    at_ += 2 * kLanes;
+    if (at_ == kPanel) next_row();
+  }
+  HWY_INLINE void finish() {
+    while (left_ != 0) next();
+  }
+
+ private:
+  HWY_INLINE Floats changed(std::int64_t at) const {
+    const Floats value = hn::Mul(load_vector(values_ + at), load_vector(deltas_ + at));
+    return kWeights ? hn::MulAdd(load_vector(weights_ + at), load_vector(w_ + at), value) : value;
+  }
+  // Each row has a page of its own, which a store would wait for. Asking for a line of it looks the page up: always for
+  // the same line, which stays in cache from panel to panel, for others on other pages, so that they do not replace it.
+  static HWY_INLINE void look_up(const T *p) {
+    constexpr std::uintptr_t kPage = 4096, kLine = 64;
+    const auto at = reinterpret_cast<std::uintptr_t>(p);
+    __builtin_prefetch(reinterpret_cast<const char *>(p) - at % kPage + at / kPage * 5 * kLine % kPage, 0, 3);
+  }
+  HWY_INLINE void next_row() {
+    at_ = 0;
+    w_ = advanced(w_, w_stride_);
+    out_ += out_stride_;
+    values_ += kPanel;
+  }
+
+  const T *w_;
+  T *out_;
+  const float *values_, *weights_, *deltas_;
+  std::int64_t w_stride_, out_stride_, left_, at_ = 0;
+  bool stream_, looks_up_;
+};
+
+// kTileRows rows of a panel, or the first `count` of them.
+template <typename T, typename Step, bool kWeights>
+void panel_tile(const Packed &product, const WeightRows &rows, const WeightRows &written, const Held &held,
+                std::int64_t row, std::int64_t count, bool stream) {
+  constexpr std::int64_t kFurther = 2 * kTileRows;
+  const std::int64_t stride = rows.base_stride;
+  const T *const w = static_cast<const T *>(rows.base) + row * stride;
+  float *const to = held.values + row * kPanel;
+  const float *const left = product.left + row * product.rank;
   const Floats scale = hn::Set(kFloats, product.scale);
+  WritePanel<T, kWeights> write(written, held, row, count, stream);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
-    multiply<Step>(product, column, sum, FetchTile<T>(w + kFurther * stride + column, stride));
+    FetchAnd<T, WritePanel<T, kWeights>> beside = {{w + kFurther * stride + column, stride}, write};
+    multiply<Step>(left, right_at(product.right, product.rank, column), product.rank, sum, beside);
+    beside.other.finish();
+    write = beside.other;
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
-      Floats all = load_vector(squares + at);
+      Floats all = load_vector(held.squares + at);
       HWY_UNROLL(6)
       for (std::int64_t i = 0; i < kTileRows; ++i) {
         if (i == count) break;
-        const Floats value = scaled_onto<Step>(sum[i][v], scale, load_vector(w + i * stride + at));
-        store_vector(value, to + i * kPanel + at);
+        const Floats base = load_vector(w + i * stride + at), d = scaled<Step>(sum[i][v], scale);
+        const Floats value = kWeights ? hn::Add(d, base) : scaled_onto<Step>(sum[i][v], scale, base);
+        store_vector(kWeights ? d : value, to + i * kPanel + at);
         all = hn::MulAdd(value, value, all);
       }
-      store_vector(all, squares + at);
+      store_vector(all, held.squares + at);
     }
   }
 }
 
-template <bool kKeep, typename T>
-void write_panel(const Held &held, const float *values, std::int64_t count, T *out, std::int64_t stride,
-                 const T *next) {
-  const auto changed = [&](std::int64_t i, std::int64_t at) HWY_ATTR {
-    const Floats value = hn::Mul(load_vector(values + i * kPanel + at), load_vector(held.factors + at));
-    return kKeep ? hn::MulAdd(hn::Set(kFloats, held.kept), load_vector(out + i * stride + at), value) : value;
-  };
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (next) fetch_run_later<kPanel>(next + i * stride);
-    for (std::int64_t at = 0; at < kPanel; at += 2 * kLanes)
-      write_pair<false>(changed(i, at), changed(i, at + kLanes), out + i * stride + at);
-  }
-}
-
-template <typename T, typename Step>
-void change_panel_by(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
-  const auto write = held.kept == 0.0f ? write_panel<false, T> : write_panel<true, T>;
-  const T *const w = static_cast<const T *>(rows.base), *const next = static_cast<const T *>(rows.next);
-  T *const out = static_cast<T *>(rows.out);
-  Packed tile = product;
-  for (std::int64_t row = 0; row < count; row += kTileRows, tile.left += kTileRows * tile.rank) {
-    const std::int64_t some = std::min(kTileRows, count - row);
-    float *values = held.v + row * kPanel;
-    if (out)
-      write(held, values, some, out + row * rows.out_stride, rows.out_stride, advanced(next, row * rows.out_stride));
-    if (w) panel_tile<T, Step>(tile, w + row * rows.base_stride, rows.base_stride, some, values, held.squares);
-  }
+template <typename T, typename Step, bool kWeights>
+void change_panel_by(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
+                     const Held &held, bool stream) {
+  stream = stream && whole_lines<T>(written.out, written.out_stride, kPanel);
+  if (!w.base) return WritePanel<T, kWeights>(written, held, 0, count, stream).finish();
+  for (std::int64_t row = 0; row < count; row += kTileRows)
+    panel_tile<T, Step, kWeights>(product, w, written, held, row, std::min(kTileRows, count - row), stream);
 }
 
 template <typename T>
-void change_panel_as(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
-  const auto change_by = product.pairs ? change_panel_by<T, PairSteps> : change_panel_by<T, Numbers>;
-  change_by(product, count, rows, held);
+void change_panel_as(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
+                     const Held &held, bool stream) {
+  const auto by_numbers = held.weights ? change_panel_by<T, Numbers, true> : change_panel_by<T, Numbers, false>;
+  const auto by_pairs = held.weights ? change_panel_by<T, PairSteps, true> : change_panel_by<T, PairSteps, false>;
+  (product.pairs ? by_pairs : by_numbers)(product, count, w, written, held, stream);
 }
 
 template <typename Half>
-void change_panel(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held) {
-  const auto change_rows = for_type(rows.dtype, change_panel_as<Half>, change_panel_as<F16>, change_panel_as<float>);
-  change_rows(product, count, rows, held);
+void change_panel(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
+                  const Held &held, bool stream) {
+  const auto change_rows = for_type(w.dtype, change_panel_as<Half>, change_panel_as<F16>, change_panel_as<float>);
+  change_rows(product, count, w, written, held, stream);
 }
 
 // kVary: one factor per column, otherwise the same for all.

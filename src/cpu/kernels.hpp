@@ -128,10 +128,11 @@ struct Changed {
   bool stream;
 };
 
-/// V of a panel, [rows][kPanel], with sums of its squares by column; out = out * kept + v * factors.
+/// D of a panel, [rows][kPanel], with sums of the squares of V = w + D by column; out = w * weights + D * deltas,
+/// factors for each column. Without weights V itself: out = V * deltas.
 struct Held {
-  float *v, *squares, kept;
-  const float *factors;
+  float *values, *squares;
+  const float *weights, *deltas;
 };
 
 struct Kernels {
@@ -218,9 +219,10 @@ struct Kernels {
   // which suits AMD's Zen 4, and no Xeon of Intel's.
   bool holds_panels;
 
-  // `count` rows of a panel: what is held goes to rows.out, if that is there, and then V = w + product is held and its
-  // squares are added, if there is a base. What is next is the output's.
-  void (*change_panel)(const Packed &product, std::int64_t count, const WeightRows &rows, const Held &held);
+  // `count` rows of a panel: what is held goes to written.out, if that is there, and beside it the product is computed,
+  // held in its place and its squares are added, if there is w of it.
+  void (*change_panel)(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
+                       const Held &held, bool stream);
 
   // The change w * weight + d * delta, added unless row.first; the same instead of the weight itself, whose factor says
   // whether it is kept. Without d `keep` does, and the change is w * weight. There is a factor for

@@ -466,9 +466,8 @@ class TargetBuilder {
     finish_regions();
   }
 
-  // In place: to another place lines of a panel would be written past the caches, which takes longer runs.
   std::int64_t panels_held() const {
-    if (!kernels_.holds_panels || plan_.tiled || !plan_.changes_weight || plan_.base.data != plan_.out.data) return 0;
+    if (!kernels_.holds_panels || plan_.tiled || !plan_.changes_weight) return 0;
     const AdapterPlan &adapter = plan_.adapters[0];
     if (norms_only_ || adapter.norms.data) return 0;
     if (!adapter.multiplies || !adapter.dora() || adapter.norm_per_row || plan_.columns % kPanel != 0 ||

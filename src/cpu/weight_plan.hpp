@@ -175,7 +175,7 @@ struct TargetPlan {
   bool direct = false;            // one product of one adapter, contiguous, one type: no tile between sums and weight
   bool changes_weight = false;    // as direct: one adapter that scales the weight, or DoRA alone
   bool tiled = false;             // by tile registers, kTiledRows at a time, if it is direct or changes the weight
-  std::int64_t panels_held = 0;   // DoRA by column may go panel by panel, whose V waits in cache for so many more
+  std::int64_t panels_held = 0;   // DoRA by column may go panel by panel, held in cache for so many more
   Position held_at = 0;           // in a thread's scratch
   bool streams = false;           // is written past the caches, unless it is the base
   std::int64_t tile_columns = 0;  // all of them for DoRA by row

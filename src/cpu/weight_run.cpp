@@ -44,7 +44,7 @@ class TargetRun {
     if (std::none_of(t_.adapters.begin(), t_.adapters.end(), [&](const AdapterPlan &a) { return active(a); }))
       return keep_base();
     make_factors();
-    if (t_.panels_held && keeps()) return change_panels(t_.adapters[0]);
+    if (holds_panels()) return change_panels(t_.adapters[0]);
     for (const AdapterPlan &adapter : t_.adapters)
       if (adapter.norm_early && active(adapter)) compute_norms(adapter);
     if (t_.region_rows) return compute_regions();
@@ -767,9 +767,13 @@ class TargetRun {
     if (whole < end) change_tile(whole, 0, nullptr, worker);
   }
 
-  // V of a panel waits in cache until its norms are there, and goes onto the weight beside the next ones' products.
+  // To see what a difference takes of the weight, it is read again: of tall panels, no faster than to compute D again.
+  bool holds_panels() const { return t_.panels_held && (keeps() || t_.rows <= kNearRows); }
+
+  // What a panel holds waits in cache until its norms are there, and goes onto the weight beside the next ones'
+  // products.
   void change_panels(const AdapterPlan &adapter) {
-    const std::int64_t panels = t_.columns / kPanel, parts = 2 * (pool_ ? pool_->threads() : 1);
+    const std::int64_t panels = t_.columns / kPanel, parts = pool_ ? pool_->threads() : 1;
     const std::int64_t group = round_up(ceil_div(panels, parts), adapter.inside / std::gcd(adapter.inside, kPanel));
     for_range(ceil_div(panels, group), [&](std::int64_t index, int worker) {
       const std::int64_t first = index * group, last = std::min(first + group, panels);
@@ -778,23 +782,28 @@ class TargetRun {
         change_panel(adapter, panel, panel < last, panel - t_.panels_held >= first, worker);
         for (; normed < std::min(panel + 1, last) * kPanel / adapter.inside; ++normed) finish_norm(adapter, normed);
       }
+      if (t_.streams) k_.flush();
     });
   }
 
-  // V of this one is computed, or the one that was in its place is written, or both.
+  // What this one holds is computed, or what the one before in its place holds is written, or both. In place, too, it
+  // goes past the caches, where its lines are no longer, unless they are read again.
   void change_panel(const AdapterPlan &adapter, std::int64_t panel, bool computes, bool writes, int worker) {
     const std::int64_t column = panel * kPanel, written = column - t_.panels_held * kPanel;
-    float *v = scratch_tile(worker, 0) + t_.held_at + static_cast<Position>(panel % t_.panels_held * t_.rows * kPanel);
+    float *values =
+        scratch_tile(worker, 0) + t_.held_at + static_cast<Position>(panel % t_.panels_held * t_.rows * kPanel);
     float *sums = packed_ + adapter.partial_at + column;
-    const double kept = 1.0 - dora_coefficients(adapter.dora_rule, multiplier(adapter)).c;
+    const bool takes_weight = !keeps() || dora_coefficients(adapter.dora_rule, multiplier(adapter)).c != 1.0;
+    const bool stream = takes_weight ? streams_ : t_.streams;
+    const float *weights = takes_weight ? packed_ + adapter.weight_factor_at + written : nullptr;
+    const float *deltas = packed_ + adapter.delta_factor_at + written;
     for (std::int64_t row = 0; row < t_.rows; row += kNormRows, sums += t_.columns) {
-      WeightRows rows = {t_.base.dtype, nullptr, t_.base.rows.stride[0], nullptr, t_.out.rows.stride[0]};
-      if (computes) rows.base = t_.base.at(row, column);
+      WeightRows w = {t_.base.dtype, nullptr, t_.base.rows.stride[0], nullptr, 0}, to = w;
+      if (computes) w.base = t_.base.at(row, column);
       if (computes) std::fill_n(sums, kPanel, 0.0f);
-      if (writes) rows.out = t_.out.at(row, written);
-      if (writes && t_.rows > kNearRows) rows.next = t_.out.at(row + 2 * kTileRows, written);
-      k_.change_panel(packed(adapter.joined, row, computes ? column : 0), std::min(kNormRows, t_.rows - row), rows,
-                      {v + row * kPanel, sums, static_cast<float>(kept), packed_ + adapter.delta_factor_at + written});
+      if (writes) to = changed_rows(row, written);
+      k_.change_panel(packed(adapter.joined, row, computes ? column : 0), std::min(kNormRows, t_.rows - row), w, to,
+                      {values + row * kPanel, sums, weights, deltas}, stream);
     }
   }
 
