@@ -1294,50 +1294,89 @@ void column_squares(const WeightRows &rows, std::int64_t count, const float *d, 
   add_squares(rows, count, d, d_stride, n, sums);
 }
 
-/// Changes rows beside a product, a pair of vectors at a step, as many as the register tile has.
+// What a change takes: w and d by factors of rows or of columns, or V alone by the latter.
+enum class Takes { kByRow, kByColumn, kValues };
+
 template <typename T>
+Changed with_whole_lines(Changed rows) {
+  rows.stream = rows.stream && whole_lines<T>(rows.rows.out, rows.rows.out_stride, kPanel);
+  return rows;
+}
+
+/// Changes rows beside a product, a pair of vectors at a step, `pairs` from `place` on.
+template <typename T, Takes kTakes>
 class Change {
  public:
-  explicit Change(const Changed *rows) {
-    if (!rows) return;  // nobody asks for a step
-    rows_ = *rows;
-    w_ = static_cast<const T *>(rows_.rows.base);
-    out_ = static_cast<T *>(rows_.rows.out);
-    rows_.stream = rows_.stream && whole_lines<T>(out_, rows_.rows.out_stride, kPanel);
-  }
+  struct Place {
+    std::int64_t row = 0, at = 0;
+  };
 
-  HWY_INLINE void begin() { steps_ = kTileRows * kVectors / 2; }
+  Change(const Changed &rows, const Place &place, std::int64_t pairs)
+      : w_(static_cast<const T *>(rows.rows.base) + place.row * rows.rows.base_stride),
+        out_(static_cast<T *>(rows.rows.out) + place.row * rows.rows.out_stride),
+        d_(rows.d + place.row * rows.d_stride),
+        weights_(rows.weights),
+        deltas_(rows.deltas),
+        w_stride_(rows.rows.base_stride),
+        out_stride_(rows.rows.out_stride),
+        d_stride_(rows.d_stride),
+        n_(rows.n),
+        place_(place),
+        left_(pairs),
+        stream_(rows.stream),
+        looks_up_(kPanels && rows.stream && rows.rows.out != rows.rows.base) {}
+
   HWY_INLINE void next() {
-    if (steps_ == 0) return;
-    --steps_;
-    const Floats a = changed(at_), b = changed(at_ + kLanes);
-    rows_.stream ? stream_pair(a, b, out_ + at_) : store_pair(a, b, out_ + at_);
-    at_ += 2 * kLanes;
-    if (at_ == rows_.n) next_row();
+    if (left_ == 0) return;
+    --left_;
+    if (looks_up_ && place_.at == 0) look_up(out_ + kTileRows * out_stride_);
+    if (kTakes == Takes::kByColumn) fetch_run_later<2 * kLanes>(w_ + kTileRows * w_stride_ + place_.at);
+    const Floats a = changed(place_.at), b = changed(place_.at + kLanes);
+    stream_ ? stream_pair(a, b, out_ + place_.at) : store_pair(a, b, out_ + place_.at);
+    place_.at += 2 * kLanes;
+    if (place_.at == (kPanels ? kPanel : n_)) next_row();
   }
   HWY_INLINE void finish() {
-    while (steps_ != 0) next();
+    while (left_ != 0) next();
   }
+  HWY_INLINE const Place &place() const { return place_; }
 
  private:
   HWY_INLINE Floats changed(std::int64_t at) const {
-    return hn::MulAdd(hn::Set(kFloats, *rows_.weights), load_vector(w_ + at),
-                      hn::Mul(load_vector(rows_.d + at), hn::Set(kFloats, *rows_.deltas)));
+    if constexpr (kTakes == Takes::kByRow)
+      return hn::MulAdd(hn::Set(kFloats, weights_[place_.row]), load_vector(w_ + at),
+                        hn::Mul(load_vector(d_ + at), hn::Set(kFloats, deltas_[place_.row])));
+    const Floats value = hn::Mul(load_vector(d_ + at), load_vector(deltas_ + at));
+    if constexpr (kTakes == Takes::kValues) return value;
+    return hn::MulAdd(load_vector(weights_ + at), load_vector(w_ + at), value);
   }
-  void next_row() {
-    at_ = 0;
-    w_ += rows_.rows.base_stride;
-    out_ += rows_.rows.out_stride;
-    rows_.d += rows_.d_stride;
-    ++rows_.weights;
-    ++rows_.deltas;
+  // Each row of a panel has a page of its own, which a store would wait for. Asking for a line of it looks the page up:
+  // always for the same line, which stays in cache from panel to panel, for others on other pages, so that they do not
+  // replace it.
+  static HWY_INLINE void look_up(const T *p) {
+    constexpr std::uintptr_t kPage = 4096, kLine = 64;
+    const auto at = reinterpret_cast<std::uintptr_t>(p);
+    __builtin_prefetch(reinterpret_cast<const char *>(p) - at % kPage + at / kPage * 5 * kLine % kPage, 0, 3);
+  }
+  HWY_INLINE void next_row() {
+    place_.at = 0;
+    ++place_.row;
+    w_ += w_stride_;
+    out_ += out_stride_;
+    d_ += kPanels ? kPanel : d_stride_;
   }
 
-  Changed rows_ = {};
-  const T *w_ = nullptr;
-  T *out_ = nullptr;
-  std::int64_t at_ = 0, steps_ = 0;
+  static constexpr bool kPanels = kTakes != Takes::kByRow;
+  const T *w_;
+  T *out_;
+  const float *d_, *weights_, *deltas_;
+  std::int64_t w_stride_, out_stride_, d_stride_, n_;
+  Place place_;
+  std::int64_t left_;
+  bool stream_, looks_up_;
 };
+template <typename T>
+using ChangeRows = Change<T, Takes::kByRow>;
 
 template <typename T, typename Other>
 struct FetchAnd {
@@ -1353,7 +1392,8 @@ struct FetchAnd {
 // The product, and V^2 while it is in registers.
 template <typename T, typename Step, bool kByRow, bool kChanges>
 void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, const WeightRows &rows, const Tile &tile,
-                  Change<T> &change, Floats (&squares)[kTileRows], float *by_column) {
+                  const Changed *changed, typename ChangeRows<T>::Place &place, Floats (&squares)[kTileRows],
+                  float *by_column) {
   const T *const w = static_cast<const T *>(rows.base), *const next = static_cast<const T *>(rows.next);
   const std::int64_t stride = rows.base_stride, to_stride = tile.stride;
   float *const to = tile.data;
@@ -1362,11 +1402,10 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
     Sums sum;
     FetchTile<T> fetch(advanced(next, column), stride);
     if constexpr (kChanges) {
-      FetchAnd<T, Change<T>> beside = {fetch, change};
-      beside.other.begin();
+      FetchAnd<T, ChangeRows<T>> beside = {fetch, {*changed, place, kTileRows * kVectors / 2}};
       multiply<Step>(product, column, sum, beside);
       beside.other.finish();
-      change = beside.other;
+      place = beside.other.place();
     } else if constexpr (kByRow && !Step::kScales) {  // and where the tile is kept; pairs have too few steps
       multiply<Step>(product, column, sum, FetchAnd<T, FetchTile<float, true>>{fetch, {to + column, to_stride}});
     } else {
@@ -1392,12 +1431,13 @@ void squared_tile(const Packed &product, std::int64_t begin, std::int64_t end, c
 template <typename T, typename Step, bool kChanges>
 void product_row_squares(const Packed &product, std::int64_t n, const Tile &tile, const WeightRows &rows,
                          const Changed *changed, double *sums) {
-  Change<T> change(changed);
+  const Changed rows_beside = kChanges ? with_whole_lines<T>(*changed) : Changed{};
+  typename ChangeRows<T>::Place place;
   for (std::int64_t column = 0; column < n; column += kShort) {
     Floats squares[kTileRows];
     for (Floats &sum : squares) sum = hn::Zero(kFloats);
-    squared_tile<T, Step, true, kChanges>(product, column, std::min(n, column + kShort), rows, tile, change, squares,
-                                          nullptr);
+    squared_tile<T, Step, true, kChanges>(product, column, std::min(n, column + kShort), rows, tile, &rows_beside,
+                                          place, squares, nullptr);
     for (std::int64_t i = 0; i < kTileRows; ++i)
       sums[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(kFloats, squares[i])));
   }
@@ -1412,8 +1452,8 @@ void product_squares_by(const Packed &product, std::int64_t panels, const Tile &
     return add_squares(product, n, tile, rows, changed, by_row);
   }
   Floats none[kTileRows];
-  Change<T> change(nullptr);
-  squared_tile<T, Step, false, false>(product, 0, n, rows, tile, change, none, by_column);
+  typename ChangeRows<T>::Place nowhere;
+  squared_tile<T, Step, false, false>(product, 0, n, rows, tile, nullptr, nowhere, none, by_column);
 }
 
 template <typename T>
@@ -1431,79 +1471,23 @@ void product_squares(const Packed &product, std::int64_t panels, const Tile &til
   add_squares(product, panels, tile, rows, changed, by_row, by_column);
 }
 
-/// Writes `count` rows of what a panel holds beside the product of another one, a pair of vectors at a step.
-template <typename T, bool kWeights>
-class WritePanel {
- public:
-  WritePanel(const WeightRows &rows, const Held &held, std::int64_t row, std::int64_t count, bool stream)
-      : w_(advanced(static_cast<const T *>(rows.base), row * rows.base_stride)),
-        out_(static_cast<T *>(rows.out) + row * rows.out_stride),
-        values_(held.values + row * kPanel),
-        weights_(held.weights),
-        deltas_(held.deltas),
-        w_stride_(rows.base_stride),
-        out_stride_(rows.out_stride),
-        left_(rows.out ? count * (kPanel / (2 * kLanes)) : 0),
-        stream_(stream),
-        looks_up_(stream && out_ != w_) {}
-
-  HWY_INLINE void next() {
-    if (left_ == 0) return;
-    --left_;
-    if (looks_up_ && at_ == 0) look_up(out_ + kTileRows * out_stride_);
-    if (kWeights) fetch_run_later<2 * kLanes>(w_ + kTileRows * w_stride_ + at_);
-    const Floats a = changed(at_), b = changed(at_ + kLanes);
-    stream_ ? stream_pair(a, b, out_ + at_) : store_pair(a, b, out_ + at_);
-    at_ += 2 * kLanes;
-    if (at_ == kPanel) next_row();
-  }
-  HWY_INLINE void finish() {
-    while (left_ != 0) next();
-  }
-
- private:
-  HWY_INLINE Floats changed(std::int64_t at) const {
-    const Floats value = hn::Mul(load_vector(values_ + at), load_vector(deltas_ + at));
-    return kWeights ? hn::MulAdd(load_vector(weights_ + at), load_vector(w_ + at), value) : value;
-  }
-  // Each row has a page of its own, which a store would wait for. Asking for a line of it looks the page up: always for
-  // the same line, which stays in cache from panel to panel, for others on other pages, so that they do not replace it.
-  static HWY_INLINE void look_up(const T *p) {
-    constexpr std::uintptr_t kPage = 4096, kLine = 64;
-    const auto at = reinterpret_cast<std::uintptr_t>(p);
-    __builtin_prefetch(reinterpret_cast<const char *>(p) - at % kPage + at / kPage * 5 * kLine % kPage, 0, 3);
-  }
-  HWY_INLINE void next_row() {
-    at_ = 0;
-    w_ = advanced(w_, w_stride_);
-    out_ += out_stride_;
-    values_ += kPanel;
-  }
-
-  const T *w_;
-  T *out_;
-  const float *values_, *weights_, *deltas_;
-  std::int64_t w_stride_, out_stride_, left_, at_ = 0;
-  bool stream_, looks_up_;
-};
-
 // kTileRows rows of a panel, or the first `count` of them.
-template <typename T, typename Step, bool kWeights>
-void panel_tile(const Packed &product, const WeightRows &rows, const WeightRows &written, const Held &held,
-                std::int64_t row, std::int64_t count, bool stream) {
+template <typename T, typename Step, Takes kTakes>
+void panel_tile(const Packed &product, const WeightRows &rows, const Held &held, std::int64_t row, std::int64_t count,
+                const Changed &changed) {
   constexpr std::int64_t kFurther = 2 * kTileRows;
   const std::int64_t stride = rows.base_stride;
   const T *const w = static_cast<const T *>(rows.base) + row * stride;
   float *const to = held.values + row * kPanel;
   const float *const left = product.left + row * product.rank;
   const Floats scale = hn::Set(kFloats, product.scale);
-  WritePanel<T, kWeights> write(written, held, row, count, stream);
+  Change<T, kTakes> change(changed, {row, 0}, changed.rows.out ? count * (kPanel / (2 * kLanes)) : 0);
   for (std::int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Sums sum;
-    FetchAnd<T, WritePanel<T, kWeights>> beside = {{w + kFurther * stride + column, stride}, write};
+    FetchAnd<T, Change<T, kTakes>> beside = {{w + kFurther * stride + column, stride}, change};
     multiply<Step>(left, right_at(product.right, product.rank, column), product.rank, sum, beside);
     beside.other.finish();
-    write = beside.other;
+    change = beside.other;
     HWY_UNROLL(4)
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = column + v * kLanes;
@@ -1512,8 +1496,8 @@ void panel_tile(const Packed &product, const WeightRows &rows, const WeightRows 
       for (std::int64_t i = 0; i < kTileRows; ++i) {
         if (i == count) break;
         const Floats base = load_vector(w + i * stride + at), d = scaled<Step>(sum[i][v], scale);
-        const Floats value = kWeights ? hn::Add(d, base) : scaled_onto<Step>(sum[i][v], scale, base);
-        store_vector(kWeights ? d : value, to + i * kPanel + at);
+        const Floats value = kTakes == Takes::kValues ? scaled_onto<Step>(sum[i][v], scale, base) : hn::Add(d, base);
+        store_vector(kTakes == Takes::kValues ? value : d, to + i * kPanel + at);
         all = hn::MulAdd(value, value, all);
       }
       store_vector(all, held.squares + at);
@@ -1521,28 +1505,29 @@ void panel_tile(const Packed &product, const WeightRows &rows, const WeightRows 
   }
 }
 
-template <typename T, typename Step, bool kWeights>
-void change_panel_by(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
-                     const Held &held, bool stream) {
-  stream = stream && whole_lines<T>(written.out, written.out_stride, kPanel);
-  if (!w.base) return WritePanel<T, kWeights>(written, held, 0, count, stream).finish();
+template <typename T, typename Step, Takes kTakes>
+void change_panel_by(const Packed &product, std::int64_t count, const WeightRows *w, const Held &held,
+                     const Changed &changed) {
+  if (!w) return Change<T, kTakes>(changed, {}, count * (kPanel / (2 * kLanes))).finish();
   for (std::int64_t row = 0; row < count; row += kTileRows)
-    panel_tile<T, Step, kWeights>(product, w, written, held, row, std::min(kTileRows, count - row), stream);
+    panel_tile<T, Step, kTakes>(product, *w, held, row, std::min(kTileRows, count - row), changed);
 }
 
 template <typename T>
-void change_panel_as(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
-                     const Held &held, bool stream) {
-  const auto by_numbers = held.weights ? change_panel_by<T, Numbers, true> : change_panel_by<T, Numbers, false>;
-  const auto by_pairs = held.weights ? change_panel_by<T, PairSteps, true> : change_panel_by<T, PairSteps, false>;
-  (product.pairs ? by_pairs : by_numbers)(product, count, w, written, held, stream);
+void change_panel_as(const Packed &product, std::int64_t count, const WeightRows *w, const Held &held,
+                     const Changed *changed) {
+  constexpr Takes kBoth = Takes::kByColumn, kValues = Takes::kValues;
+  const auto by_numbers = held.is_v ? change_panel_by<T, Numbers, kValues> : change_panel_by<T, Numbers, kBoth>;
+  const auto by_pairs = held.is_v ? change_panel_by<T, PairSteps, kValues> : change_panel_by<T, PairSteps, kBoth>;
+  (product.pairs ? by_pairs : by_numbers)(product, count, w, held, changed ? with_whole_lines<T>(*changed) : Changed{});
 }
 
 template <typename Half>
-void change_panel(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
-                  const Held &held, bool stream) {
-  const auto change_rows = for_type(w.dtype, change_panel_as<Half>, change_panel_as<F16>, change_panel_as<float>);
-  change_rows(product, count, w, written, held, stream);
+void change_panel(const Packed &product, std::int64_t count, const WeightRows *w, const Held &held,
+                  const Changed *changed) {
+  const lyc_dtype dtype = w ? w->dtype : changed->rows.dtype;
+  const auto change_rows = for_type(dtype, change_panel_as<Half>, change_panel_as<F16>, change_panel_as<float>);
+  change_rows(product, count, w, held, changed);
 }
 
 // kVary: one factor per column, otherwise the same for all.

@@ -119,7 +119,8 @@ struct Factors {
   bool vary;  // one for each column, otherwise for each row
 };
 
-/// kTileRows rows of n columns that are changed: out = w * weight + d * delta, factors for each row.
+/// Rows of n columns that are changed: out = w * weight + d * delta, factors for each row, or of a panel for each
+/// column.
 struct Changed {
   WeightRows rows;
   const float *d;
@@ -128,11 +129,10 @@ struct Changed {
   bool stream;
 };
 
-/// D of a panel, [rows][kPanel], with sums of the squares of V = w + D by column; out = w * weights + D * deltas,
-/// factors for each column. Without weights V itself: out = V * deltas.
+/// D of a panel, [rows][kPanel], or V = w + D, and sums of the squares of V by column.
 struct Held {
   float *values, *squares;
-  const float *weights, *deltas;
+  bool is_v;
 };
 
 struct Kernels {
@@ -219,10 +219,10 @@ struct Kernels {
   // which suits AMD's Zen 4, and no Xeon of Intel's.
   bool holds_panels;
 
-  // `count` rows of a panel: what is held goes to written.out, if that is there, and beside it the product is computed,
-  // held in its place and its squares are added, if there is w of it.
-  void (*change_panel)(const Packed &product, std::int64_t count, const WeightRows &w, const WeightRows &written,
-                       const Held &held, bool stream);
+  // `count` rows of a panel: their D or V is computed and held, if there is their weight, and meanwhile those of the
+  // panel that was held in the same place, changed.d, are changed, if there are any: of V by deltas alone.
+  void (*change_panel)(const Packed &product, std::int64_t count, const WeightRows *w, const Held &held,
+                       const Changed *changed);
 
   // The change w * weight + d * delta, added unless row.first; the same instead of the weight itself, whose factor says
   // whether it is kept. Without d `keep` does, and the change is w * weight. There is a factor for

@@ -793,17 +793,26 @@ class TargetRun {
     float *values =
         scratch_tile(worker, 0) + t_.held_at + static_cast<Position>(panel % t_.panels_held * t_.rows * kPanel);
     float *sums = packed_ + adapter.partial_at + column;
-    const bool takes_weight = !keeps() || dora_coefficients(adapter.dora_rule, multiplier(adapter)).c != 1.0;
-    const bool stream = takes_weight ? streams_ : t_.streams;
-    const float *weights = takes_weight ? packed_ + adapter.weight_factor_at + written : nullptr;
-    const float *deltas = packed_ + adapter.delta_factor_at + written;
+    const bool is_v = keeps() && dora_coefficients(adapter.dora_rule, multiplier(adapter)).c == 1.0;
     for (std::int64_t row = 0; row < t_.rows; row += kNormRows, sums += t_.columns) {
-      WeightRows w = {t_.base.dtype, nullptr, t_.base.rows.stride[0], nullptr, 0}, to = w;
-      if (computes) w.base = t_.base.at(row, column);
-      if (computes) std::fill_n(sums, kPanel, 0.0f);
-      if (writes) to = changed_rows(row, written);
-      k_.change_panel(packed(adapter.joined, row, computes ? column : 0), std::min(kNormRows, t_.rows - row), w, to,
-                      {values + row * kPanel, sums, weights, deltas}, stream);
+      const std::int64_t count = std::min(kNormRows, t_.rows - row);
+      const Held held = {values + row * kPanel, sums, is_v};
+      WeightRows w = {};
+      Changed changed = {};
+      if (computes) {
+        w = {t_.base.dtype, t_.base.at(row, column), t_.base.rows.stride[0], nullptr, 0};
+        std::fill_n(sums, kPanel, 0.0f);
+      }
+      if (writes)
+        changed = {changed_rows(row, written),
+                   held.values,
+                   kPanel,
+                   kPanel,
+                   packed_ + adapter.weight_factor_at + written,
+                   packed_ + adapter.delta_factor_at + written,
+                   is_v ? t_.streams : streams_};
+      k_.change_panel(packed(adapter.joined, row, computes ? column : 0), count, computes ? &w : nullptr, held,
+                      writes ? &changed : nullptr);
     }
   }
 
