@@ -177,7 +177,7 @@ struct TargetPlan {
   bool tiled = false;             // by tile registers, kTiledRows at a time, if it is direct or changes the weight
   std::int64_t panels_held = 0;   // DoRA by column may go panel by panel, held in cache for so many more
   Position held_at = 0;           // in a thread's scratch
-  bool streams = false;           // is written past the caches, unless it is the base
+  bool streams = false;           // is written past the caches; where it is the base, only by panels that hold V
   std::int64_t tile_columns = 0;  // all of them for DoRA by row
   std::int64_t step_columns = 0;  // of a tile, computed at a time
   std::vector<AdapterPlan> adapters;

@@ -786,8 +786,8 @@ class TargetRun {
     });
   }
 
-  // What this one holds is computed, or what the one before in its place holds is written, or both. In place, too, it
-  // goes past the caches, where its lines are no longer, unless they are read again.
+  // What this one holds is computed, or what the one before in its place holds is written, or both. V goes past the
+  // caches in place, too: by then the nearest ones have no longer the weight's lines.
   void change_panel(const AdapterPlan &adapter, std::int64_t panel, bool computes, bool writes, int worker) {
     const std::int64_t column = panel * kPanel, written = column - t_.panels_held * kPanel;
     float *values =
